@@ -1,0 +1,3 @@
+#define ATTNCACHE_LEVEL avx2
+#include "../simd/avx2.hpp"
+#include "../make_table.inl.hpp"

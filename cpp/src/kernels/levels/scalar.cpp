@@ -1,0 +1,3 @@
+#define ATTNCACHE_LEVEL scalar
+#include "../simd/scalar.hpp"
+#include "../make_table.inl.hpp"

@@ -1,0 +1,67 @@
+// Eight lanes: AVX2 with F16C for float16 (Intel Haswell, AMD Excavator and later).
+#pragma once
+
+#include <immintrin.h>
+
+#include "item.hpp"
+
+namespace attncache::ATTNCACHE_LEVEL {
+namespace {
+
+struct Simd {
+    using Vec = __m256;
+    static constexpr std::size_t lanes = 8;
+#if (defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)) || defined(_MSC_VER)
+    static constexpr const char* instructions = "avx2 f16c fma";
+#endif
+
+    static Vec zero() { return _mm256_setzero_ps(); }
+    static Vec set1(float x) { return _mm256_set1_ps(x); }
+
+    static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+    static Vec load(const half* p) { return _mm256_cvtph_ps(load_16bit(p)); }
+    static Vec load(const bfloat16* p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16bit(p)), 16));
+    }
+    static Vec load(const double* p) {
+        return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(p)));
+    }
+    template <class T>
+    static Vec load_n(const T* p, std::size_t n) {
+        T items[lanes] = {};
+        std::memcpy(items, p, n * sizeof(T));
+        return load(items);
+    }
+
+    static void store(Vec v, float* p) { _mm256_storeu_ps(p, v); }
+    static void store(Vec v, half* p) { store_16bit(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), p); }
+    static void store(Vec v, bfloat16* p) {
+        const __m256i bits = _mm256_castps_si256(v);
+        const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+        const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+        const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0b11011000);
+        store_16bit(_mm256_castsi256_si128(packed), p);
+    }
+    template <class T>
+    static void store_n(Vec v, T* p, std::size_t n) {
+        T items[lanes];
+        store(v, items);
+        std::memcpy(p, items, n * sizeof(T));
+    }
+
+    static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+    static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+    static std::uint32_t ge(Vec a, Vec b) {
+        return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+    }
+
+private:
+    static __m128i load_16bit(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+    static void store_16bit(__m128i v, void* p) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+};
+
+}  // namespace
+}  // namespace attncache::ATTNCACHE_LEVEL

@@ -1,0 +1,100 @@
+// Conversions and ranks of one weight at a time, in integer arithmetic: the same on every machine.
+// Included inside a level's namespace by each level.
+#pragma once
+
+#include <cstring>
+
+#include "attncache/types.hpp"
+
+namespace attncache::ATTNCACHE_LEVEL {
+namespace {
+
+template <class To, class From>
+inline To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+inline float widen_item(float x) { return x; }
+
+inline float widen_item(bfloat16 x) { return bits_as<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+
+inline float widen_item(half x) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000) << 16;
+    const std::uint32_t magnitude = x.bits & 0x7fff;
+    if (magnitude >= 0x7c00) {  // infinity or NaN, made quiet as the hardware does
+        const std::uint32_t quiet = magnitude > 0x7c00 ? 0x400000 : 0;
+        return bits_as<float>(sign | 0x7f800000 | (magnitude << 13) | quiet);
+    }
+    if (magnitude < 0x400) {  // subnormal: a count of 2^-24, exact in float and safe when subnormals are flushed
+        return bits_as<float>(sign | bits_as<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24F));
+    }
+    return bits_as<float>(sign | ((magnitude << 13) + (112U << 23)));  // exponent bias 15 -> 127
+}
+
+inline void narrow_item(float x, float* out) { *out = x; }
+
+inline void narrow_item(float x, bfloat16* out) {
+    const auto bits = bits_as<std::uint32_t>(x);
+    const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    const std::uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    out->bits = static_cast<std::uint16_t>((is_nan ? bits | 0x400000 : rounded) >> 16);
+}
+
+inline void narrow_item(float x, half* out) {
+    const auto bits = bits_as<std::uint32_t>(x);
+    const std::uint32_t sign = (bits >> 16) & 0x8000;
+    const std::uint32_t magnitude = bits & 0x7fffffff;
+    std::uint32_t narrow;
+    if (magnitude > 0x7f800000) {
+        narrow = 0x7e00 | ((magnitude >> 13) & 0x1ff);
+    } else if (magnitude >= 0x38800000) {  // at least 2^-14, the least normal half
+        const std::uint32_t rebiased = magnitude - (112U << 23);
+        narrow = (rebiased + 0xfff + ((rebiased >> 13) & 1)) >> 13;
+        narrow = narrow < 0x7c00 ? narrow : 0x7c00;
+    } else if (magnitude <= 0x33000000) {  // at most 2^-25, half of the least subnormal: to even, which is zero
+        narrow = 0;
+    } else {  // subnormal: the significand in units of 2^-24
+        const std::uint32_t shift = 126 - (magnitude >> 23);
+        const std::uint32_t significand = (magnitude & 0x7fffff) | 0x800000;
+        const std::uint32_t rest = significand & ((1U << shift) - 1);
+        const std::uint32_t halfway = 1U << (shift - 1);
+        narrow = significand >> shift;
+        narrow += rest > halfway || (rest == halfway && (narrow & 1)) ? 1 : 0;
+    }
+    out->bits = static_cast<std::uint16_t>(sign | narrow);
+}
+
+/// A double as float, rounded to odd: truncated, with the last bit set if anything was cut off. Rounding that to a
+/// format at least two bits narrower gives what one direct rounding of the double gives (Boldo and Melquiond, "When
+/// double rounding is odd", 2005).
+inline float round_to_odd(double x) {
+    const float nearest = static_cast<float>(x);
+    const double back = nearest;
+    if (back == x || x != x) return nearest;
+    auto bits = bits_as<std::uint32_t>(nearest);
+    const bool grew = (back < 0 ? -back : back) > (x < 0 ? -x : x);
+    if (grew) bits -= 1;
+    return bits_as<float>(bits | 1);
+}
+
+/// Orders weights as unsigned integers: NaN is 0, then -infinity upwards; -0 and +0 share a rank.
+inline std::uint32_t rank_of(float x) {
+    if (x != x) return 0;
+    if (x == 0) return 0x80000000;
+    const auto bits = bits_as<std::uint32_t>(x);
+    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+constexpr std::uint32_t kRankOfMinusInfinity = ~0xff800000U;
+constexpr std::uint32_t kRankOfInfinity = 0xff800000U;
+
+/// The weight of a rank between those of the two infinities.
+inline float weight_of_rank(std::uint32_t rank) {
+    return bits_as<float>(rank & 0x80000000 ? rank & 0x7fffffff : ~rank);
+}
+
+}  // namespace
+}  // namespace attncache::ATTNCACHE_LEVEL

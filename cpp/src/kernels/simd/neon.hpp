@@ -1,0 +1,66 @@
+// Four lanes: NEON, which every 64-bit Arm has.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "item.hpp"
+
+namespace attncache::ATTNCACHE_LEVEL {
+namespace {
+
+struct Simd {
+    using Vec = float32x4_t;
+    static constexpr std::size_t lanes = 4;
+    static constexpr const char* instructions = "neon";
+
+    static Vec zero() { return vdupq_n_f32(0); }
+    static Vec set1(float x) { return vdupq_n_f32(x); }
+
+    static Vec load(const float* p) { return vld1q_f32(p); }
+    static Vec load(const half* p) { return vcvt_f32_f16(vreinterpret_f16_u16(load_16bit(p))); }
+    static Vec load(const bfloat16* p) { return vreinterpretq_f32_u32(vshll_n_u16(load_16bit(p), 16)); }
+    static Vec load(const double* p) {
+        return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(p)), vld1q_f64(p + 2));
+    }
+    template <class T>
+    static Vec load_n(const T* p, std::size_t n) {
+        T items[lanes] = {};
+        std::memcpy(items, p, n * sizeof(T));
+        return load(items);
+    }
+
+    static void store(Vec v, float* p) { vst1q_f32(p, v); }
+    static void store(Vec v, half* p) { store_16bit(vreinterpret_u16_f16(vcvt_f16_f32(v)), p); }
+    static void store(Vec v, bfloat16* p) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(v);
+        const uint32x4_t last = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), last);
+        const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+        const uint32x4_t is_number = vceqq_f32(v, v);
+        store_16bit(vshrn_n_u32(vbslq_u32(is_number, rounded, quiet), 16), p);
+    }
+    template <class T>
+    static void store_n(Vec v, T* p, std::size_t n) {
+        T items[lanes];
+        store(v, items);
+        std::memcpy(p, items, n * sizeof(T));
+    }
+
+    static Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
+    static Vec div(Vec a, Vec b) { return vdivq_f32(a, b); }
+    static std::uint32_t ge(Vec a, Vec b) {
+        const std::uint32_t lane_bits[lanes] = {1, 2, 4, 8};
+        return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane_bits)));
+    }
+
+private:
+    static uint16x4_t load_16bit(const void* p) {
+        uint16x4_t bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return bits;
+    }
+    static void store_16bit(uint16x4_t bits, void* p) { std::memcpy(p, &bits, sizeof bits); }
+};
+
+}  // namespace
+}  // namespace attncache::ATTNCACHE_LEVEL

@@ -1,0 +1,40 @@
+// The level that every machine has: one lane, integer conversions. The oracle of the other levels.
+#pragma once
+
+#include "item.hpp"
+
+namespace attncache::ATTNCACHE_LEVEL {
+namespace {
+
+struct Simd {
+    using Vec = float;
+    static constexpr std::size_t lanes = 1;
+    static constexpr const char* instructions = "baseline";
+
+    static Vec zero() { return 0; }
+    static Vec set1(float x) { return x; }
+
+    template <class T>
+    static Vec load(const T* p) {
+        return widen_item(*p);
+    }
+    static Vec load(const double* p) { return static_cast<float>(*p); }
+    template <class T>
+    static Vec load_n(const T*, std::size_t) {
+        return 0;
+    }
+
+    template <class T>
+    static void store(Vec v, T* p) {
+        narrow_item(v, p);
+    }
+    template <class T>
+    static void store_n(Vec, T*, std::size_t) {}
+
+    static Vec add(Vec a, Vec b) { return a + b; }
+    static Vec div(Vec a, Vec b) { return a / b; }
+    static std::uint32_t ge(Vec a, Vec b) { return a >= b; }
+};
+
+}  // namespace
+}  // namespace attncache::ATTNCACHE_LEVEL

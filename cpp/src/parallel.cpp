@@ -1,0 +1,143 @@
+// The pool: created on first need, never destroyed (threads blocked at exit would race with static destructors), and
+// rebuilt after fork, whose child inherits the memory of a pool but none of its threads.
+#include "parallel.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#include "attncache/threads.hpp"
+
+namespace attncache {
+namespace {
+
+/// Waking a thread costs some 5 to 50 us; below this share of work per thread it does not pay (128 KiB is about
+/// 10 us of reading at one core's bandwidth).
+constexpr std::int64_t kBytesPerThread = 128 * 1024;
+
+/// Ranges per thread: enough that a thread that was descheduled does not make the others wait long.
+constexpr std::int64_t kRangesPerThread = 8;
+
+/// One parallel_for: ranges are handed out by a counter until none are left or one has thrown.
+struct Job {
+    const std::function<void(std::int64_t, std::int64_t)>& work;
+    std::int64_t n;
+    std::int64_t range;
+    std::atomic<std::int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error{};
+
+    void run() {
+        while (!failed.load(std::memory_order_relaxed)) {
+            const std::int64_t begin = next.fetch_add(range, std::memory_order_relaxed);
+            if (begin >= n) return;
+            try {
+                work(begin, std::min(begin + range, n));
+            } catch (...) {
+                if (!failed.exchange(true)) error = std::current_exception();
+            }
+        }
+    }
+};
+
+class Pool {
+public:
+    /// Runs the job on the caller and `n_helpers` threads; false, having done nothing, if the pool is in use.
+    bool try_run(Job& job, int n_helpers) {
+        const std::unique_lock<std::mutex> exclusive(in_use_, std::try_to_lock);
+        if (!exclusive.owns_lock()) return false;
+        start_threads(n_helpers);
+        n_helpers = std::min(n_helpers, static_cast<int>(threads_.size()));
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            job_ = &job;
+            wanted_ = n_helpers;
+            running_ = n_helpers;
+        }
+        wake_.notify_all();
+        job.run();
+        std::unique_lock<std::mutex> lock(mutex_);
+        running_ -= wanted_;  // those that have not begun by now find nothing to do
+        wanted_ = 0;
+        done_.wait(lock, [&] { return running_ == 0; });
+        job_ = nullptr;
+        return true;
+    }
+
+private:
+    void start_threads(int n) {
+        while (static_cast<int>(threads_.size()) < n) {
+            try {
+                threads_.emplace_back([this] { serve(); });
+            } catch (const std::system_error&) {
+                return;  // the system has no more threads to give: go on with those there are
+            }
+            threads_.back().detach();
+        }
+    }
+
+    [[noreturn]] void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (true) {
+            wake_.wait(lock, [&] { return wanted_ > 0; });
+            --wanted_;
+            Job& job = *job_;
+            lock.unlock();
+            job.run();
+            lock.lock();
+            if (--running_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex in_use_;
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable wake_;
+    std::condition_variable done_;
+    Job* job_ = nullptr;
+    int wanted_ = 0;   // helpers still to begin the job
+    int running_ = 0;  // helpers that have not finished it
+    std::vector<std::thread> threads_;
+};
+
+std::atomic<Pool*> the_pool{nullptr};
+
+void forget_pool_in_child() { the_pool.store(nullptr); }
+
+Pool& pool() {
+    Pool* existing = the_pool.load(std::memory_order_acquire);
+    if (existing != nullptr) return *existing;
+#if defined(__unix__) || defined(__APPLE__)
+    [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+#endif
+    auto* fresh = new Pool;
+    if (the_pool.compare_exchange_strong(existing, fresh)) return *fresh;
+    delete fresh;
+    return *existing;
+}
+
+}  // namespace
+
+void parallel_for(std::int64_t n, std::int64_t bytes_each,
+                  const std::function<void(std::int64_t, std::int64_t)>& work) {
+    if (n <= 0) return;
+    const std::int64_t bytes = bytes_each > INT64_MAX / n ? INT64_MAX : n * bytes_each;
+    const std::int64_t paying = std::min({static_cast<std::int64_t>(num_threads()), bytes / kBytesPerThread, n});
+    if (paying > 1) {
+        Job job{work, n, std::max<std::int64_t>(1, n / (paying * kRangesPerThread))};
+        if (pool().try_run(job, static_cast<int>(paying) - 1)) {
+            if (job.error) std::rethrow_exception(job.error);
+            return;
+        }
+    }
+    work(0, n);
+}
+
+}  // namespace attncache
