@@ -1,0 +1,13 @@
+// The pieces of the module, each in a file of its own.
+#pragma once
+
+#include "store.hpp"
+
+namespace attncache::python {
+
+py::class_<Store> bind_store(py::module_& module);
+void bind_queries(py::module_& module);
+void bind_settings(py::module_& module);
+void add_hot_calls(const py::class_<Store>& store);
+
+}  // namespace attncache::python

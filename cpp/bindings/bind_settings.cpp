@@ -1,0 +1,33 @@
+// Process-wide settings: SIMD level and number of threads.
+#include <algorithm>
+#include <string>
+
+#include "attncache/simd.hpp"
+#include "attncache/threads.hpp"
+#include "bind.hpp"
+#include "indices.hpp"
+
+namespace attncache::python {
+namespace {
+
+py::tuple names(std::span<const std::string_view> levels) {
+    py::tuple result(levels.size());
+    for (std::size_t i = 0; i < levels.size(); ++i) result[i] = py::str(levels[i].data(), levels[i].size());
+    return result;
+}
+
+}  // namespace
+
+void bind_settings(py::module_& module) {
+    module.def("simd_compiled", [] { return names(simd::compiled()); });
+    module.def("simd_available", [] { return names(simd::available()); });
+    module.def("simd_active", [] { return py::str(std::string(simd::active())); });
+    module.def("simd_active_instructions", [] { return py::str(std::string(simd::active_instructions())); });
+    module.def("simd_use", [](const std::string& level) { simd::use(level); });
+    module.def("get_num_threads", num_threads);
+    module.def("set_num_threads", [](const py::object& n) {
+        set_num_threads(static_cast<int>(std::clamp<std::int64_t>(whole_number(n.ptr(), "n"), -1, 1'000'000)));
+    });
+}
+
+}  // namespace attncache::python

@@ -1,0 +1,26 @@
+// attncache._core: the C++ core as seen from Python.
+#define ATTNCACHE_IMPORTS_NUMPY
+#include "numpy_api.hpp"
+
+#include "attncache/simd.hpp"
+#include "attncache/threads.hpp"
+#include "bind.hpp"
+
+namespace {
+
+int import_numpy() {
+    import_array1(-1);
+    return 0;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+    if (import_numpy() < 0) throw pybind11::error_already_set();
+    attncache::simd::use_environment();
+    attncache::num_threads();  // reads its environment variable, so that a wrong one fails here
+    module.attr("__version__") = ATTNCACHE_VERSION;
+    attncache::python::add_hot_calls(attncache::python::bind_store(module));
+    attncache::python::bind_queries(module);
+    attncache::python::bind_settings(module);
+}

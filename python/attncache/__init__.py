@@ -1,0 +1,15 @@
+"""attncache: a store and query engine for the attention patterns of transformers.
+
+>>> from attncache import AttentionCache
+>>> cache = AttentionCache()
+>>> cache.push(pattern)                      # [batch, head, query, key], after softmax, once per layer
+>>> cache.attention_from_position(0, -1)     # what the last query attends to, mean over heads
+>>> cache.top_k(5, positions=-1)             # its five heaviest keys, in all layers at once
+"""
+
+from attncache import simd
+from attncache._core import __version__, get_num_threads, set_num_threads
+from attncache.cache import AttentionCache
+from attncache.results import TopK
+
+__all__ = ["AttentionCache", "TopK", "__version__", "get_num_threads", "set_num_threads", "simd"]

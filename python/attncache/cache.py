@@ -1,0 +1,258 @@
+"""AttentionCache: the patterns of a model's layers, and every question about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from attncache import _core
+from attncache.results import TopK
+from attncache.sources import StoredDType, read_source, stored_dtype
+
+Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
+HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
+Weights: TypeAlias = npt.NDArray[np.float32]
+
+
+class AttentionCache(_core.Store):
+    """Stores post-softmax attention patterns layer by layer and answers questions about them.
+
+    A layer is one array of shape [batch, head, query, key]; layers are numbered in the order of their pushes and may
+    differ in shape. Attention *from* a position is a row of a pattern, attention *to* a position is a column.
+    Negative layers, positions, heads and batches count from the end.
+
+    Any number of threads may query while one pushes.
+
+    Args:
+        dtype: what layers are stored as: None keeps the dtype of each pushed pattern (float64 becomes float32),
+            "float16", "bfloat16" or "float32" converts it.
+
+    Raises:
+        TypeError, ValueError: dtype is none of these.
+
+    >>> cache = AttentionCache()
+    >>> cache.push(np.full((1, 2, 3, 3), 1 / 3, np.float32))
+    >>> cache
+    AttentionCache(1 layer of [1, 2, 3, 3] float32, 72 bytes)
+    """
+
+    def __init__(self, dtype: npt.DTypeLike | StoredDType | None = None) -> None:
+        super().__init__()
+        self._dtype = stored_dtype(dtype)
+
+    @classmethod
+    def with_capacity(cls, n_layers: int, dtype: npt.DTypeLike | StoredDType | None = None) -> AttentionCache:
+        """An empty cache with room for that many layers before its list must grow.
+
+        Args:
+            n_layers: how many layers to make room for; more may be pushed.
+            dtype: as for AttentionCache.
+
+        Raises:
+            ValueError: n_layers is negative. TypeError: it is not an int.
+        """
+        if isinstance(n_layers, bool) or not hasattr(n_layers, "__index__"):
+            raise TypeError(f"n_layers must be an int, got {type(n_layers).__name__}")
+        if n_layers < 0:
+            raise ValueError(f"n_layers must be at least 0, got {n_layers}")
+        cache = cls(dtype)
+        cache._reserve(n_layers)
+        return cache
+
+    def push(self, pattern: Any, copy: bool | None = None) -> None:
+        """Append a layer.
+
+        Args:
+            pattern: float16, bfloat16, float32 or float64 array of shape [batch, head, query, key]: a NumPy array of
+                any strides and byte order, a torch CPU tensor, a nested list, or anything that offers ``__array__``,
+                the buffer protocol or DLPack in CPU memory.
+            copy: None copies if the dtype or layout asks for it or if the source is writable; False borrows the
+                memory and keeps its owner alive (who then must not change it); True always copies.
+
+        Raises:
+            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad or
+                lies on another device; or copy is False and a copy would be needed. MemoryError: no memory for the
+                copy. The cache is unchanged after any of these.
+
+        Narrowing rounds once to nearest even and keeps subnormals, as NumPy's ``astype`` does.
+
+        >>> cache = AttentionCache(dtype="float16")
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.dtypes
+        ('float16',)
+        """
+        if copy is not None and not isinstance(copy, bool):
+            raise TypeError(f"copy must be None, True or False, got {type(copy).__name__}")
+        source = read_source(pattern)
+        stored = self._dtype or ("float32" if source.dtype == "float64" else source.dtype)
+        can_borrow = source.dtype == stored and source.is_borrowable_layout
+        if copy is False and not can_borrow:
+            if source.dtype != stored:
+                reason = f"its dtype {source.dtype} is stored as {stored}"
+            else:
+                reason = f"its memory is not C-contiguous and aligned (shape {source.array.shape}, strides {source.array.strides})"
+            raise ValueError(f"copy=False cannot borrow this pattern: {reason}")
+        borrows = can_borrow and (copy is False or (copy is None and not source.is_writable))
+        self._push(source.array, source.dtype, stored, borrows)
+
+    @property
+    def patterns(self) -> tuple[npt.NDArray[Any], ...]:
+        """The read-only views of all layers, as ``get_layer`` gives them."""
+        return self[:]
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return iter(self[:])
+
+    def __repr__(self) -> str:
+        n = self.n_layers
+        kinds = sorted({f"[{', '.join(map(str, shape))}] {dtype}" for shape, dtype in zip(self.shapes, self.dtypes)})
+        layers = f"{n} layer{'' if n == 1 else 's'}"
+        described = f"{layers} of {' and '.join(kinds)}" if 0 < len(kinds) < 3 else f"{layers}"
+        if len(kinds) >= 3:
+            described += f" of {len(kinds)} shapes and dtypes"
+        return f"{type(self).__name__}({described}, {readable_bytes(self.nbytes)})"
+
+    def rows(
+        self,
+        layers: Selector = None,
+        positions: Selector = None,
+        *,
+        heads: HeadSelector = "mean",
+        batch: Selector = 0,
+    ) -> Weights:
+        """What the chosen queries attend to.
+
+        A selector is None for all, an int (its axis is dropped), or a slice or sequence of ints (its axis is kept, in
+        that order, repeats allowed).
+
+        Args:
+            layers: which layers; they must have one shape.
+            positions: which query positions.
+            heads: which heads, or "mean" for the mean over all, or ("mean", selector) for the mean over those.
+            batch: which batch items.
+
+        Returns:
+            A new float32 array of shape [layer, batch, head, position, key] without the dropped axes. Exact.
+
+        Raises:
+            IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: the layers
+                differ in shape, or there are none.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.75, 0.25]]]])
+        >>> cache.rows(positions=1)
+        array([[0.5, 0.5]], dtype=float32)
+        >>> cache.rows(0, 1, heads=None)
+        array([[0.25, 0.75],
+               [0.75, 0.25]], dtype=float32)
+        """
+        return _core.rows(self, layers, positions, heads, batch)
+
+    def columns(
+        self,
+        layers: Selector = None,
+        positions: Selector = None,
+        *,
+        heads: HeadSelector = "mean",
+        batch: Selector = 0,
+    ) -> Weights:
+        """Who attends to the chosen keys.
+
+        Args:
+            layers, heads, batch: as for ``rows``.
+            positions: which key positions.
+
+        Returns:
+            A new float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact.
+
+        Raises:
+            As ``rows``.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.columns(0, 0)
+        array([1.  , 0.25], dtype=float32)
+        """
+        return _core.columns(self, layers, positions, heads, batch)
+
+    def edges(
+        self,
+        from_positions: Selector,
+        to_positions: Selector,
+        *,
+        layers: Selector = None,
+        heads: HeadSelector = None,
+        batch: Selector = 0,
+    ) -> Weights:
+        """The weights of chosen (query, key) pairs, every chosen query with every chosen key.
+
+        Args:
+            from_positions: which query positions.
+            to_positions: which key positions.
+            layers, heads, batch: as for ``rows``; here each head is shown unless asked otherwise.
+
+        Returns:
+            A new float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact.
+
+        Raises:
+            As ``rows``.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.edges(-1, 0)
+        array([[0.25]], dtype=float32)
+        """
+        return _core.edges(self, from_positions, to_positions, layers, heads, batch)
+
+    def top_k(
+        self,
+        k: int,
+        *,
+        layers: Selector = None,
+        positions: Selector = None,
+        heads: HeadSelector = "mean",
+        batch: Selector = 0,
+        direction: Literal["from", "to"] = "from",
+    ) -> TopK:
+        """The k heaviest keys of each chosen query, or the k heaviest queries of each chosen key.
+
+        Args:
+            k: how many; 0 gives none, more than there are gives all.
+            layers, heads, batch: as for ``rows``.
+            positions: which query positions (direction "from") or key positions ("to").
+            direction: "from" ranks the keys that a query attends to, "to" the queries that attend to a key.
+
+        Returns:
+            TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
+            the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact.
+
+        Raises:
+            As ``rows``; ValueError also if k is negative or direction is neither.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.top_k(1, layers=0)
+        TopK(positions=array([[0],
+               [1]]), weights=array([[1.  ],
+               [0.75]], dtype=float32))
+        """
+        return TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
+
+
+def readable_bytes(n: int) -> str:
+    """A number of bytes for people, in powers of 1000.
+
+    >>> readable_bytes(1_234_567)
+    '1.23 MB'
+    """
+    if n < 1000:
+        return f"{n} bytes"
+    size, unit = float(n), ""
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.3g} {unit}"

@@ -1,0 +1,177 @@
+"""The meaning of every query in plain NumPy: the oracle of the tests and the registry they enumerate.
+
+Written for the eye, not for speed. Each function takes ``patterns``, a sequence with one array of shape
+[batch, head, query, key] per layer (float16, bfloat16 or float32), and then exactly the arguments of the
+method of the same name on :class:`attncache.AttentionCache`.
+
+Registering a function here makes tests, benchmarks and documentation ask for it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Pattern: TypeAlias = npt.NDArray[Any]
+Patterns: TypeAlias = Sequence[Pattern]
+Weights: TypeAlias = npt.NDArray[np.float32]
+Positions: TypeAlias = npt.NDArray[np.int64]
+Family: TypeAlias = Literal["exact", "bounded"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query: its name, what its numbers promise, and its meaning."""
+
+    name: str
+    family: Family
+    meaning: Callable[..., Any]
+
+
+QUERIES: dict[str, Query] = {}
+
+
+def query(family: Family) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the meaning of the query of its name."""
+
+    def register(meaning: Callable[..., Any]) -> Callable[..., Any]:
+        QUERIES[meaning.__name__] = Query(meaning.__name__, family, meaning)
+        return meaning
+
+    return register
+
+
+def chosen(size: int, selector: Any) -> tuple[list[int], bool]:
+    """The indices a selector picks out of ``size``, and whether it keeps the axis."""
+    if selector is None:
+        return list(range(size)), True
+    if isinstance(selector, slice):
+        return list(range(size))[selector], True
+    if np.ndim(selector) == 0:
+        return [range(size)[int(selector)]], False
+    return [range(size)[int(index)] for index in selector], True
+
+
+def mean_of_heads(heads: Pattern) -> Weights:
+    """The mean over the first axis: widened to float32, added head by head, divided by the number of heads."""
+    total = np.zeros(heads.shape[1:], np.float32)
+    for head in heads:
+        total = total + head.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / np.float32(len(heads))
+
+
+def heads_of(pattern: Pattern, batch: int, heads: Any) -> tuple[Weights, bool]:
+    """The chosen heads of one batch item as float32 [head, query, key], and whether the head axis is kept."""
+    if isinstance(heads, str):
+        heads = ("mean", None)
+    if isinstance(heads, tuple) and len(heads) == 2 and heads[0] == "mean":
+        indices, _ = chosen(pattern.shape[1], heads[1])
+        return mean_of_heads(pattern[batch][indices])[None], False
+    indices, keeps = chosen(pattern.shape[1], heads)
+    return pattern[batch][indices].astype(np.float32), keeps
+
+
+def selected(patterns: Patterns, layers: Any, heads: Any, batch: Any) -> tuple[Weights, list[bool]]:
+    """The selection as float32 [layer, batch, head, query, key], and which of the first three axes are kept."""
+    layer_indices, keeps_layers = chosen(len(patterns), layers)
+    shapes = {patterns[layer].shape for layer in layer_indices}
+    if len(shapes) != 1:
+        raise ValueError(f"the selected layers must have one shape, got {sorted(shapes)}")
+    (shape,) = shapes
+    batch_indices, keeps_batch = chosen(shape[0], batch)
+    _, keeps_heads = heads_of(np.empty((1, *shape[1:])), 0, heads)
+    blocks = [[heads_of(patterns[layer], item, heads)[0] for item in batch_indices] for layer in layer_indices]
+    n_heads = 1 if not keeps_heads else len(chosen(shape[1], heads)[0])
+    stacked = np.array(blocks, np.float32).reshape(len(layer_indices), len(batch_indices), n_heads, *shape[2:])
+    return stacked, [keeps_layers, keeps_batch, keeps_heads]
+
+
+def without_dropped_axes(array: npt.NDArray[Any], keeps: Sequence[bool]) -> npt.NDArray[Any]:
+    """The array without the axes whose ``keeps`` is False; axes beyond ``keeps`` stay."""
+    return array.squeeze(tuple(axis for axis, kept in enumerate(keeps) if not kept))
+
+
+def heaviest(weights: Weights, k: int) -> Positions:
+    """Positions of the k heaviest entries of the last axis: heaviest first, ties to the lower, NaN last."""
+    if k < 0:
+        raise ValueError(f"k must be at least 0, got {k}")
+    by_weight = np.lexsort((-weights, np.isnan(weights)), axis=-1)  # stable: equal weights keep their order
+    return by_weight[..., :k].astype(np.int64)
+
+
+@query("exact")
+def attention_from_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
+    """What one query attends to: float32 [seq_k], the mean over heads."""
+    return mean_of_heads(patterns[layer][batch])[position]
+
+
+@query("exact")
+def attention_to_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
+    """Who attends to one key: float32 [seq_q], the mean over heads."""
+    return mean_of_heads(patterns[layer][batch])[:, position]
+
+
+@query("exact")
+def top_attended_positions(
+    patterns: Patterns, layer: int, from_position: int, k: int, batch: int = 0
+) -> list[tuple[int, float]]:
+    """The k keys that one query attends to most on the mean over heads: [(position, weight)]."""
+    row = attention_from_position(patterns, layer, from_position, batch)
+    return [(int(position), float(row[position])) for position in heaviest(row, k)]
+
+
+@query("exact")
+def head_mean(patterns: Patterns, layer: int, batch: int = 0) -> Weights:
+    """The mean over heads of a whole layer: float32 [seq_q, seq_k]."""
+    return mean_of_heads(patterns[layer][batch])
+
+
+@query("exact")
+def rows(patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0) -> Weights:
+    """What the chosen queries attend to: float32 [layer, batch, head, position, key], dropped axes left out."""
+    weights, keeps = selected(patterns, layers, heads, batch)
+    indices, keeps_positions = chosen(weights.shape[3], positions)
+    return without_dropped_axes(weights[..., indices, :], [*keeps, keeps_positions])
+
+
+@query("exact")
+def columns(
+    patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0
+) -> Weights:
+    """Who attends to the chosen keys: float32 [layer, batch, head, position, query], dropped axes left out."""
+    weights, keeps = selected(patterns, layers, heads, batch)
+    indices, keeps_positions = chosen(weights.shape[4], positions)
+    return without_dropped_axes(weights[..., indices].swapaxes(-1, -2), [*keeps, keeps_positions])
+
+
+@query("exact")
+def edges(
+    patterns: Patterns, from_positions: Any, to_positions: Any, *, layers: Any = None, heads: Any = None, batch: Any = 0
+) -> Weights:
+    """The weights of chosen (query, key) pairs: float32 [layer, batch, head, from, to], dropped axes left out."""
+    weights, keeps = selected(patterns, layers, heads, batch)
+    from_indices, keeps_from = chosen(weights.shape[3], from_positions)
+    to_indices, keeps_to = chosen(weights.shape[4], to_positions)
+    return without_dropped_axes(weights[..., from_indices, :][..., to_indices], [*keeps, keeps_from, keeps_to])
+
+
+@query("exact")
+def top_k(
+    patterns: Patterns,
+    k: int,
+    *,
+    layers: Any = None,
+    positions: Any = None,
+    heads: Any = "mean",
+    batch: Any = 0,
+    direction: Literal["from", "to"] = "from",
+) -> tuple[Positions, Weights]:
+    """The k heaviest keys of each chosen query ("from") or queries of each chosen key ("to"): [.., k] twice."""
+    lines = {"from": rows, "to": columns}[direction](patterns, layers, positions, heads=heads, batch=batch)
+    order = heaviest(lines, k)
+    return order, np.take_along_axis(lines, order, axis=-1)
