@@ -19,15 +19,19 @@ py::tuple names(std::span<const std::string_view> levels) {
 }  // namespace
 
 void bind_settings(py::module_& module) {
+    using namespace py::literals;
     module.def("simd_compiled", [] { return names(simd::compiled()); });
     module.def("simd_available", [] { return names(simd::available()); });
     module.def("simd_active", [] { return py::str(std::string(simd::active())); });
     module.def("simd_active_instructions", [] { return py::str(std::string(simd::active_instructions())); });
-    module.def("simd_use", [](const std::string& level) { simd::use(level); });
+    module.def("simd_use", [](const std::string& level) { simd::use(level); }, "level"_a);
     module.def("get_num_threads", num_threads);
-    module.def("set_num_threads", [](const py::object& n) {
-        set_num_threads(static_cast<int>(std::clamp<std::int64_t>(whole_number(n.ptr(), "n"), -1, 1'000'000)));
-    });
+    module.def(
+        "set_num_threads",
+        [](const py::object& n) {
+            set_num_threads(static_cast<int>(std::clamp<std::int64_t>(whole_number(n.ptr(), "n"), -1, 1'000'000)));
+        },
+        "n"_a);
 }
 
 }  // namespace attncache::python

@@ -43,7 +43,8 @@ public:
     Arguments(const Signature& signature, PyObject* const* arguments, Py_ssize_t n_positional, PyObject* keywords) {
         const auto n_given = static_cast<std::size_t>(n_positional);
         if (n_given > kArguments) {
-            fail(signature, "takes at most " + std::to_string(kArguments) + " arguments, got " + std::to_string(n_given));
+            fail(signature,
+                 "takes at most " + std::to_string(kArguments) + " arguments, got " + std::to_string(n_given));
         }
         for (std::size_t i = 0; i < n_given; ++i) values_[i] = arguments[i];
         if (keywords != nullptr) read_keywords(signature, arguments + n_given, keywords);
@@ -203,8 +204,8 @@ PyObject* get_item(PyObject* self, PyObject* key) noexcept {
             resolve_selector(py::reinterpret_borrow<py::object>(key), {"layer", "n_layers", store.n_layers()});
         py::tuple views(layers.values.size());
         for (std::size_t i = 0; i < layers.values.size(); ++i) {
-            views[i] = py::reinterpret_steal<py::object>(
-                view_of(store.layers[static_cast<std::size_t>(layers.values[i])]));
+            views[i] =
+                py::reinterpret_steal<py::object>(view_of(store.layers[static_cast<std::size_t>(layers.values[i])]));
         }
         return views.release().ptr();
     });

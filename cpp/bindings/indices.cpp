@@ -30,12 +30,11 @@ Indices from_array(PyObject* selector, const Axis& axis) {
     auto* const array = reinterpret_cast<PyArrayObject*>(selector);
     if (PyArray_NDIM(array) != 1 || !PyArray_ISINTEGER(array)) {
         const py::object dtype = py::handle(selector).attr("dtype");
-        raise_not_a_selector(axis,
-                             "a " + std::to_string(PyArray_NDIM(array)) + "-dimensional array of " +
-                                 std::string(py::str(dtype)));
+        raise_not_a_selector(
+            axis, "a " + std::to_string(PyArray_NDIM(array)) + "-dimensional array of " + std::string(py::str(dtype)));
     }
-    const auto as_int64 = py::reinterpret_steal<py::object>(PyArray_FROMANY(
-        selector, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+    const auto as_int64 = py::reinterpret_steal<py::object>(
+        PyArray_FROMANY(selector, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
     if (!as_int64) throw py::error_already_set();
     const auto* const values =
         static_cast<const std::int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(as_int64.ptr())));
@@ -73,7 +72,8 @@ Indices resolve_selector(const py::object& selector, const Axis& axis) {
         std::iota(all.values.begin(), all.values.end(), 0);
         return all;
     }
-    if (PyArray_Check(value) && PyArray_NDIM(reinterpret_cast<PyArrayObject*>(value)) > 0) return from_array(value, axis);
+    if (PyArray_Check(value) && PyArray_NDIM(reinterpret_cast<PyArrayObject*>(value)) > 0)
+        return from_array(value, axis);
     if (PyBool_Check(value)) raise_not_a_selector(axis, "bool");
     if (PySlice_Check(value)) {
         Py_ssize_t start, stop, step;

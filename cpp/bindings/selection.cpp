@@ -58,7 +58,8 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
 
 std::int64_t ResolvedSelection::bytes_of(std::int64_t n_items_per_plane) const {
     const auto n_heads = static_cast<std::int64_t>(selection.heads.size());
-    return static_cast<std::int64_t>(selection.layers.size() * selection.batches.size()) * n_heads * n_items_per_plane * 2;
+    return static_cast<std::int64_t>(selection.layers.size() * selection.batches.size()) * n_heads * n_items_per_plane *
+           2;
 }
 
 ResolvedSelection resolve_selection(const Store& store, const py::object& layers, const py::object& heads,

@@ -45,10 +45,10 @@ std::uint64_t saved_states() {
 constexpr bool has_all(std::uint64_t bits, std::uint64_t wanted) { return (bits & wanted) == wanted; }
 constexpr std::uint32_t bit(int n) { return 1U << n; }
 
-constexpr std::uint32_t kFma = bit(12), kOsxsave = bit(27), kAvx = bit(28), kF16c = bit(29);     // leaf 1, ecx
-constexpr std::uint32_t kAvx2 = bit(5);                                                          // leaf 7, ebx
+constexpr std::uint32_t kFma = bit(12), kOsxsave = bit(27), kAvx = bit(28), kF16c = bit(29);         // leaf 1, ecx
+constexpr std::uint32_t kAvx2 = bit(5);                                                              // leaf 7, ebx
 constexpr std::uint32_t kAvx512 = bit(16) /*F*/ | bit(17) /*DQ*/ | bit(30) /*BW*/ | bit(31) /*VL*/;  // leaf 7, ebx
-constexpr std::uint64_t kYmmSaved = 0x06, kZmmSaved = 0xe6;                                      // XCR0
+constexpr std::uint64_t kYmmSaved = 0x06, kZmmSaved = 0xe6;                                          // XCR0
 
 }  // namespace
 
@@ -57,9 +57,7 @@ bool cpu_has_avx2() {
            has_all(cpuid(7).ebx, kAvx2);
 }
 
-bool cpu_has_avx512() {
-    return cpu_has_avx2() && has_all(saved_states(), kZmmSaved) && has_all(cpuid(7).ebx, kAvx512);
-}
+bool cpu_has_avx512() { return cpu_has_avx2() && has_all(saved_states(), kZmmSaved) && has_all(cpuid(7).ebx, kAvx512); }
 
 }  // namespace attncache
 

@@ -56,8 +56,7 @@ std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) 
         const std::size_t source_item = item_bytes(source.dtype);
         const auto row_items = static_cast<std::size_t>(shape.seq_k);
         const auto row_bytes = row_items * item_bytes(dtype);
-        const Convert convert =
-            active_kernels().convert[static_cast<int>(source.dtype)][static_cast<int>(dtype)];
+        const Convert convert = active_kernels().convert[static_cast<int>(source.dtype)][static_cast<int>(dtype)];
         const std::int64_t n_rows = shape.batch_size * shape.n_heads * shape.seq_q;
         const auto copy_rows = [&](std::int64_t begin, std::int64_t end) {
             std::vector<std::byte> buffer;
@@ -65,10 +64,9 @@ std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) 
                 const std::int64_t query = r % shape.seq_q;
                 const std::int64_t head = r / shape.seq_q % shape.n_heads;
                 const std::int64_t batch = r / shape.seq_q / shape.n_heads;
-                const std::byte* from =
-                    contiguous_row(source.data + batch * source.strides[0] + head * source.strides[1] +
-                                       query * source.strides[2],
-                                   shape.seq_k, source.strides[3], source_item, buffer);
+                const std::byte* from = contiguous_row(
+                    source.data + batch * source.strides[0] + head * source.strides[1] + query * source.strides[2],
+                    shape.seq_k, source.strides[3], source_item, buffer);
                 std::byte* to = memory.get() + static_cast<std::size_t>(r) * row_bytes;
                 if (source.dtype == dtype) std::memcpy(to, from, row_bytes);
                 else convert(from, row_items, to);

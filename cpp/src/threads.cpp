@@ -23,7 +23,8 @@ int from_environment() {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (end == text || *end != '\0' || n < 1 || n > 1'000'000) {
-        throw std::invalid_argument(std::string("ATTNCACHE_NUM_THREADS must be a whole number of at least 1, got ") + text);
+        throw std::invalid_argument(std::string("ATTNCACHE_NUM_THREADS must be a whole number of at least 1, got ") +
+                                    text);
     }
     return static_cast<int>(n);
 }

@@ -1,4 +1,4 @@
-"""The C++ core: cpp/bindings/ holds what this file describes."""
+# The C++ core: cpp/bindings/ holds what this file describes.
 
 from typing import Any, Literal, overload
 

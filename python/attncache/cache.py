@@ -11,6 +11,7 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.results import TopK
 from attncache.sources import StoredDType, read_source, stored_dtype
+from attncache.units import readable_bytes
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
 HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
@@ -107,13 +108,14 @@ class AttentionCache(_core.Store):
         return iter(self[:])
 
     def __repr__(self) -> str:
-        n = self.n_layers
-        kinds = sorted({f"[{', '.join(map(str, shape))}] {dtype}" for shape, dtype in zip(self.shapes, self.dtypes)})
-        layers = f"{n} layer{'' if n == 1 else 's'}"
-        described = f"{layers} of {' and '.join(kinds)}" if 0 < len(kinds) < 3 else f"{layers}"
-        if len(kinds) >= 3:
-            described += f" of {len(kinds)} shapes and dtypes"
-        return f"{type(self).__name__}({described}, {readable_bytes(self.nbytes)})"
+        layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
+        kinds = {(*shape, dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)}
+        if len(kinds) == 1:
+            *shape, dtype = kinds.pop()
+            layers += f" of {shape} {dtype}"
+        elif kinds:
+            layers += f" of {len(kinds)} shapes and dtypes"
+        return f"{type(self).__name__}({layers}, {readable_bytes(self.nbytes)})"
 
     def rows(
         self,
@@ -240,19 +242,3 @@ class AttentionCache(_core.Store):
                [0.75]], dtype=float32))
         """
         return TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
-
-
-def readable_bytes(n: int) -> str:
-    """A number of bytes for people, in powers of 1000.
-
-    >>> readable_bytes(1_234_567)
-    '1.23 MB'
-    """
-    if n < 1000:
-        return f"{n} bytes"
-    size, unit = float(n), ""
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.3g} {unit}"

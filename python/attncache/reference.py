@@ -107,7 +107,8 @@ def heaviest(weights: Weights, k: int) -> Positions:
 @query("exact")
 def attention_from_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
     """What one query attends to: float32 [seq_k], the mean over heads."""
-    return mean_of_heads(patterns[layer][batch])[position]
+    row: Weights = mean_of_heads(patterns[layer][batch])[position]
+    return row
 
 
 @query("exact")
@@ -132,7 +133,9 @@ def head_mean(patterns: Patterns, layer: int, batch: int = 0) -> Weights:
 
 
 @query("exact")
-def rows(patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0) -> Weights:
+def rows(
+    patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0
+) -> Weights:
     """What the chosen queries attend to: float32 [layer, batch, head, position, key], dropped axes left out."""
     weights, keeps = selected(patterns, layers, heads, batch)
     indices, keeps_positions = chosen(weights.shape[3], positions)

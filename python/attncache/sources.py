@@ -40,7 +40,7 @@ def _dtype_name(dtype: Any) -> str:
     if type(dtype).__module__.partition(".")[0] == "torch":
         return str(dtype).removeprefix("torch.")
     try:
-        return np.dtype(dtype).name
+        return str(np.dtype(dtype).name)
     except TypeError:
         raise TypeError(f"dtype must be None, a name or a NumPy dtype, got {dtype!r}") from None
 

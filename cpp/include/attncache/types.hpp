@@ -19,9 +19,7 @@ struct bfloat16 {
 /// How the weights of a pattern are stored. float64 appears only as a source of `store`.
 enum class DType : std::uint8_t { float16, bfloat16, float32, float64 };
 
-constexpr std::size_t item_bytes(DType dtype) {
-    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+constexpr std::size_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 constexpr const char* name(DType dtype) {
     switch (dtype) {

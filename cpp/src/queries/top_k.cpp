@@ -45,31 +45,33 @@ void top_k(const Selection& selection, std::span<const std::int64_t> positions, 
     const RowKernels& float_kernels = kernels.of(DType::float32);
     const auto as_bytes = [](const float* p) { return reinterpret_cast<const std::byte*>(p); };
 
-    parallel_for(static_cast<std::int64_t>(selection.n_planes()) * n_pieces,
-                 bytes_per_line(selection, length * per_piece, 4), [&](std::int64_t begin, std::int64_t end) {
-        LineRanker ranker(length, k, top_positions, top_weights);
-        std::vector<float> lines(static_cast<std::size_t>(length * per_piece));
-        std::vector<float> scratch;
-        for_each_plane(selection, begin, end, n_pieces, [&](Plane& plane, std::int64_t first, std::int64_t last) {
-            for (std::int64_t piece = first; piece < last; ++piece) {
-                const std::int64_t start = piece % n_pieces * per_piece;
-                const std::int64_t count = std::min(per_piece, n_positions - start);
-                const std::int64_t index = piece / n_pieces * n_positions + start;
-                const auto chosen = positions.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(count));
-                if (!ranks_rows) {
-                    read_columns(plane, length, chosen, lines.data(), scratch);
-                    for (std::int64_t c = 0; c < count; ++c) {
-                        ranker.rank(float_kernels, as_bytes(lines.data() + c * length), index + c);
+    parallel_for(
+        static_cast<std::int64_t>(selection.n_planes()) * n_pieces, bytes_per_line(selection, length * per_piece, 4),
+        [&](std::int64_t begin, std::int64_t end) {
+            LineRanker ranker(length, k, top_positions, top_weights);
+            std::vector<float> lines(static_cast<std::size_t>(length * per_piece));
+            std::vector<float> scratch;
+            for_each_plane(selection, begin, end, n_pieces, [&](Plane& plane, std::int64_t first, std::int64_t last) {
+                for (std::int64_t piece = first; piece < last; ++piece) {
+                    const std::int64_t start = piece % n_pieces * per_piece;
+                    const std::int64_t count = std::min(per_piece, n_positions - start);
+                    const std::int64_t index = piece / n_pieces * n_positions + start;
+                    const auto chosen =
+                        positions.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(count));
+                    if (!ranks_rows) {
+                        read_columns(plane, length, chosen, lines.data(), scratch);
+                        for (std::int64_t c = 0; c < count; ++c) {
+                            ranker.rank(float_kernels, as_bytes(lines.data() + c * length), index + c);
+                        }
+                    } else if (const std::byte* row = plane.stored_row(chosen.front())) {
+                        ranker.rank(kernels.of(plane.dtype()), row, index);
+                    } else {
+                        plane.read_row(chosen.front(), 0, length, lines.data());
+                        ranker.rank(float_kernels, as_bytes(lines.data()), index);
                     }
-                } else if (const std::byte* row = plane.stored_row(chosen.front())) {
-                    ranker.rank(kernels.of(plane.dtype()), row, index);
-                } else {
-                    plane.read_row(chosen.front(), 0, length, lines.data());
-                    ranker.rank(float_kernels, as_bytes(lines.data()), index);
                 }
-            }
+            });
         });
-    });
 }
 
 }  // namespace attncache

@@ -8,8 +8,8 @@ inline std::uint64_t sort_key(std::uint32_t rank, std::size_t position) {
 }
 
 template <class T>
-Collected collect(const std::byte* row, std::size_t begin, std::size_t n, std::uint32_t least_rank,
-                  std::uint64_t* keys, std::size_t capacity) {
+Collected collect(const std::byte* row, std::size_t begin, std::size_t n, std::uint32_t least_rank, std::uint64_t* keys,
+                  std::size_t capacity) {
     const auto* weights = reinterpret_cast<const T*>(row);
     std::size_t i = begin;
     std::size_t n_keys = 0;

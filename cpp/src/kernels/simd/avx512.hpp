@@ -37,7 +37,8 @@ struct Simd {
         const __mmask16 mask = first(n);
         const auto low = static_cast<__mmask8>(mask);
         const auto high = static_cast<__mmask8>(mask >> 8);
-        return join(_mm512_cvtpd_ps(_mm512_maskz_loadu_pd(low, p)), _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(high, p + 8)));
+        return join(_mm512_cvtpd_ps(_mm512_maskz_loadu_pd(low, p)),
+                    _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(high, p + 8)));
     }
 
     static void store(Vec v, float* p) { _mm512_storeu_ps(p, v); }

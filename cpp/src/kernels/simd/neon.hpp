@@ -19,9 +19,7 @@ struct Simd {
     static Vec load(const float* p) { return vld1q_f32(p); }
     static Vec load(const half* p) { return vcvt_f32_f16(vreinterpret_f16_u16(load_16bit(p))); }
     static Vec load(const bfloat16* p) { return vreinterpretq_f32_u32(vshll_n_u16(load_16bit(p), 16)); }
-    static Vec load(const double* p) {
-        return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(p)), vld1q_f64(p + 2));
-    }
+    static Vec load(const double* p) { return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(p)), vld1q_f64(p + 2)); }
     template <class T>
     static Vec load_n(const T* p, std::size_t n) {
         T items[lanes] = {};
