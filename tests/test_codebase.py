@@ -1,0 +1,171 @@
+"""Holds what the code base promises of itself: floors, clean level objects, one version, names that agree.
+
+Covered: includes and imports between floors, symbols of the SIMD objects (built without optimisation, where nothing
+hides by inlining), the version in all places, stubs and registry against the real class, commands of the README.
+Not covered: style (ruff and clang-format in CI) and types (mypy and stubtest in CI).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attncache
+from attncache import _core, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+CPP = ROOT / "cpp"
+PACKAGE = ROOT / "python" / "attncache"
+LEVEL_FLAGS = {
+    "scalar": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "neon": [],
+}
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#include [<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (CPP / folder).rglob("*") if path.suffix in {".hpp", ".cpp"})
+
+
+def offenders(paths: list[Path], forbidden: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}: {name}" for path in paths for name in includes(path) if re.match(forbidden, name)
+    ]
+
+
+def test_the_core_does_not_know_python() -> None:
+    assert sources("include", "src")
+    assert offenders(sources("include", "src"), r"pybind11|Python\.h|numpy|.*bindings") == []
+
+
+def test_intrinsics_stay_in_the_simd_folder() -> None:
+    outside = [path for path in sources("include", "src", "bindings") if "simd" not in path.parent.parts]
+    assert offenders(outside, r"immintrin|arm_neon|x86intrin") == []
+
+
+def test_kernels_use_no_containers_or_algorithms() -> None:
+    kernels = sources("src/kernels/rows", "src/kernels/simd", "src/kernels/levels")
+    allowed = {"immintrin.h", "arm_neon.h", "cstring", "item.hpp", "attncache/types.hpp"}
+    found = {name for path in kernels for name in includes(path) if not name.startswith("../")}
+    assert found <= allowed
+
+
+def test_public_headers_include_only_the_standard_library_and_each_other() -> None:
+    assert offenders(sources("include"), r".*/(?!.*)|\.\.|immintrin") == []
+    for path in sources("include"):
+        assert all(name.startswith("attncache/") or "." not in name for name in includes(path)), path
+
+
+def test_kernels_are_reached_only_through_their_table() -> None:
+    above = [path for path in sources("src", "bindings") if "kernels" not in path.parent.parts]
+    assert offenders(above, r".*(rows/|levels/|make_table|kernels/simd)") == []
+
+
+def test_bindings_hold_no_loops_over_weights() -> None:
+    assert offenders(sources("bindings"), r".*(kernels|parallel)") == []
+
+
+def test_every_folder_of_levels_has_one_file_per_level() -> None:
+    for folder in ("simd", "levels"):
+        names = {path.stem for path in (CPP / "src" / "kernels" / folder).iterdir() if path.suffix in {".hpp", ".cpp"}}
+        assert names - {"item"} == set(LEVEL_FLAGS)
+
+
+@pytest.mark.parametrize("level", attncache.simd.compiled())
+def test_a_level_object_shares_no_symbol_with_other_code(level: str, tmp_path: Path) -> None:
+    compiler, nm = shutil.which("g++") or shutil.which("clang++"), shutil.which("nm")
+    if compiler is None or nm is None:
+        pytest.skip("needs g++ or clang++, and nm")
+    built = tmp_path / "level.o"
+    source = CPP / "src" / "kernels" / "levels" / f"{level}.cpp"
+    command = [compiler, "-std=c++20", "-O0", *LEVEL_FLAGS[level], f"-I{CPP / 'include'}", "-c", str(source)]
+    subprocess.run([*command, "-o", str(built)], check=True, capture_output=True)
+    listed = subprocess.run([nm, "-C", str(built)], check=True, capture_output=True, text=True).stdout
+    symbols = [line.split(maxsplit=2 if line[0] != " " else 1)[-2:] for line in listed.splitlines()]
+    shared = [name for kind, name in symbols if kind in "WVuTDBR" and not name.startswith(f"attncache::{level}::")]
+    needed = {name for kind, name in symbols if kind == "U"}
+    assert shared == []
+    assert needed <= {"memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def imported_by(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:  # at import time, not inside functions
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_package_imports_only_numpy_and_the_standard_library() -> None:
+    for path in sorted(PACKAGE.glob("*.py")):
+        top_level = {name.partition(".")[0] for name in imported_by(path)} - {"numpy", "attncache"}
+        assert top_level <= set(sys.stdlib_module_names), path.name
+
+
+def test_importing_attncache_loads_nothing_that_only_commands_need() -> None:
+    code = "import sys, attncache; print(*sorted(name for name in sys.modules if name.startswith('attncache')))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"attncache.cli", "attncache.demo", "attncache.files", "attncache.reference"} & set(loaded)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert declared is not None
+    version = declared.group(1)
+    assert attncache.__version__ == _core.__version__ == version
+    assert importlib.metadata.version("attncache") == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", reference.QUERIES)
+def test_each_registered_query_is_a_method_with_the_same_arguments_and_a_docstring(name: str) -> None:
+    method = inspect.signature(getattr(attncache.AttentionCache, name)).parameters
+    meaning = inspect.signature(reference.QUERIES[name].meaning).parameters
+    as_seen = [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in list(method.values())[1:]]
+    as_meant = [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in list(meaning.values())[1:]]
+    assert as_seen == as_meant
+    documentation = inspect.getdoc(getattr(attncache.AttentionCache, name)) or ""
+    for part in (
+        "Args:",
+        "Returns:",
+        "Raises:",
+        ">>>",
+        "Exact" if reference.QUERIES[name].family == "exact" else "Bounded",
+    ):
+        assert part in documentation, part
+
+
+@pytest.mark.parametrize("name", reference.QUERIES)
+def test_each_registered_query_has_a_row_in_the_documentation(name: str) -> None:
+    assert f"`{name}" in (ROOT / "docs" / "queries.md").read_text(encoding="utf-8")
+    assert f"`{name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_and_ci_use_the_same_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip install . && attncache demo" in readme
+    assert 'pip install ".[test]" && pytest' in readme
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'pip install ".[test]" && pytest' in ci
+
+
+def test_links_in_the_documentation_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} -> {target}"

@@ -1,0 +1,55 @@
+"""Runs the examples in the public docstrings and in README.md: what is shown is what happens.
+
+Not covered: examples marked as needing a model or an optional package.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncache
+from attncache import cache, simd, units
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def names_for_examples() -> dict[str, Any]:
+    return {"np": np, "AttentionCache": attncache.AttentionCache, "attncache": attncache}
+
+
+def run_examples(text: str, name: str, extra: dict[str, Any]) -> None:
+    test = doctest.DocTestParser().get_doctest(text, {**names_for_examples(), **extra}, name, name, 0)
+    failures, _ = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
+    assert failures == 0
+
+
+PUBLIC_METHODS = [name for name in dir(attncache.AttentionCache) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", PUBLIC_METHODS)
+def test_examples_of_a_method_run_as_shown(name: str) -> None:
+    run_examples(getattr(attncache.AttentionCache, name).__doc__ or "", name, {})
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(cache, "AttentionCache"), (units, "readable_bytes"), (simd, "use")],
+    ids=["AttentionCache", "readable_bytes", "simd.use"],
+)
+def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> None:
+    run_examples(getattr(module, name).__doc__ or "", name, vars(module))
+
+
+def test_the_example_in_the_readme_prints_what_it_shows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if ">>>" in block]
+    assert examples
+    for block in examples:
+        run_examples(block, "README.md", {})
