@@ -1,0 +1,231 @@
+"""Reading pattern files, and the sample that ships with the package.
+
+Covered: .npz and .npy in every accepted layout and float dtype, the order of layers, tokens and metadata, every error
+with its words, damaged files byte by byte; of the sample: size, shapes, dtype, causality, row sums, its heads.
+Sizes: layers of [1, 2, 3, 4] unless said. Values compare by equality; row sums of float16 within 2^-11 per row, the
+half unit in the last place that rounding may move a weight of one, for each of two roundings.
+Not covered: files larger than memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncache import AttentionCache, reference
+from attncache.files import PatternFile, read_patterns, sample_path
+
+SHAPE = (1, 2, 3, 4)
+
+
+def pattern(seed: int = 0, dtype: str = "float32") -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).random(SHAPE).astype(dtype)
+
+
+def write_npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sample() -> PatternFile:
+    return read_patterns(sample_path())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
+def test_npz_gives_back_every_layer_bit_for_bit(tmp_path: Path, dtype: str, save: Any) -> None:
+    layers = [pattern(seed, dtype) for seed in range(3)]
+    save(tmp_path / "a.npz", **{f"layers.{number}.pattern": layer for number, layer in enumerate(layers)})
+    file = read_patterns(tmp_path / "a.npz")
+    assert [layer.dtype for layer in file.patterns] == [np.dtype(dtype)] * 3
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(file.patterns, layers, strict=True))
+    assert (file.tokens, file.metadata) == (None, {})
+
+
+def test_npz_layers_come_in_numeric_order_whatever_their_order_in_the_file(tmp_path: Path) -> None:
+    numbers = [10, 2, 0, 1, 9, 3, 8, 4, 7, 5, 6]
+    arrays = {f"layers.{number}.pattern": np.full(SHAPE, number, np.float32) for number in numbers}
+    file = read_patterns(write_npz(tmp_path / "a.npz", **arrays))
+    assert [layer[0, 0, 0, 0] for layer in file.patterns] == list(range(11))
+
+
+def test_npz_layers_may_differ_in_shape(tmp_path: Path) -> None:
+    other = np.zeros((1, 4, 2, 2), np.float16)
+    path = write_npz(tmp_path / "a.npz", **{"layers.0.pattern": pattern(), "layers.1.pattern": other})
+    assert [layer.shape for layer in read_patterns(path).patterns] == [SHAPE, (1, 4, 2, 2)]
+
+
+def test_npz_tokens_and_metadata_come_along_and_other_arrays_are_passed_over(tmp_path: Path) -> None:
+    arrays = {"layers.0.pattern": pattern(), "scores": np.zeros(3), "tokens": np.array(["a", " b", "\N{SNOWMAN}", ""])}
+    arrays["metadata"] = np.array(json.dumps({"model": "m", "n": 1}))
+    file = read_patterns(str(write_npz(tmp_path / "a.npz", **arrays)))
+    assert file.tokens == ("a", " b", "\N{SNOWMAN}", "")
+    assert file.metadata == {"model": "m", "n": 1}
+    assert len(file.patterns) == 1
+
+
+@pytest.mark.parametrize(("shape", "n_layers"), [((2, *SHAPE), 2), (SHAPE, 1), ((0, *SHAPE), 0)])
+def test_npy_holds_all_layers_or_one(tmp_path: Path, shape: tuple[int, ...], n_layers: int) -> None:
+    array = np.random.default_rng(0).random(shape).astype(np.float16)
+    np.save(tmp_path / "a.npy", array)
+    file = read_patterns(tmp_path / "a.npy")
+    assert len(file.patterns) == n_layers
+    assert np.array_equal(np.array(file.patterns).reshape(shape), array)
+
+
+def test_patterns_are_read_only_so_that_push_borrows_them(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pattern())
+    (layer,) = read_patterns(tmp_path / "a.npy").patterns
+    assert not layer.flags.writeable
+    cache = AttentionCache()
+    cache.push(layer, copy=False)
+    assert np.shares_memory(cache[0], layer)
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    with (tmp_path / "A.NPY").open("wb") as file:
+        np.save(file, pattern())
+    assert len(read_patterns(tmp_path / "A.NPY").patterns) == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, r"must hold arrays named layers\.0\.pattern, .*, got \[\]"),
+        ({"layer.0": pattern()}, r"got \['layer\.0'\]"),
+        ({"layers.01.pattern": pattern()}, r"got \['layers\.01\.pattern'\]"),
+        ({"layers.1.pattern": pattern()}, r"without a gap, got no layers\.0\.pattern"),
+        ({"layers.0.pattern": pattern(), "layers.2.pattern": pattern()}, r"without a gap, got no layers\.1\.pattern"),
+        (
+            {"layers.0.pattern": pattern()[0]},
+            r"layers\.0\.pattern must be \[batch, head, query, key\], got shape \(2, 3, 4\)",
+        ),
+        ({"layers.0.pattern": np.zeros(SHAPE, np.int64)}, r"must be one of float16, float32, float64, got int64"),
+        ({"layers.0.pattern": np.zeros(SHAPE, complex)}, r"got complex128"),
+        ({"layers.0.pattern": np.full(SHAPE, None)}, r"without pickled objects, got: Object arrays"),
+        (
+            {"layers.0.pattern": pattern(), "tokens": np.zeros(4)},
+            r"tokens must be strings of shape \[key\], got float64",
+        ),
+        ({"layers.0.pattern": pattern(), "tokens": np.array([["a"]])}, r"of shape \(1, 1\)"),
+        ({"layers.0.pattern": pattern(), "metadata": np.array("{")}, r"metadata must be JSON, got: "),
+        ({"layers.0.pattern": pattern(), "metadata": np.array("[1]")}, r"metadata must be a JSON object, got list"),
+        ({"layers.0.pattern": pattern(), "metadata": np.array(["{}"])}, r"metadata must be one string, got <U2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_npz_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    path = write_npz(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        read_patterns(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 4), np.float32), r"got shape \(3, 4\)"),
+        (np.zeros(SHAPE, bool), r"layer 0 must be one of float16, float32, float64, got bool"),
+        (np.full(SHAPE, None), r"without pickled objects"),
+    ],
+    ids=["axes", "dtype", "objects"],
+)
+def test_npy_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, array: Any, message: str) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, array)
+    with pytest.raises(ValueError, match=message) as error:
+        read_patterns(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, pattern())
+    with pytest.raises(ValueError, match=r"a\.npz: a \.npz file must hold named arrays, got one array of shape"):
+        read_patterns(tmp_path / "a.npz")
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.savez(file, pattern())
+    with pytest.raises(ValueError, match=r"a\.npy: a \.npy file must hold one array, got an archive"):
+        read_patterns(tmp_path / "a.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("layers.0.pattern.npy", b"no array")
+    with pytest.raises(ValueError, match=r"b\.npz: layers\.0\.pattern must be a NumPy array, got bytes"):
+        read_patterns(tmp_path / "b.npz")
+
+
+def test_an_unknown_suffix_is_a_value_error_and_a_missing_file_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.npz or \.npy, got '\.pt'"):
+        read_patterns(tmp_path / "a.pt")
+    with pytest.raises(FileNotFoundError):
+        read_patterns(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_a_damaged_file_is_a_value_error_or_still_a_pattern(tmp_path: Path, suffix: str) -> None:
+    good = io.BytesIO()
+    if suffix == ".npz":
+        np.savez_compressed(good, **{"layers.0.pattern": pattern()})
+    else:
+        np.save(good, pattern())
+    whole = good.getvalue()
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(len(whole))]
+    path = tmp_path / f"a{suffix}"
+    for contents in damaged:
+        path.write_bytes(contents)
+        try:
+            file = read_patterns(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017
+        else:
+            assert all(layer.ndim == 4 for layer in file.patterns)
+
+
+def test_the_sample_is_smaller_than_a_megabyte() -> None:
+    assert sample_path().is_file()
+    assert sample_path().stat().st_size < 1_000_000
+
+
+def test_the_sample_holds_thirty_layers_of_nine_heads_in_float16(sample: PatternFile) -> None:
+    assert sample.tokens is not None
+    n_tokens = len(sample.tokens)
+    assert n_tokens == 40
+    assert [layer.shape for layer in sample.patterns] == [(1, 9, n_tokens, n_tokens)] * 30
+    assert {layer.dtype for layer in sample.patterns} == {np.dtype(np.float16)}
+
+
+def test_the_tokens_of_the_sample_join_to_its_text_and_the_metadata_say_what_it_is(sample: PatternFile) -> None:
+    assert "".join(sample.tokens or ()) == sample.metadata["text"]
+    assert sample.metadata["model"] == "SmolLM2-135M-Instruct"
+    assert "Q4_1" in sample.metadata["quantisation"]
+
+
+def test_the_rows_of_the_sample_are_causal_weights_that_sum_to_one(sample: PatternFile) -> None:
+    for layer in sample.patterns:
+        weights = layer.astype(np.float64)
+        assert np.all((weights >= 0) & (weights <= 1))
+        assert not np.any(np.triu(weights, 1))
+        assert np.abs(weights.sum(axis=-1) - 1).max() <= 2**-11
+
+
+def test_the_sample_shows_an_induction_head(sample: PatternFile) -> None:
+    tokens = list(sample.tokens or ())
+    last, followed = len(tokens) - 1, tokens.index(tokens[-1]) + 1
+    weights = reference.edges(sample.patterns, last, followed)
+    assert tokens[followed] == sample.metadata["next_token"]
+    assert weights.max() > 0.9
+
+
+def test_importing_attncache_loads_neither_the_command_line_nor_the_demo() -> None:
+    program = "import sys, attncache; print([m for m in sys.modules if m.startswith(('attncache.', 'argparse'))])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not any(name in done.stdout for name in ("cli", "demo", "info", "layout", "argparse"))
