@@ -112,7 +112,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_the_package_imports_only_numpy_and_the_standard_library() -> None:
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         top_level = {name.partition(".")[0] for name in imported_by(path)} - {"numpy", "attncache"}
         assert top_level <= set(sys.stdlib_module_names), path.name
 

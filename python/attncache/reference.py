@@ -84,7 +84,7 @@ def selected(patterns: Patterns, layers: Any, heads: Any, batch: Any) -> tuple[W
         raise ValueError(f"the selected layers must have one shape, got {sorted(shapes)}")
     (shape,) = shapes
     batch_indices, keeps_batch = chosen(shape[0], batch)
-    _, keeps_heads = heads_of(np.empty((1, *shape[1:])), 0, heads)
+    _, keeps_heads = heads_of(np.zeros((1, *shape[1:])), 0, heads)
     blocks = [[heads_of(patterns[layer], item, heads)[0] for item in batch_indices] for layer in layer_indices]
     n_heads = 1 if not keeps_heads else len(chosen(shape[1], heads)[0])
     stacked = np.array(blocks, np.float32).reshape(len(layer_indices), len(batch_indices), n_heads, *shape[2:])

@@ -1,0 +1,402 @@
+"""The command line: ``attncache demo`` and ``attncache info``, in this process and in one of their own.
+
+Covered: every option, the exit codes 0, 1 and 2 and where the words go, every number of the demo against
+reference.py on the same sample, terminals without UTF-8, a reader that leaves early, the timing table's checks.
+The demo rounds: numbers compare as text at the printed digits, which is exact because both sides hold the same bits.
+Not covered: what the timings say; they are measurements.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncache import AttentionCache, cli, reference
+from attncache.demo import timing
+from attncache.files import PatternFile, read_patterns, sample_path
+from attncache.layout import WIDTH, label, printable
+
+SAMPLE: PatternFile = read_patterns(sample_path())
+TOKENS = [label(token) for token in SAMPLE.tokens or ()]
+LAST = len(TOKENS) - 1
+LAYERS = range(len(SAMPLE.patterns))
+CELL = r" *(\d+) (\S+) +(\d\.\d\d)"
+EDGE = r"head (\d)  +(\d+) (\S+) +→ +(\d+) (\S+) +(\d\.\d\d)"
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, asserts that it succeeded silently, gives the lines of its output."""
+
+    def command(*arguments: str) -> list[str]:
+        assert cli.main(arguments) == 0
+        output, errors = capsys.readouterr()
+        assert errors == ""
+        return output.splitlines()
+
+    return command
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "attncache", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=120, **options)
+
+
+def section(lines: list[str], question: str) -> list[str]:
+    """The lines beneath the heading that holds this question, up to the next heading."""
+    start = next(number for number, line in enumerate(lines) if line.startswith("──") and question in line)
+    rest = lines[start + 1 :]
+    return rest[: next((number for number, line in enumerate(rest) if line.startswith("──")), len(rest))]
+
+
+def numbered(lines: list[str]) -> dict[int, str]:
+    """The table rows that begin with a number in the first column; wrapped rows are joined."""
+    rows: dict[int, str] = {}
+    for line in lines:
+        if match := re.match(r" {3,4}(\d+)  (.*)", line):
+            rows[int(match[1])] = match[2]
+        elif rows and line.startswith(" " * 7) and line.strip():
+            rows[max(rows)] += "  " + line[7:]
+    return rows
+
+
+def keys(text: str) -> list[tuple[int, str]]:
+    """The cells of one row as (position, weight); the token between them may be cut short but must be the right one."""
+    cells = [(int(position), token, weight) for position, token, weight in re.findall(CELL, text)]
+    assert all(TOKENS[position].startswith(token.removesuffix("…")) for position, token, _ in cells)
+    return [(position, weight) for position, _, weight in cells]
+
+
+def expected_keys(layer: int, position: int, k: int, heads: int | str = "mean") -> list[tuple[int, str]]:
+    found, weights = reference.top_k(SAMPLE.patterns, k, layers=layer, positions=position, heads=heads)
+    return [(int(key), f"{weight:.2f}") for key, weight in zip(found, weights, strict=True) if weight]
+
+
+def first_token_share(layer: int, heads: int | str = "mean") -> str:
+    heaviest, _ = reference.top_k(SAMPLE.patterns, 1, layers=layer, heads=heads)
+    return f"{int((heaviest[1:, 0] == 0).sum())} of {LAST} queries"
+
+
+def first_token_mean(layer: int, heads: int | str = "mean") -> float:
+    return float(reference.columns(SAMPLE.patterns, layer, 0, heads=heads)[1:].mean())
+
+
+def strongest_edges(layer: int, n: int, heads: list[int] | None = None) -> list[tuple[str, ...]]:
+    weights = reference.edges(SAMPLE.patterns, None, None, layers=layer, heads=heads)
+    edges = [
+        (-float(weights[at, query, key]), head, query, key)
+        for at, head in enumerate(heads or range(9))
+        for query in range(LAST + 1)
+        for key in range(1, query)
+    ]
+    return [
+        (str(head), str(query), TOKENS[query], str(key), TOKENS[key], f"{-weight:.2f}")
+        for weight, head, query, key in sorted(edges)[:n]
+    ]
+
+
+def test_demo_shows_the_text_with_the_number_above_each_token(run: Run) -> None:
+    lines = run("demo", "--no-timing")
+    shown = {}
+    for numbers, words in zip(lines[2:10:3], lines[3:10:3], strict=True):
+        for match in re.finditer(r"\d+", numbers):
+            shown[int(match[0])] = words[match.start() :].split()[0]
+    assert [shown[number] for number in range(len(shown))] == TOKENS
+
+
+def test_demo_shows_what_the_last_token_attends_to_in_every_layer_as_the_reference_has_it(run: Run) -> None:
+    rows = numbered(section(run("demo", "--no-timing"), 'What does token 39 "spiral" attend to? (mean of 9 heads)'))
+    assert {layer: keys(row) for layer, row in rows.items()} == {
+        layer: expected_keys(layer, LAST, 5) for layer in LAYERS
+    }
+
+
+def test_demo_shows_who_attends_to_the_first_token_in_every_layer_as_the_reference_has_it(run: Run) -> None:
+    rows = numbered(section(run("demo", "--no-timing"), 'Who attends to token 0 "The"'))
+    assert list(rows) == list(LAYERS)
+    for layer, row in rows.items():
+        mean, share = re.match(r"(\d\.\d\d) [█·]{20} +(\d+ of \d+ queries)  ", row).groups()  # type: ignore[union-attr]
+        assert mean == f"{first_token_mean(layer):.2f}"
+        assert share == first_token_share(layer)
+        by_head = [first_token_mean(layer, head) for head in range(9)]
+        most, least = int(np.argmax(by_head)), int(np.argmin(by_head))
+        assert row.split()[-6:] == ["head", f"{most}", f"{max(by_head):.2f}", "head", f"{least}", f"{min(by_head):.2f}"]
+
+
+def test_demo_shows_the_strongest_edges_of_every_layer_as_the_reference_has_them(run: Run) -> None:
+    rows = numbered(section(run("demo", "--no-timing"), "Which edges are the strongest?"))
+    assert {layer: re.findall(EDGE, row) for layer, row in rows.items()} == {
+        layer: strongest_edges(layer, 2) for layer in LAYERS
+    }
+
+
+def test_demo_says_what_it_left_out_and_where_to_look_next(run: Run) -> None:
+    text = " ".join(" ".join(run("demo", "--no-timing")).split())
+    assert "Left out: edges to token 0 (the attention sink, above) and edges from a token to itself." in text
+    assert "attncache demo --layer 17 --head 4." in text
+    assert 'token 7 "stairs", weight 0.97. The model goes on with "stairs".' in text
+
+
+@pytest.mark.parametrize(("head", "heads"), [("4", 4), ("-1", 8)])
+def test_demo_head_asks_one_head_in_every_layer(run: Run, head: str, heads: int) -> None:
+    lines = run("demo", "--no-timing", "--head", head)
+    rows = numbered(section(lines, f"attend to? (head {heads})"))
+    assert {layer: keys(row) for layer, row in rows.items()} == {
+        layer: expected_keys(layer, LAST, 5, heads) for layer in LAYERS
+    }
+    for layer, row in numbered(section(lines, "the first token?")).items():
+        assert row.startswith(f"{first_token_mean(layer, heads):.2f} ")
+    for layer, row in numbered(section(lines, "Which edges")).items():
+        assert re.findall(EDGE, row) == strongest_edges(layer, 2, [heads])
+
+
+@pytest.mark.parametrize(("position", "number"), [("7", 7), ("-30", 10), ("0", 0)])
+def test_demo_position_asks_about_that_token(run: Run, position: str, number: int) -> None:
+    lines = run("demo", "--no-timing", "--position", position)
+    rows = numbered(section(lines, f'What does token {number} "{TOKENS[number]}" attend to?'))
+    assert {layer: keys(row) for layer, row in rows.items()} == {
+        layer: expected_keys(layer, number, 5) for layer in LAYERS
+    }
+
+
+@pytest.mark.parametrize("top", [1, 3, 12, 100])
+def test_demo_top_shows_that_many_keys_on_as_many_lines_as_they_need(run: Run, top: int) -> None:
+    lines = run("demo", "--no-timing", "--top", str(top))
+    rows = numbered(section(lines, "What does token 39"))
+    assert {layer: keys(row) for layer, row in rows.items()} == {
+        layer: expected_keys(layer, LAST, top) for layer in LAYERS
+    }
+
+
+@pytest.mark.parametrize(("layer", "number"), [("17", 17), ("-13", 17), ("0", 0), ("-1", 29)])
+def test_demo_layer_shows_one_layer_and_each_of_its_heads_as_the_reference_has_them(
+    run: Run, layer: str, number: int
+) -> None:
+    lines = run("demo", "--no-timing", "--layer", layer, "--top", "6")
+    found = section(lines, f'Layer {number}: what does token 39 "spiral" attend to? (mean of 9 heads)')
+    answer = reference.top_attended_positions(SAMPLE.patterns, number, LAST, 6)
+    shown = [line.split()[:3] for line in found if re.match(r" +\d+ \S+ +\d\.\d\d\d ", line)]
+    assert shown == [[str(key), TOKENS[key], f"{weight:.3f}"] for key, weight in answer]
+    heads = numbered(found[next(at for at, line in enumerate(found) if line.startswith(" head")) :])
+    assert {head: keys(row) for head, row in heads.items()} == {
+        head: expected_keys(number, LAST, 4, head) for head in range(9)
+    }
+
+
+def test_demo_layer_shows_who_attends_to_the_first_token_as_the_reference_has_it(run: Run) -> None:
+    found = section(run("demo", "--no-timing", "--layer", "20"), "Layer 20: who attends to token 0")
+    mean = first_token_mean(20)
+    assert f"   mean weight {mean:.3f}; heaviest key of {first_token_share(20)}; most of all:" in found
+    column = reference.attention_to_position(SAMPLE.patterns, 20, 0)
+    order = sorted(range(1, LAST + 1), key=lambda query: -column[query])[:5]
+    shown = [line.split()[:3] for line in found if re.match(r" +\d+ [a-zA-Z,.]+ +\d\.\d\d\d ", line)]
+    assert shown == [[str(query), TOKENS[query], f"{column[query]:.3f}"] for query in order]
+    heads = numbered(found[found.index(" head  mean weight") :])
+    assert {head: row.split()[0] for head, row in heads.items()} == {
+        head: f"{first_token_mean(20, head):.3f}" for head in range(9)
+    }
+
+
+@pytest.mark.parametrize("heads", [None, [4]], ids=["every head", "head 4"])
+def test_demo_layer_shows_its_strongest_edges_as_the_reference_has_them(run: Run, heads: list[int] | None) -> None:
+    lines = run("demo", "--no-timing", "--layer", "17", *([] if heads is None else ["--head", "4"]))
+    found = section(lines, "Layer 17: which edges are the strongest?")
+    assert re.findall(EDGE, "\n".join(found)) == strongest_edges(17, 5, heads)
+
+
+def test_demo_names_the_calls_that_answer_its_questions(run: Run) -> None:
+    cache = AttentionCache()
+    for pattern in SAMPLE.patterns:
+        cache.push(pattern)
+    for arguments in ([], ["--head", "4"], ["--layer", "3"], ["--layer", "3", "--head", "-1", "--position", "5"]):
+        lines = run("demo", "--no-timing", *arguments)
+        calls = [line.strip() for line in lines if line.startswith("   cache.")]
+        assert len(calls) == 3
+        for call in "; ".join(calls).split("; "):
+            eval(call, {"cache": cache})
+
+
+@pytest.mark.parametrize("arguments", [[], ["--layer", "17"], ["--head", "4"], ["--top", "100"]], ids=" ".join)
+def test_demo_fits_a_hundred_columns(run: Run, arguments: list[str]) -> None:
+    assert max(map(len, run("demo", "--no-timing", *arguments))) <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "30"], "30 is out of range for n_layers=30"),
+        (["--layer", "-31"], "-31 is out of range for n_layers=30"),
+        (["--head", "9"], "9 is out of range for n_heads=9"),
+        (["--head", "-10"], "-10 is out of range for n_heads=9"),
+        (["--position", "40"], "40 is out of range for seq_q=40"),
+        (["--position", "-41"], "-41 is out of range for seq_q=40"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_demo_out_of_range_is_one_line_on_stderr_nothing_on_stdout_and_exit_1(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli.main(["demo", *arguments]) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("attncache: error: ")
+    assert errors.endswith(f"{message}\n")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["show"], ["demo", "--top", "0"], ["demo", "--layer", "x"], ["demo", "17"], ["info"], ["info", "a", "b"]],
+    ids=lambda arguments: " ".join(arguments) or "nothing",
+)
+def test_a_command_line_that_makes_no_sense_is_exit_2_with_the_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("usage: attncache")
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["info"]], ids=["attncache", "demo", "info"])
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--help"])
+    assert stop.value.code == 0
+    assert re.search(r"examples?:\n  attncache (demo|info)", capsys.readouterr().out)
+
+
+def test_python_m_attncache_is_the_same_command(run: Run) -> None:
+    done = process("demo", "--no-timing", env={**os.environ, "PYTHONUTF8": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == run("demo", "--no-timing")
+    assert process("demo", "--layer", "99").returncode == 1
+    assert process("nonsense").returncode == 2
+
+
+def test_a_terminal_without_utf_8_gets_ascii_in_the_same_columns(run: Run) -> None:
+    done = process("demo", "--no-timing", env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert [len(line) for line in done.stdout.splitlines()] == [len(line) for line in run("demo", "--no-timing")]
+    assert printable("Zürich → 東京", "ascii") == "Z?rich > ??"
+    assert printable("Zürich →", "latin-1") == "Zürich >"
+    assert printable("→", "utf-8") == "→"
+    assert printable("→", None) == ">"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE to be quiet about")
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    command = [sys.executable, "-m", "attncache", "demo", "--no-timing"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        demo.stdout.close()
+        assert demo.stderr.read() == b""
+        assert demo.wait(timeout=120) == 1
+
+
+def test_demo_ends_with_the_timings_of_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = timing.synthetic((2, 1, 4, 32, 32))
+    monkeypatch.setattr(timing, "synthetic", lambda: small)
+    found = section(run("demo", "--layer", "0"), "How long does one question take?")
+    table = [line for line in found if re.match(r"   (attention_|top_)", line)]
+    assert [line.split()[0].rstrip(",") for line in table] == [
+        "attention_from_position", "attention_to_position", "top_attended_positions",
+    ] * 2  # fmt: skip
+    assert all(re.search(r"(?: +\d+\.\d\d){3} +\d+\.\dx$", line) for line in table)
+    assert max(map(len, found)) <= WIDTH
+
+
+def test_the_synthetic_patterns_are_causal_rows_that_sum_to_one_and_the_same_every_time() -> None:
+    layers = timing.synthetic((2, 1, 3, 16, 16))
+    assert [(layer.shape, layer.dtype) for layer in layers] == [((1, 3, 16, 16), np.dtype(np.float16))] * 2
+    assert not np.array_equal(layers[0], layers[1])
+    for layer, again in zip(layers, timing.synthetic((2, 1, 3, 16, 16)), strict=True):
+        assert np.array_equal(layer, again)
+        assert not np.any(np.triu(layer, 1))
+        assert np.abs(layer.astype(np.float64).sum(axis=-1) - 1).max() <= 16 * 2**-12  # 16 roundings of at most 2^-12
+
+
+def test_a_timing_is_refused_where_an_answer_differs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = timing.Question("q", lambda *_: 1, lambda *_: 2, int.__eq__)
+    monkeypatch.setattr(timing, "rows", lambda *_: wrong)
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err.startswith("attncache: error: q must equal NumPy's answer, got another at layer=")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (1, 0.25)], True),
+        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (2, 0.25)], True),  # the last may be one of several equal weights
+        ([(3, 0.5), (1, 0.25)], [(2, 0.5), (1, 0.25)], False),
+        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (1, 0.125)], False),
+        ([(3, 0.5)], [(3, 0.5), (1, 0.25)], False),
+    ],
+)
+def test_top_k_lists_are_the_same_up_to_ties(ours: list[Any], theirs: list[Any], same: bool) -> None:
+    assert timing.same_weights(ours, theirs) is same
+
+
+def test_info_sample_says_what_the_sample_holds(run: Run) -> None:
+    lines = run("info", "sample")
+    assert (
+        lines[0]
+        == f"smollm2_sample.npz (the packaged sample): 30 layers, {sample_path().stat().st_size:,} bytes on disk"
+    )
+    words = [line.split() for line in lines]
+    assert ["0-29", "1", "9", "40", "40", "float16", "28,800", "bytes", "864,000", "bytes"] in words
+    assert ["all", "864,000", "bytes"] in words
+    text = " ".join(" ".join(lines).split())
+    assert f"40 tokens {' '.join(TOKENS)}" in text
+    assert all(f"{key}: " in text for key in SAMPLE.metadata)
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_info_groups_neighbouring_layers_of_one_shape_and_dtype(run: Run, tmp_path: Path) -> None:
+    shapes = [(1, 2, 3, 3), (1, 2, 3, 3), (1, 4, 3, 3), (1, 2, 3, 3)]
+    arrays = {f"layers.{number}.pattern": np.zeros(shape, np.float32) for number, shape in enumerate(shapes)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    lines = run("info", str(tmp_path / "a.npz"))
+    table = [line.split() for line in lines if re.match(r"   (\d|all)", line)]
+    assert [row[0] for row in table] == ["0-1", "2", "3", "all"]
+    assert table[0][1:] == ["1", "2", "3", "3", "float32", "72", "bytes", "144", "bytes"]
+    assert table[-1][1:] == [f"{sum(array.nbytes for array in arrays.values())}", "bytes"]
+    assert "   no tokens" in lines
+    assert "   no metadata" in lines
+
+
+def test_info_reads_npy_and_says_one_layer(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 2, 3, 3), np.float16))
+    lines = run("info", str(tmp_path / "a.npy"))
+    assert lines[0].startswith(f"{tmp_path / 'a.npy'}: 1 layer, ")
+
+
+def test_info_errors_are_one_line_on_stderr_and_exit_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    for name, words in [
+        (tmp_path / "missing.npz", f"{tmp_path / 'missing.npz'}: No such file or directory"),
+        (tmp_path / "a.pt", "must end in .npz or .npy, got '.pt'"),
+        (tmp_path / "bad.npz", "bad.npz: the file must be whole, in NumPy's format"),
+    ]:
+        assert cli.main(["info", str(name)]) == 1
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert errors.startswith("attncache: error: ")
+        assert words in errors
+        assert errors.count("\n") == 1

