@@ -1,6 +1,9 @@
 // NumPy arrays in, NumPy arrays out.
 #include "arrays.hpp"
 
+#include <chrono>
+#include <thread>
+
 namespace attncache::python {
 namespace {
 
@@ -40,6 +43,17 @@ PyArray_Descr* descriptor_of(DType dtype) {
 }
 
 }  // namespace
+
+ReleaseGilForLargeWork::~ReleaseGilForLargeWork() {
+    if (state_ == nullptr) return;
+    try {
+        PyEval_RestoreThread(state_);
+    } catch (...) {
+        // The interpreter is ending: before 3.14 it ends a thread that asks for the GIL by unwinding it, which would
+        // run destructors without the GIL and call std::terminate. Wait here for the end of the process instead.
+        while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+}
 
 DType dtype_named(const std::string& wanted) {
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {

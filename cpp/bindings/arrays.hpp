@@ -35,9 +35,7 @@ inline void make_read_only(PyObject* array) {
 class ReleaseGilForLargeWork {
 public:
     explicit ReleaseGilForLargeWork(std::int64_t bytes) : state_(bytes >= kWorthIt ? PyEval_SaveThread() : nullptr) {}
-    ~ReleaseGilForLargeWork() {
-        if (state_ != nullptr) PyEval_RestoreThread(state_);
-    }
+    ~ReleaseGilForLargeWork();
     ReleaseGilForLargeWork(const ReleaseGilForLargeWork&) = delete;
     ReleaseGilForLargeWork& operator=(const ReleaseGilForLargeWork&) = delete;
 

@@ -15,9 +15,9 @@ void append(std::vector<npy_intp>& dims, const Indices& indices) {
     if (indices.keeps_axis) dims.push_back(static_cast<npy_intp>(indices.values.size()));
 }
 
-py::object rows_of(const Store& store, const py::object& layers, const py::object& positions, const py::object& heads,
-                   const py::object& batch) {
-    ResolvedSelection resolved = resolve_selection(store, layers, heads, batch);
+py::object rows_of(const py::object& store, const py::object& layers, const py::object& positions,
+                   const py::object& heads, const py::object& batch) {
+    ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(positions, {"positions", "seq_q", resolved.shape.seq_q});
     append(resolved.dims, queries);
     resolved.dims.push_back(resolved.shape.seq_k);
@@ -28,9 +28,9 @@ py::object rows_of(const Store& store, const py::object& layers, const py::objec
     return result;
 }
 
-py::object columns_of(const Store& store, const py::object& layers, const py::object& positions,
+py::object columns_of(const py::object& store, const py::object& layers, const py::object& positions,
                       const py::object& heads, const py::object& batch) {
-    ResolvedSelection resolved = resolve_selection(store, layers, heads, batch);
+    ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices keys = resolve_selector(positions, {"positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, keys);
     resolved.dims.push_back(resolved.shape.seq_q);
@@ -41,9 +41,9 @@ py::object columns_of(const Store& store, const py::object& layers, const py::ob
     return result;
 }
 
-py::object edges_of(const Store& store, const py::object& from_positions, const py::object& to_positions,
+py::object edges_of(const py::object& store, const py::object& from_positions, const py::object& to_positions,
                     const py::object& layers, const py::object& heads, const py::object& batch) {
-    ResolvedSelection resolved = resolve_selection(store, layers, heads, batch);
+    ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(from_positions, {"from_positions", "seq_q", resolved.shape.seq_q});
     const Indices keys = resolve_selector(to_positions, {"to_positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, queries);
@@ -61,10 +61,10 @@ Direction direction_named(const std::string& direction) {
     throw py::value_error("direction must be \"from\" or \"to\", got \"" + direction + "\"");
 }
 
-py::tuple top_k_of(const Store& store, const py::object& k, const py::object& layers, const py::object& positions,
+py::tuple top_k_of(const py::object& store, const py::object& k, const py::object& layers, const py::object& positions,
                    const py::object& heads, const py::object& batch, const std::string& direction_name) {
     const std::int64_t asked = count(k.ptr(), "k");
-    ResolvedSelection resolved = resolve_selection(store, layers, heads, batch);
+    ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Direction direction = direction_named(direction_name);
     const Shape& shape = resolved.shape;
     const bool from = direction == Direction::from;

@@ -16,6 +16,19 @@ py::tuple names(std::span<const std::string_view> levels) {
     return result;
 }
 
+void set_threads(const py::object& n) {
+    const std::int64_t number = whole_number(n.ptr(), "n");
+    if (number < 1) throw py::value_error("n must be at least 1, got " + std::string(py::str(n)));
+    set_num_threads(static_cast<int>(std::min<std::int64_t>(number, 1'000'000)));
+}
+
+void use_level(const py::object& level) {
+    if (!py::isinstance<py::str>(level)) {
+        throw py::type_error(std::string("level must be a str, got ") + Py_TYPE(level.ptr())->tp_name);
+    }
+    simd::use(level.cast<std::string>());
+}
+
 }  // namespace
 
 void bind_settings(py::module_& module) {
@@ -24,14 +37,9 @@ void bind_settings(py::module_& module) {
     module.def("simd_available", [] { return names(simd::available()); });
     module.def("simd_active", [] { return py::str(std::string(simd::active())); });
     module.def("simd_active_instructions", [] { return py::str(std::string(simd::active_instructions())); });
-    module.def("simd_use", [](const std::string& level) { simd::use(level); }, "level"_a);
+    module.def("simd_use", use_level, "level"_a);
     module.def("get_num_threads", num_threads);
-    module.def(
-        "set_num_threads",
-        [](const py::object& n) {
-            set_num_threads(static_cast<int>(std::clamp<std::int64_t>(whole_number(n.ptr(), "n"), -1, 1'000'000)));
-        },
-        "n"_a);
+    module.def("set_num_threads", set_threads, "n"_a);
 }
 
 }  // namespace attncache::python

@@ -211,6 +211,10 @@ PyObject* get_item(PyObject* self, PyObject* key) noexcept {
     });
 }
 
+PyObject* length(PyObject* self, PyObject*) noexcept {
+    return guarded([&] { return PyLong_FromLongLong(store_of(self).n_layers()); });
+}
+
 template <class Function>
 PyCFunction as_method(Function* function) {
     return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -330,6 +334,7 @@ Raises:
 >>> AttentionCache().get_layer(0) is None
 True
 )"},
+    {"__len__", length, METH_NOARGS | METH_COEXIST, "__len__($self, /)\n--\n\nThe number of layers."},
     {"__getitem__", get_item, METH_O | METH_COEXIST,
      R"(__getitem__($self, layer, /)
 --

@@ -1,6 +1,7 @@
 // Ints, slices and sequences.
 #include "indices.hpp"
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
@@ -14,16 +15,30 @@ namespace {
 
 const char* type_name(PyObject* value) { return Py_TYPE(value)->tp_name; }
 
-std::int64_t in_range(std::int64_t index, const Axis& axis) {
+/// The position counted from the start, or -1 if the axis has no such position.
+std::int64_t from_start(std::int64_t index, const Axis& axis) {
     const std::int64_t resolved = index < 0 ? index + axis.size : index;
-    if (resolved >= 0 && resolved < axis.size) return resolved;
-    raise(PyExc_IndexError, std::string(axis.argument) + " " + std::to_string(index) + " is out of range for " +
+    return resolved < axis.size ? std::max<std::int64_t>(resolved, -1) : -1;
+}
+
+[[noreturn]] void raise_out_of_range(const py::handle& index, const Axis& axis) {
+    raise(PyExc_IndexError, std::string(axis.argument) + " " + std::string(py::str(index)) + " is out of range for " +
                                 axis.size_name + "=" + std::to_string(axis.size));
 }
 
 [[noreturn]] void raise_not_a_selector(const Axis& axis, const std::string& got) {
     raise(PyExc_TypeError,
           std::string(axis.argument) + " must be None, an int, a slice or a sequence of ints, got " + got);
+}
+
+Indices from_sequence(PyObject* selector, const Axis& axis) {
+    const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(selector, "a sequence of ints"));
+    if (!items) throw py::error_already_set();
+    Indices indices;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+        indices.values.push_back(resolve_index(PySequence_Fast_GET_ITEM(items.ptr(), i), axis));
+    }
+    return indices;
 }
 
 Indices from_array(PyObject* selector, const Axis& axis) {
@@ -33,6 +48,9 @@ Indices from_array(PyObject* selector, const Axis& axis) {
         raise_not_a_selector(
             axis, "a " + std::to_string(PyArray_NDIM(array)) + "-dimensional array of " + std::string(py::str(dtype)));
     }
+    if (PyArray_TYPE(array) == NPY_ULONGLONG || PyArray_TYPE(array) == NPY_ULONG) {  // may not fit into 64 bits
+        return from_sequence(selector, axis);
+    }
     const auto as_int64 = py::reinterpret_steal<py::object>(
         PyArray_FROMANY(selector, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
     if (!as_int64) throw py::error_already_set();
@@ -40,14 +58,17 @@ Indices from_array(PyObject* selector, const Axis& axis) {
         static_cast<const std::int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(as_int64.ptr())));
     Indices indices;
     indices.values.reserve(static_cast<std::size_t>(PyArray_SIZE(array)));
-    for (npy_intp i = 0; i < PyArray_SIZE(array); ++i) indices.values.push_back(in_range(values[i], axis));
+    for (npy_intp i = 0; i < PyArray_SIZE(array); ++i) {
+        indices.values.push_back(from_start(values[i], axis));
+        if (indices.values.back() < 0) raise_out_of_range(py::handle(selector)[py::int_(i)], axis);
+    }
     return indices;
 }
 
 }  // namespace
 
 std::int64_t whole_number(PyObject* value, const char* argument) {
-    if (PyBool_Check(value) || !PyIndex_Check(value)) {
+    if (PyBool_Check(value) || PyArray_IsScalar(value, Bool) || !PyIndex_Check(value)) {
         raise(PyExc_TypeError, std::string(argument) + " must be an int, got " + type_name(value));
     }
     const Py_ssize_t number = PyNumber_AsSsize_t(value, nullptr);
@@ -56,13 +77,15 @@ std::int64_t whole_number(PyObject* value, const char* argument) {
 }
 
 std::int64_t resolve_index(PyObject* value, const Axis& axis) {
-    return in_range(whole_number(value, axis.argument), axis);
+    const std::int64_t index = from_start(whole_number(value, axis.argument), axis);
+    if (index < 0) raise_out_of_range(value, axis);
+    return index;
 }
 
 std::int64_t count(PyObject* value, const char* argument) {
     const std::int64_t number = whole_number(value, argument);
     if (number >= 0) return number;
-    raise(PyExc_ValueError, std::string(argument) + " must be at least 0, got " + std::to_string(number));
+    raise(PyExc_ValueError, std::string(argument) + " must be at least 0, got " + std::string(py::str(value)));
 }
 
 Indices resolve_selector(const py::object& selector, const Axis& axis) {
@@ -74,7 +97,7 @@ Indices resolve_selector(const py::object& selector, const Axis& axis) {
     }
     if (PyArray_Check(value) && PyArray_NDIM(reinterpret_cast<PyArrayObject*>(value)) > 0)
         return from_array(value, axis);
-    if (PyBool_Check(value)) raise_not_a_selector(axis, "bool");
+    if (PyBool_Check(value) || PyArray_IsScalar(value, Bool)) raise_not_a_selector(axis, "bool");
     if (PySlice_Check(value)) {
         Py_ssize_t start, stop, step;
         if (PySlice_Unpack(value, &start, &stop, &step) < 0) throw py::error_already_set();
@@ -84,15 +107,7 @@ Indices resolve_selector(const py::object& selector, const Axis& axis) {
         return indices;
     }
     const bool is_text = PyUnicode_Check(value) || PyBytes_Check(value) || PyByteArray_Check(value);
-    if (PySequence_Check(value) && !is_text && PySequence_Size(value) >= 0) {
-        const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(value, "a sequence of ints"));
-        if (!items) throw py::error_already_set();
-        Indices indices;
-        for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-            indices.values.push_back(resolve_index(PySequence_Fast_GET_ITEM(items.ptr(), i), axis));
-        }
-        return indices;
-    }
+    if (PySequence_Check(value) && !is_text && PySequence_Size(value) >= 0) return from_sequence(value, axis);
     PyErr_Clear();  // of a 0-dimensional array, which has no size
     if (!PyIndex_Check(value)) raise_not_a_selector(axis, type_name(value));
     return {{resolve_index(value, axis)}, false};

@@ -45,7 +45,7 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
                is_mean(PyTuple_GET_ITEM(heads.ptr(), 0))) {
         indices = resolve_selector(py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(heads.ptr(), 1)), axis);
     } else if (PyUnicode_Check(heads.ptr())) {
-        throw py::value_error("heads must be \"mean\" if it is a string, got " + std::string(py::repr(heads)));
+        throw py::type_error("heads must be \"mean\" if it is a string, got " + std::string(py::repr(heads)));
     } else {
         treat_heads = Heads::each;
         return resolve_selector(heads, axis);

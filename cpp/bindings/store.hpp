@@ -22,7 +22,9 @@ struct Store {
     std::int64_t n_layers() const { return static_cast<std::int64_t>(layers.size()); }
 };
 
-/// The store inside a Python object of the bound class or a subclass; throws a Python TypeError if it was never made.
+/// The store inside a Python object; TypeError if that is no Store, or one whose __init__ never ran (pybind11's own
+/// conversion would hand out unwritten memory for such an object, so bound functions take py::object and call this).
 Store& store_of(PyObject* self);
+inline Store& store_of(const py::object& self) { return store_of(self.ptr()); }
 
 }  // namespace attncache::python

@@ -89,15 +89,22 @@ class AttentionCache(_core.Store):
             raise TypeError(f"copy must be None, True or False, got {type(copy).__name__}")
         source = read_source(pattern)
         stored = self._dtype or ("float32" if source.dtype == "float64" else source.dtype)
-        can_borrow = source.dtype == stored and source.is_borrowable_layout
-        if copy is False and not can_borrow:
-            if source.dtype != stored:
-                reason = f"its dtype {source.dtype} is stored as {stored}"
-            else:
-                reason = f"its memory is not C-contiguous and aligned (shape {source.array.shape}, strides {source.array.strides})"
+        reason = source.reason_to_copy(stored)
+        if copy is False and reason is not None:
             raise ValueError(f"copy=False cannot borrow this pattern: {reason}")
-        borrows = can_borrow and (copy is False or (copy is None and not source.is_writable))
+        borrows = reason is None and (copy is False or (copy is None and not source.is_writable))
         self._push(source.array, source.dtype, stored, borrows)
+
+    def clear(self) -> None:
+        """Forget all layers; views of them stay valid, and their memory is freed with the last of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0]]]])
+        >>> cache.clear()
+        >>> cache.is_empty
+        True
+        """
+        _core.Store._clear(self)
 
     @property
     def patterns(self) -> tuple[npt.NDArray[Any], ...]:

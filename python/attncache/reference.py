@@ -59,9 +59,9 @@ def chosen(size: int, selector: Any) -> tuple[list[int], bool]:
 def mean_of_heads(heads: Pattern) -> Weights:
     """The mean over the first axis: widened to float32, added head by head, divided by the number of heads."""
     total = np.zeros(heads.shape[1:], np.float32)
-    for head in heads:
-        total = total + head.astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
+        for head in heads:
+            total = total + head.astype(np.float32)
         return total / np.float32(len(heads))
 
 
@@ -79,12 +79,12 @@ def heads_of(pattern: Pattern, batch: int, heads: Any) -> tuple[Weights, bool]:
 def selected(patterns: Patterns, layers: Any, heads: Any, batch: Any) -> tuple[Weights, list[bool]]:
     """The selection as float32 [layer, batch, head, query, key], and which of the first three axes are kept."""
     layer_indices, keeps_layers = chosen(len(patterns), layers)
-    shapes = {patterns[layer].shape for layer in layer_indices}
+    shapes = {patterns[layer].shape for layer in layer_indices or range(len(patterns))}
     if len(shapes) != 1:
         raise ValueError(f"the selected layers must have one shape, got {sorted(shapes)}")
     (shape,) = shapes
     batch_indices, keeps_batch = chosen(shape[0], batch)
-    _, keeps_heads = heads_of(np.zeros((1, *shape[1:])), 0, heads)
+    _, keeps_heads = heads_of(np.zeros((1, shape[1], 0, 0)), 0, heads)
     blocks = [[heads_of(patterns[layer], item, heads)[0] for item in batch_indices] for layer in layer_indices]
     n_heads = 1 if not keeps_heads else len(chosen(shape[1], heads)[0])
     stacked = np.array(blocks, np.float32).reshape(len(layer_indices), len(batch_indices), n_heads, *shape[2:])

@@ -14,16 +14,31 @@ _DLPACK_CPU = 1
 
 
 class Source(NamedTuple):
-    """A pattern to push: ``array`` holds bfloat16 as uint16, because NumPy itself has no such dtype."""
+    """A pattern to push.
+
+    Attributes:
+        array: the weights in native byte order; bfloat16 as uint16, because NumPy itself has no such dtype.
+        dtype: what the items of ``array`` are.
+        is_writable: whether somebody may change the pushed memory later.
+        is_converted: whether ``array`` is already a copy (of nested lists, or of another byte order).
+    """
 
     array: npt.NDArray[Any]
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
     is_writable: bool
+    is_converted: bool = False
 
-    @property
-    def is_borrowable_layout(self) -> bool:
-        """Whether a layer can lie over this memory as it is."""
-        return bool(self.array.flags.c_contiguous and self.array.flags.aligned)
+    def reason_to_copy(self, stored: StoredDType) -> str | None:
+        """Why a layer of that dtype cannot lie over the pushed memory as it is, or None if it can."""
+        if self.dtype != stored:
+            return f"its dtype {self.dtype} is stored as {stored}"
+        if self.is_converted:
+            return "it is not an array in this machine's byte order"
+        if not (self.array.flags.c_contiguous and self.array.flags.aligned):
+            return (
+                f"its memory is not C-contiguous and aligned (shape {self.array.shape}, strides {self.array.strides})"
+            )
+        return None
 
 
 def stored_dtype(dtype: Any) -> StoredDType | None:
@@ -55,6 +70,8 @@ def read_source(pattern: Any) -> Source:
     source = _from_tensor(pattern) if _is_torch_tensor(pattern) else _from_array(_as_array(pattern))
     if not isinstance(pattern, np.ndarray) and not hasattr(pattern, "__array__") and hasattr(pattern, "__dlpack__"):
         source = source._replace(is_writable=True)  # older DLPack versions cannot say that memory is read-only
+    if isinstance(pattern, list | tuple):
+        source = source._replace(is_converted=True)
     if source.array.ndim != 4:
         raise ValueError(f"pattern must have the 4 axes [batch, head, query, key], got shape {source.array.shape}")
     if source.array.shape[3] >= 2**32 or source.array.shape[2] >= 2**32:
@@ -102,9 +119,9 @@ def _from_array(array: npt.NDArray[Any]) -> Source:
     is_writable = array.flags.writeable
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return Source(array.view(np.uint16), "bfloat16", is_writable)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+    if array.dtype.name not in ("float16", "float32", "float64"):
         raise TypeError(f"{_KINDS}, got {array.dtype}")
-    if not array.dtype.isnative:
+    is_converted = not array.dtype.isnative
+    if is_converted:
         array = array.astype(array.dtype.newbyteorder("="))
-        is_writable = True
-    return Source(np.asarray(array), array.dtype.name, is_writable)  # type: ignore[arg-type]
+    return Source(np.asarray(array), array.dtype.name, is_writable, is_converted)  # type: ignore[arg-type]

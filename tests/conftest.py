@@ -1,0 +1,88 @@
+"""What every test file shares: the installed package under test, its header, and the level, thread and dtype fixtures.
+
+Covered: that the tested attncache is the installed one, never the source tree's `python/attncache`; that a forced
+SIMD level or thread count is really in force, and that no test leaves another one behind.
+Seeds: every random array comes from `patterns.SEED`; hypothesis runs derandomised, so a failure repeats by itself.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import attncache
+from patterns import DTYPES, SEED
+
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.load_profile("fixed")
+
+SOURCE_TREE = Path(__file__).resolve().parents[1] / "python"
+
+
+def tested_package() -> Path:
+    """Where the attncache under test lives."""
+    return Path(attncache.__file__).resolve().parent
+
+
+def cpu_name() -> str:
+    """The CPU's own name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def pytest_configure() -> None:
+    if tested_package().is_relative_to(SOURCE_TREE):
+        raise pytest.UsageError(f"the tests must run against an installed attncache, got {tested_package()}")
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"attncache {attncache.__version__} from {tested_package()}",
+        f"cpu {cpu_name()}, threads {attncache.get_num_threads()}",
+        f"simd {attncache.simd.active()} of {', '.join(attncache.simd.available())}",
+        f"numpy {np.__version__}, ml_dtypes {ml_dtypes.__version__}, seed {SEED}",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _leaves_level_and_threads_alone() -> Iterator[None]:
+    before = attncache.simd.active(), attncache.get_num_threads()
+    yield
+    assert (attncache.simd.active(), attncache.get_num_threads()) == before, "the test left its level or threads behind"
+
+
+@pytest.fixture(params=attncache.simd.available())
+def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each SIMD level of this machine, forced for the test and restored after it."""
+    before = attncache.simd.active()
+    with attncache.simd.use(request.param):
+        assert attncache.simd.active() == request.param
+        yield request.param
+        assert attncache.simd.active() == request.param, "the forced level did not last"
+    assert attncache.simd.active() == before
+
+
+@pytest.fixture(params=(1, 2, 3), ids=lambda count: f"threads{count}")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A thread count, forced for the test and restored after it."""
+    before = attncache.get_num_threads()
+    attncache.set_num_threads(request.param)
+    assert attncache.get_num_threads() == request.param
+    yield request.param
+    attncache.set_num_threads(before)
+
+
+@pytest.fixture(params=tuple(DTYPES))
+def dtype(request: pytest.FixtureRequest) -> str:
+    """The name of each dtype a layer may be stored in."""
+    return str(request.param)

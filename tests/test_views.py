@@ -1,0 +1,351 @@
+"""Zero-copy views: where they point, who keeps their memory alive, that nobody writes through them, DLPack export.
+
+Sizes: small layers; leaks are looked for with layers of 1 MiB in the process's resident size (Linux only).
+Tolerance: none. Not covered: views of memory-mapped files and of factored layers.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncache import AttentionCache
+from patterns import DTYPES, Array, assert_same, cache_of, make
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident size is read from /proc")
+
+
+def address(pattern: Array) -> int:
+    return int(pattern.__array_interface__["data"][0])
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_every_way_to_a_layer_gives_the_same_memory(dtype: str) -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 4), dtype)] * 2)
+    layer = cache.get_layer(1)
+    assert layer is not None
+    views = [layer, cache[1], cache[-1], list(cache)[1], cache.patterns[1], cache[1:][0], cache.get_layer(-1)]
+    assert {address(view) for view in views if view is not None} == {address(layer)}
+    assert all(view is not None and view.dtype == DTYPES[dtype] and view.shape == (1, 2, 3, 4) for view in views)
+
+
+def test_each_view_is_a_fresh_array() -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 4))])
+    one, two = cache[0], cache[0]
+    assert one is not two
+    one.resize((2, 12), refcheck=False)
+    assert two.shape == cache[0].shape == (1, 2, 3, 4)
+
+
+def test_views_are_plain_contiguous_arrays(dtype: str) -> None:
+    view = cache_of([make("soft", (2, 2, 3, 5), dtype)])[0]
+    assert type(view) is np.ndarray
+    assert view.flags.c_contiguous
+    assert view.flags.aligned
+    assert not view.flags.owndata
+    assert view.base is not None
+
+
+def test_a_view_cannot_be_written(dtype: str) -> None:
+    pattern = make("soft", (1, 2, 3, 4), dtype)
+    cache = AttentionCache()
+    cache.push(pattern)
+    cache.push(pattern, copy=False)
+    for view in cache:
+        assert not view.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+        for array in (view, view[0], view.view(), view.T):
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                array.setflags(write=True)
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                array.flags.writeable = True
+        with pytest.raises((ValueError, TypeError)):
+            np.add(view, view, out=view)
+    assert_same(cache.patterns, (pattern, pattern))
+
+
+def test_the_buffer_of_a_view_is_read_only() -> None:
+    view = cache_of([make("soft", (1, 2, 3, 4))])[0]
+    with memoryview(view) as buffer:
+        assert buffer.readonly
+    with pytest.raises(TypeError):
+        (memoryview(view).cast("B"))[0] = 1
+
+
+@pytest.mark.parametrize("result", ["attention_from_position", "attention_to_position", "head_mean"])
+def test_a_read_only_result_outlives_its_cache(result: str, dtype: str) -> None:
+    pattern = make("soft", (1, 4, 33, 65), dtype)
+    cache = cache_of([pattern])
+    args = (0,) if result == "head_mean" else (0, 3)
+    kept = [getattr(cache, result)(*args) for _ in range(20)]
+    expected = kept[0].copy()
+    cache.clear()
+    del cache
+    gc.collect()
+    disturb()
+    for one in kept:
+        assert_same(one, expected)
+
+
+def disturb() -> None:
+    """Allocate and fill, so that memory given back by mistake is overwritten."""
+    for size in (64, 1 << 10, 1 << 14, 1 << 18):
+        for _ in range(20):
+            cache_of([np.full((1, 1, 1, size), -7.0, np.float32)])
+            np.full(size, -7.0, np.float32)
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["owned", "borrowed"])
+def test_a_view_outlives_clearing_and_collecting_its_cache(copy: bool, dtype: str) -> None:
+    expected = make("soft", (1, 4, 33, 65), dtype)
+    cache = AttentionCache()
+    cache.push(expected.copy(), copy=copy)
+    view = cache[0]
+    part = cache[0][0, 1, 2:, ::2]
+    everything = cache.patterns
+    cache.clear()
+    disturb()
+    assert_same(view, expected)
+    del cache, everything
+    gc.collect()
+    disturb()
+    assert_same(view, expected)
+    del view
+    gc.collect()
+    disturb()
+    assert_same(part.copy(), np.ascontiguousarray(expected[0, 1, 2:, ::2]))
+
+
+def test_an_iterator_outlives_its_cache() -> None:
+    patterns = [make("soft", (1, 1, 2, 3), "float32", place) for place in range(3)]
+    iterator = iter(cache_of(patterns))
+    gc.collect()
+    disturb()
+    assert_same(tuple(iterator), tuple(patterns))
+
+
+class Owner(bytearray):
+    """Memory that can be watched."""
+
+
+def borrowed(read_only: bool) -> tuple[AttentionCache, weakref.ref[Owner], Array]:
+    pattern = make("soft", (1, 2, 3, 4))
+    owner = Owner(pattern.tobytes())
+    source = np.frombuffer(owner, np.float32).reshape(pattern.shape)
+    source.setflags(write=not read_only)
+    cache = AttentionCache()
+    cache.push(source, copy=None if read_only else False)
+    assert address(cache[0]) == address(source)
+    return cache, weakref.ref(owner), pattern
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["copy=None", "copy=False"])
+def test_a_borrowed_source_lives_as_long_as_the_cache_or_a_view(read_only: bool) -> None:
+    cache, owner, pattern = borrowed(read_only)
+    gc.collect()
+    assert owner() is not None, "the cache must keep what it borrows alive"
+    assert_same(cache[0], pattern)
+    view = cache[0]
+    del cache
+    gc.collect()
+    assert owner() is not None, "a view must keep what it borrows alive"
+    assert_same(view, pattern)
+    del view
+    gc.collect()
+    assert owner() is None, "nobody is left who needs the source"
+
+
+def test_clearing_lets_go_of_borrowed_sources() -> None:
+    cache, owner, _ = borrowed(True)
+    cache.attention_from_position(0, 0)
+    cache.clear()
+    gc.collect()
+    assert owner() is None
+
+
+def test_a_copied_source_is_let_go_at_once() -> None:
+    pattern = make("soft", (1, 2, 3, 4))
+    before = sys.getrefcount(pattern)
+    cache = AttentionCache()
+    for _ in range(10):
+        cache.push(pattern)
+        cache.push(pattern, copy=True)
+    assert sys.getrefcount(pattern) == before
+    with pytest.raises(ValueError, match="pattern"):
+        cache.push(pattern[0])
+    with pytest.raises(ValueError, match="copy=False"):
+        cache.push(pattern[..., ::2], copy=False)
+    assert sys.getrefcount(pattern) == before
+
+
+def test_a_cache_that_borrows_its_own_view_is_collected() -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 4))])
+    cache.push(cache[0])
+    assert address(cache[0]) == address(cache[1]), "a view is read-only and contiguous, so it is borrowed"
+    watched = weakref.ref(cache) if hasattr(cache, "__weakref__") else None
+    view = cache[1]
+    del cache
+    gc.collect()
+    assert watched is None or watched() is None
+    assert_same(view, make("soft", (1, 2, 3, 4)))
+
+
+REPEATED: dict[str, Callable[[AttentionCache], Any]] = {
+    "view": lambda cache: cache[0],
+    "patterns": lambda cache: cache.patterns,
+    "get_layer of none": lambda cache: cache.get_layer(5),
+    "attention_from_position": lambda cache: cache.attention_from_position(0, 1),
+    "attention_to_position": lambda cache: cache.attention_to_position(0, 1),
+    "top_attended_positions": lambda cache: cache.top_attended_positions(0, 1, 200),
+    "head_mean": lambda cache: cache.head_mean(0),
+    "rows": lambda cache: cache.rows(0, [0, 1], heads=[0, 1]),
+    "columns": lambda cache: cache.columns(0, [0, 1], heads=("mean", [1])),
+    "edges": lambda cache: cache.edges(None, None),
+    "top_k": lambda cache: cache.top_k(200),
+    "repr": repr,
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated_calls_do_not_grow_the_process(name: str) -> None:
+    cache, call = cache_of([make("soft", (1, 2, 3, 1000))]), REPEATED[name]
+    for _ in range(200):
+        call(cache)
+    gc.collect()
+    before = resident_bytes()
+    for _ in range(4000):
+        call(cache)
+    gc.collect()
+    assert resident_bytes() - before < 4 << 20, "4000 results of at least 1000 weights would be 16 MB"
+
+
+@needs_proc
+def test_failing_calls_do_not_grow_the_process() -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 1000))])
+    strided = np.zeros((1, 2, 3, 2000), np.float32)[..., ::2]
+
+    def fail() -> None:
+        with pytest.raises(IndexError):
+            cache.attention_from_position(0, 10)
+        with pytest.raises(TypeError):
+            cache.rows([0, "x"])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="copy=False"):
+            cache.push(strided, copy=False)
+
+    for _ in range(100):
+        fail()
+    before = resident_bytes()
+    for _ in range(1500):
+        fail()
+    gc.collect()
+    assert resident_bytes() - before < 4 << 20
+
+
+@needs_proc
+def test_pushing_and_clearing_gives_memory_back(dtype: str) -> None:
+    pattern = make("soft", (1, 4, 256, 256))
+    with np.errstate(over="ignore"):
+        converted = pattern.astype(DTYPES[dtype])
+    cache = AttentionCache(dtype=dtype)
+
+    def push_and_forget() -> None:
+        for source in (pattern, converted, converted.transpose(0, 1, 3, 2)):
+            cache.push(source)
+        cache.attention_from_position(0, 0)
+        cache.head_mean(2)
+        cache.clear()
+        cache_of([pattern, converted])
+
+    for _ in range(3):
+        push_and_forget()
+    gc.collect()
+    before = resident_bytes()
+    for _ in range(60):
+        push_and_forget()
+    gc.collect()
+    assert resident_bytes() - before < 16 << 20, "60 rounds of about 5 MB each must not stay"
+
+
+# DLPack export
+
+numpy_exports_read_only = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.1.0", reason="NumPy exports read-only arrays over DLPack from 2.1 on"
+)
+
+
+@numpy_exports_read_only
+@pytest.mark.parametrize("name", ["float16", "float32"])
+def test_a_view_goes_out_through_dlpack_without_a_copy_and_read_only(name: str) -> None:
+    pattern = make("soft", (1, 2, 3, 4), name)
+    cache = cache_of([pattern])
+    out = np.from_dlpack(cache[0])
+    assert address(out) == address(cache[0])
+    assert not out.flags.writeable
+    cache.clear()
+    del cache
+    gc.collect()
+    disturb()
+    assert_same(out, pattern)
+
+
+@numpy_exports_read_only
+def test_a_result_goes_out_through_dlpack() -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 4))])
+    for result in (cache.attention_from_position(0, 0), cache.head_mean(0), cache.rows(), cache.top_k(2).positions):
+        assert_same(np.from_dlpack(result), result)
+
+
+def test_a_view_is_seen_by_numpy_without_a_copy() -> None:
+    cache = cache_of([make("soft", (1, 2, 3, 4))])
+    view = cache[0]
+    assert np.asarray(view) is view
+    assert np.shares_memory(np.asarray(memoryview(view)), view)
+
+
+# bfloat16 without ml_dtypes
+
+WITHOUT_ML_DTYPES = """
+import sys
+import numpy as np
+import attncache
+assert "ml_dtypes" not in sys.modules, "importing attncache must not import ml_dtypes"
+assert "torch" not in sys.modules, "importing attncache must not import torch"
+sys.modules["ml_dtypes"] = None
+cache = attncache.AttentionCache(dtype="bfloat16")
+cache.push(np.full((1, 2, 3, 4), 0.25, np.float32))
+assert cache.n_layers == 1 and cache.nbytes == 48 and "bfloat16" in repr(cache)
+assert (cache.attention_from_position(0, 1) == 0.25).all()
+assert (cache.attention_to_position(0, 1) == 0.25).all()
+assert cache.top_attended_positions(0, 0, 1) == [(0, 0.25)]
+assert (cache.rows(heads=None) == 0.25).all() and (cache.head_mean(0) == 0.25).all()
+assert (cache.top_k(2).positions == [0, 1]).all()
+for view in (lambda: cache[0], lambda: cache.get_layer(0), lambda: cache.patterns, lambda: list(cache)):
+    try:
+        view()
+    except ImportError as error:
+        assert "ml_dtypes" in str(error), error
+    else:
+        raise AssertionError("a bfloat16 view without ml_dtypes must be an ImportError")
+assert cache.get_layer(1) is None
+print("done")
+"""
+
+
+def test_bfloat16_answers_queries_without_ml_dtypes_and_says_what_a_view_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_ML_DTYPES]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
