@@ -1,8 +1,11 @@
 // NumPy arrays in, NumPy arrays out.
 #include "arrays.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <string>
 #include <thread>
+#include <tuple>
 
 namespace attncache::python {
 namespace {
@@ -42,6 +45,19 @@ PyArray_Descr* descriptor_of(DType dtype) {
     return descriptor;
 }
 
+/// A read-only C-contiguous array; steals the descriptor.
+PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> dims, const void* data,
+                         const py::object& owner) {
+    PyObject* const view = PyArray_NewFromDescr(&PyArray_Type, descriptor, static_cast<int>(dims.size()), dims.data(),
+                                                nullptr, const_cast<void*>(data), 0, nullptr);
+    if (view == nullptr) throw py::error_already_set();
+    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), owner.inc_ref().ptr()) < 0) {
+        Py_DECREF(view);
+        throw py::error_already_set();
+    }
+    return view;
+}
+
 }  // namespace
 
 ReleaseGilForLargeWork::~ReleaseGilForLargeWork() {
@@ -62,45 +78,79 @@ DType dtype_named(const std::string& wanted) {
     throw py::value_error("dtype must be float16, bfloat16, float32 or float64, got " + wanted);
 }
 
-StoredLayer layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
+std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
+                                              bool indexes) {
     auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
     if (!PyArray_Check(array.ptr()) || PyArray_NDIM(ndarray) != 4 ||
         PyArray_ITEMSIZE(ndarray) != static_cast<npy_intp>(item_bytes(dtype))) {
         throw py::type_error("pattern must be a 4-dimensional NumPy array of its dtype's item size");
     }
     const npy_intp* const dims = PyArray_DIMS(ndarray);
+    const npy_intp* const strides = PyArray_STRIDES(ndarray);
     const Shape shape{dims[0], dims[1], dims[2], dims[3]};
     const auto* const data = static_cast<const std::byte*>(PyArray_DATA(ndarray));
+    const SourceArray source{data, dtype, shape, {strides[0], strides[1], strides[2], strides[3]}};
+    indexes = indexes && shape.n_heads > 0;  // the mean of no heads is NaN: nothing to keep
     std::shared_ptr<const Layer> layer;
-    if (shares_memory) {
-        layer = borrow_layer(data, stored, shape, keep_alive(array));
-    } else {
-        const npy_intp* const strides = PyArray_STRIDES(ndarray);
-        const SourceArray source{data, dtype, shape, {strides[0], strides[1], strides[2], strides[3]}};
-        const ReleaseGilForLargeWork release(PyArray_NBYTES(ndarray));
-        layer = copy_layer(source, stored);
+    std::vector<HeadMeanIndex> built;
+    const std::shared_ptr<const void> owner = shares_memory ? keep_alive(array) : nullptr;
+    {
+        const ReleaseGilForLargeWork release(shares_memory && !indexes ? 0 : PyArray_NBYTES(ndarray));
+        if (shares_memory) {
+            layer = borrow_layer(data, stored, shape, owner);
+            for (std::int64_t b = 0; indexes && b < shape.batch_size; ++b) {
+                built.push_back(build_index(layer->pattern, b));
+            }
+        } else if (indexes) {
+            std::tie(layer, built) = copy_and_index_layer(source, stored);
+        } else {
+            layer = copy_layer(source, stored);
+        }
     }
-    return {layer, capsule_of(layer)};
+    auto result = std::make_shared<StoredLayer>();
+    result->layer = layer;
+    result->owner = capsule_of(layer);
+    result->indexes.resize(static_cast<std::size_t>(shape.batch_size));
+    for (std::size_t b = 0; b < built.size(); ++b) set_index(result->indexes[b], std::move(built[b]));
+    return result;
 }
 
 PyObject* view_of(const StoredLayer& stored) {
     const PatternView& pattern = stored.layer->pattern;
     const Shape& shape = pattern.shape;
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
-    PyObject* const view = PyArray_NewFromDescr(&PyArray_Type, descriptor_of(pattern.dtype), 4, dims, nullptr,
-                                                const_cast<std::byte*>(pattern.data), 0, nullptr);
-    if (view == nullptr) throw py::error_already_set();
-    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), stored.owner.inc_ref().ptr()) < 0) {
-        Py_DECREF(view);
-        throw py::error_already_set();
-    }
-    return view;
+    return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner);
+}
+
+PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {
+    return read_only_view(PyArray_DescrFromType(NPY_FLOAT), dims, data, owner);
 }
 
 PyObject* new_array(std::span<const npy_intp> dims, int typenum) {
     PyObject* const array = PyArray_SimpleNew(static_cast<int>(dims.size()), dims.data(), typenum);
     if (array == nullptr) throw py::error_already_set();
     return array;
+}
+
+py::object result_array(PyObject* out, std::span<const npy_intp> dims) {
+    if (out == nullptr || out == Py_None) return py::reinterpret_steal<py::object>(new_array(dims, NPY_FLOAT));
+    auto* const array = reinterpret_cast<PyArrayObject*>(out);
+    if (!PyArray_Check(out)) {
+        throw py::type_error(std::string("out must be a NumPy array, got ") + Py_TYPE(out)->tp_name);
+    }
+    const bool fits = PyArray_NDIM(array) == static_cast<int>(dims.size()) &&
+                      std::equal(dims.begin(), dims.end(), PyArray_DIMS(array));
+    if (PyArray_TYPE(array) == NPY_FLOAT && fits && PyArray_ISCARRAY(array)) {
+        return py::reinterpret_borrow<py::object>(out);
+    }
+    py::list shape;
+    for (const npy_intp dim : dims) shape.append(dim);
+    const py::handle handle(out);
+    throw py::value_error(
+        "out must be a writable, aligned, C-contiguous float32 array of shape " +
+        std::string(py::str(py::tuple(shape))) + ", got " + std::string(py::str(handle.attr("dtype"))) + " of shape " +
+        std::string(py::str(handle.attr("shape"))) + " with " + (PyArray_ISWRITEABLE(array) ? "" : "read-only ") +
+        "strides " + std::string(py::str(handle.attr("strides"))));
 }
 
 }  // namespace attncache::python

@@ -10,15 +10,23 @@ namespace attncache::python {
 /// A dtype by its Python name; ValueError if there is none of that name.
 DType dtype_named(const std::string& name);
 
-/// A layer over the memory of `array` (shared) or in a converted copy of it. `dtype` says what its items are:
-/// NumPy shows bfloat16 as uint16. The copy releases the GIL if it is large.
-StoredLayer layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory);
+/// A layer over the memory of `array` (shared) or in a converted copy of it, with its indexes if they are wanted at
+/// once. `dtype` says what its items are: NumPy shows bfloat16 as uint16. Large work releases the GIL.
+std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
+                                              bool indexes);
 
 /// A read-only view of a layer that shares its memory. ImportError for bfloat16 without ml_dtypes.
 PyObject* view_of(const StoredLayer& layer);
 
+/// A read-only array over floats that `owner` keeps alive.
+PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner);
+
 /// A new array to be written by a query.
 PyObject* new_array(std::span<const npy_intp> dims, int typenum);
+
+/// `out` as an array that a result of those dimensions can be written into, or a new one if it is None or nullptr.
+/// TypeError or ValueError if it is not a writable C-contiguous float32 array of that shape.
+py::object result_array(PyObject* out, std::span<const npy_intp> dims);
 
 inline float* floats(PyObject* array) {
     return static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(array)));

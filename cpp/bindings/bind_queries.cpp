@@ -16,40 +16,45 @@ void append(std::vector<npy_intp>& dims, const Indices& indices) {
 }
 
 py::object rows_of(const py::object& store, const py::object& layers, const py::object& positions,
-                   const py::object& heads, const py::object& batch) {
+                   const py::object& heads, const py::object& batch, const py::object& out) {
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(positions, {"positions", "seq_q", resolved.shape.seq_q});
     append(resolved.dims, queries);
     resolved.dims.push_back(resolved.shape.seq_k);
-    py::object result = steal(new_array(resolved.dims, NPY_FLOAT));
+    py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_queries = static_cast<std::int64_t>(queries.values.size());
+    resolved.use_indexes(store_of(store), [&](const IndexCosts& costs) { return n_queries * costs.row; });
     const ReleaseGilForLargeWork release(resolved.bytes_of(n_queries * resolved.shape.seq_k));
     rows(resolved.selection, queries.values, floats(result.ptr()));
     return result;
 }
 
 py::object columns_of(const py::object& store, const py::object& layers, const py::object& positions,
-                      const py::object& heads, const py::object& batch) {
+                      const py::object& heads, const py::object& batch, const py::object& out) {
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices keys = resolve_selector(positions, {"positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, keys);
     resolved.dims.push_back(resolved.shape.seq_q);
-    py::object result = steal(new_array(resolved.dims, NPY_FLOAT));
+    py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_keys = static_cast<std::int64_t>(keys.values.size());
+    resolved.use_indexes(store_of(store),
+                         [&](const IndexCosts& costs) { return std::min(n_keys * costs.column, costs.layer); });
     const ReleaseGilForLargeWork release(resolved.bytes_of(n_keys * resolved.shape.seq_q));
     columns(resolved.selection, keys.values, floats(result.ptr()));
     return result;
 }
 
 py::object edges_of(const py::object& store, const py::object& from_positions, const py::object& to_positions,
-                    const py::object& layers, const py::object& heads, const py::object& batch) {
+                    const py::object& layers, const py::object& heads, const py::object& batch, const py::object& out) {
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(from_positions, {"from_positions", "seq_q", resolved.shape.seq_q});
     const Indices keys = resolve_selector(to_positions, {"to_positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, queries);
     append(resolved.dims, keys);
-    py::object result = steal(new_array(resolved.dims, NPY_FLOAT));
+    py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_edges = static_cast<std::int64_t>(queries.values.size() * keys.values.size());
+    resolved.use_indexes(store_of(store),
+                         [&](const IndexCosts& costs) { return std::min(n_edges * costs.edge, costs.layer); });
     const ReleaseGilForLargeWork release(resolved.bytes_of(n_edges));
     edges(resolved.selection, queries.values, keys.values, floats(result.ptr()));
     return result;
@@ -62,10 +67,10 @@ Direction direction_named(const std::string& direction) {
 }
 
 py::tuple top_k_of(const py::object& store, const py::object& k, const py::object& layers, const py::object& positions,
-                   const py::object& heads, const py::object& batch, const std::string& direction_name) {
+                   const py::object& heads, const py::object& batch, const py::object& direction_name) {
     const std::int64_t asked = count(k.ptr(), "k");
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
-    const Direction direction = direction_named(direction_name);
+    const Direction direction = direction_named(text(direction_name, "direction"));
     const Shape& shape = resolved.shape;
     const bool from = direction == Direction::from;
     const Axis axis{"positions", from ? "seq_q" : "seq_k", from ? shape.seq_q : shape.seq_k};
@@ -78,6 +83,9 @@ py::tuple top_k_of(const py::object& store, const py::object& k, const py::objec
     py::object top_weights = steal(new_array(resolved.dims, NPY_FLOAT));
     {
         const auto n_lines = static_cast<std::int64_t>(chosen.values.size());
+        resolved.use_indexes(store_of(store), [&](const IndexCosts& costs) {
+            return from ? n_lines * costs.row : std::min(n_lines * costs.column, costs.layer);
+        });
         const ReleaseGilForLargeWork release(resolved.bytes_of(n_lines * length));
         top_k(resolved.selection, chosen.values, direction, n_top, integers(top_positions.ptr()),
               floats(top_weights.ptr()));
@@ -89,9 +97,10 @@ py::tuple top_k_of(const py::object& store, const py::object& k, const py::objec
 
 void bind_queries(py::module_& module) {
     using namespace py::literals;
-    module.def("rows", rows_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a);
-    module.def("columns", columns_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a);
-    module.def("edges", edges_of, "store"_a, "from_positions"_a, "to_positions"_a, "layers"_a, "heads"_a, "batch"_a);
+    module.def("rows", rows_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a);
+    module.def("columns", columns_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a);
+    module.def("edges", edges_of, "store"_a, "from_positions"_a, "to_positions"_a, "layers"_a, "heads"_a, "batch"_a,
+               "out"_a);
     module.def("top_k", top_k_of, "store"_a, "k"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "direction"_a);
 }
 

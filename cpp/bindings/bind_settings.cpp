@@ -22,12 +22,7 @@ void set_threads(const py::object& n) {
     set_num_threads(static_cast<int>(std::min<std::int64_t>(number, 1'000'000)));
 }
 
-void use_level(const py::object& level) {
-    if (!py::isinstance<py::str>(level)) {
-        throw py::type_error(std::string("level must be a str, got ") + Py_TYPE(level.ptr())->tp_name);
-    }
-    simd::use(level.cast<std::string>());
-}
+void use_level(const py::object& level) { simd::use(text(level, "level")); }
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 
 #include "arrays.hpp"
 #include "bind.hpp"
+#include "indices.hpp"
 
 namespace attncache::python {
 
@@ -16,6 +17,10 @@ Store& store_of(PyObject* self) {
     if (!PyObject_TypeCheck(self, store_type)) {
         throw py::type_error(std::string("store must be a Store, got ") + Py_TYPE(self)->tp_name);
     }
+    return store_in(self);
+}
+
+Store& store_in(PyObject* self) {
     // pybind11 keeps the C++ pointer of an object with one bound base in its first slot.
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
     void* const value = instance->simple_layout
@@ -29,32 +34,63 @@ namespace {
 
 void push(const py::object& self, const py::object& array, const std::string& dtype, const std::string& stored,
           bool shares_memory) {
-    store_of(self);  // fails before the copy, not after it
-    StoredLayer layer = layer_from_array(array, dtype_named(dtype), dtype_named(stored), shares_memory);
+    const bool indexes = store_of(self).policy == IndexPolicy::eager;
+    auto layer = layer_from_array(array, dtype_named(dtype), dtype_named(stored), shares_memory, indexes);
     store_of(self).layers.push_back(std::move(layer));
 }
 
-std::int64_t n_bytes(const py::object& self) {
+std::int64_t index_n_bytes(const py::object& self) {
     std::int64_t bytes = 0;
-    for (const StoredLayer& stored : store_of(self).layers) bytes += stored.layer->pattern.n_bytes();
+    for (const auto& stored : store_of(self).layers) {
+        for (const BatchIndex& place : stored->indexes) bytes += place.index.n_bytes;
+    }
     return bytes;
 }
 
+std::int64_t n_bytes(const py::object& self) {
+    std::int64_t bytes = index_n_bytes(self);
+    for (const auto& stored : store_of(self).layers) bytes += stored->layer->pattern.n_bytes();
+    return bytes;
+}
+
+void drop_index(const py::object& self) {
+    for (const auto& stored : store_of(self).layers) {
+        for (BatchIndex& place : stored->indexes) {
+            place.index = {};
+            place.owner = {};
+            place.rule.reset();
+        }
+    }
+}
+
+constexpr const char* kPolicyNames[] = {"off", "auto", "eager"};
+
+void set_index_policy(const py::object& self, const py::object& index) {
+    const std::string policy = text(index, "index");
+    for (const auto known : {IndexPolicy::off, IndexPolicy::automatic, IndexPolicy::eager}) {
+        if (policy == kPolicyNames[static_cast<int>(known)]) {
+            store_of(self).policy = known;
+            return;
+        }
+    }
+    throw py::value_error("index must be \"off\", \"auto\" or \"eager\", got \"" + policy + "\"");
+}
+
 py::tuple shapes(const py::object& self) {
-    const auto& layers = store_of(self).layers;
+    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple shapes(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
-        const Shape& shape = layers[i].layer->pattern.shape;
+        const Shape& shape = layers[i]->layer->pattern.shape;
         shapes[i] = py::make_tuple(shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k);
     }
     return shapes;
 }
 
 py::tuple dtypes(const py::object& self) {
-    const auto& layers = store_of(self).layers;
+    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple dtypes(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
-        dtypes[i] = py::str(name(layers[i].layer->pattern.dtype));
+        dtypes[i] = py::str(name(layers[i]->layer->pattern.dtype));
     }
     return dtypes;
 }
@@ -70,9 +106,16 @@ py::class_<Store> bind_store(py::module_& module) {
         .def(
             "_reserve", [](const py::object& self, std::size_t n_layers) { store_of(self).layers.reserve(n_layers); },
             "n_layers"_a)
-        .def("_clear", [](const py::object& self) { std::vector<StoredLayer>().swap(store_of(self).layers); })
+        .def("_clear",
+             [](const py::object& self) { std::vector<std::shared_ptr<StoredLayer>>().swap(store_of(self).layers); })
         .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
         .def_property_readonly("is_empty", [](const py::object& self) { return store_of(self).layers.empty(); })
+        .def("_set_index_policy", set_index_policy, "index"_a)
+        .def("_drop_index", drop_index)
+        .def_property_readonly(
+            "index",
+            [](const py::object& self) { return py::str(kPolicyNames[static_cast<int>(store_of(self).policy)]); })
+        .def_property_readonly("index_nbytes", index_n_bytes)
         .def_property_readonly("nbytes", n_bytes)
         .def_property_readonly("shapes", shapes)
         .def_property_readonly("dtypes", dtypes);

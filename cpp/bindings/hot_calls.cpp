@@ -1,6 +1,8 @@
 // The calls that stand in Python's inner loops, on CPython's shortest path: METH_FASTCALL descriptors on the bound
 // class, no conversion layer between the interpreter and the query. Same checks, errors and keywords as everywhere.
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -38,17 +40,18 @@ public:
         const char* function;
         std::array<const char*, kArguments> names;
         std::size_t n_required;
+        std::size_t n_positional;  // those after it are given by keyword alone
     };
 
-    Arguments(const Signature& signature, PyObject* const* arguments, Py_ssize_t n_positional, PyObject* keywords) {
-        const auto n_given = static_cast<std::size_t>(n_positional);
-        if (n_given > kArguments) {
-            fail(signature,
-                 "takes at most " + std::to_string(kArguments) + " arguments, got " + std::to_string(n_given));
+    Arguments(const Signature& signature, PyObject* const* arguments, Py_ssize_t n_given, PyObject* keywords) {
+        const auto n = static_cast<std::size_t>(n_given);
+        if (n > signature.n_positional) {
+            fail(signature, "takes at most " + std::to_string(signature.n_positional) + " positional arguments, got " +
+                                std::to_string(n));
         }
-        for (std::size_t i = 0; i < n_given; ++i) values_[i] = arguments[i];
-        if (keywords != nullptr) read_keywords(signature, arguments + n_given, keywords);
-        for (std::size_t i = n_given; i < signature.n_required; ++i) {
+        for (std::size_t i = 0; i < n; ++i) values_[i] = arguments[i];
+        if (keywords != nullptr) read_keywords(signature, arguments + n, keywords);
+        for (std::size_t i = n; i < signature.n_required; ++i) {
             if (values_[i] == nullptr) fail(signature, std::string("needs an argument '") + signature.names[i] + "'");
         }
     }
@@ -74,79 +77,142 @@ private:
     std::array<PyObject*, kArguments> values_{};
 };
 
-const StoredLayer& layer_at(const Store& store, PyObject* layer) {
-    return store.layers[static_cast<std::size_t>(resolve_index(layer, {"layer", "n_layers", store.n_layers()}))];
+/// An index as it was given, read from Python but not yet checked against its axis.
+struct GivenIndex {
+    std::int64_t number;
+    PyObject* given;
+
+    GivenIndex(PyObject* value, const char* argument) : number(whole_number(value, argument)), given(value) {}
+    std::int64_t on(const Axis& axis) const { return position_of(number, given, axis); }
+};
+
+/// The layer, and with it everything that may change, is looked up after all arguments have been read: reading one may
+/// run Python code.
+const std::shared_ptr<StoredLayer>& layer_at(const Store& store, const GivenIndex& layer) {
+    return store.layers[static_cast<std::size_t>(layer.on({"layer", "n_layers", store.n_layers()}))];
 }
 
-std::int64_t batch_at(const Shape& shape, PyObject* batch) {
-    if (batch == nullptr && shape.batch_size > 0) return 0;
-    const py::object zero = py::int_(0);
-    return resolve_index(batch == nullptr ? zero.ptr() : batch, {"batch", "batch_size", shape.batch_size});
-}
+/// The batch item; 0 if none is given.
+struct GivenBatch {
+    std::int64_t number;
+    PyObject* given;
 
-/// A read-only float array of those dimensions, filled by `fill(float*)` without the GIL if that reads many bytes.
-template <class Fill>
-PyObject* read_only_floats(std::span<const npy_intp> dims, std::int64_t bytes, const Fill& fill) {
-    auto result = py::reinterpret_steal<py::object>(new_array(dims, NPY_FLOAT));
-    {
-        const ReleaseGilForLargeWork release(bytes);
-        fill(floats(result.ptr()));
+    explicit GivenBatch(PyObject* value) : number(value == nullptr ? 0 : whole_number(value, "batch")), given(value) {}
+    std::int64_t on(const Shape& shape) const {
+        if (given == nullptr && shape.batch_size > 0) return 0;
+        const Axis axis{"batch", "batch_size", shape.batch_size};
+        return position_of(number, given == nullptr ? py::int_(0).ptr() : given, axis);
     }
-    make_read_only(result.ptr());
-    return result.release().ptr();
+};
+
+/// Answers one question about the mean of a batch item: from the index if that is built or now pays, otherwise
+/// directly. `from_index(index)` and `directly(pattern)` give the result; `cost` picks what it costs without an index.
+template <class Cost, class FromIndex, class Directly>
+PyObject* answer(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, const Cost& cost,
+                 const FromIndex& from_index, const Directly& directly) {
+    const BatchIndex& ready = stored->indexes[static_cast<std::size_t>(batch)];
+    if (ready.index.is_built()) return from_index(ready);
+    const auto layer = stored;  // shared: the GIL may be released from here on
+    const PatternView& pattern = layer->layer->pattern;
+    const std::int64_t bytes = cost(index_costs(pattern));
+    if (const BatchIndex* index = index_for_query(store, layer, batch, bytes)) return from_index(*index);
+    return directly(pattern, bytes);
 }
 
-/// What a mean over `n` items of each head costs, in bytes of sequential reading.
-std::int64_t bytes_of(const PatternView& pattern, std::int64_t n, std::int64_t bytes_per_item) {
-    return pattern.shape.n_heads * n * bytes_per_item;
+/// The result of `answer` as an array of floats: a view of the index, or what `fill(float*)` writes into `out` or a
+/// new array.
+template <class Cost, class InIndex, class Fill>
+PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
+                         std::span<const npy_intp> dims, PyObject* out, const Cost& cost, const InIndex& in_index,
+                         const Fill& fill) {
+    const auto from_index = [&](const BatchIndex& found) -> PyObject* {
+        const float* const weights = in_index(found.index);
+        if (out == nullptr || out == Py_None) return view_of_floats(weights, dims, found.owner);
+        py::object result = result_array(out, dims);
+        std::memcpy(floats(result.ptr()), weights,
+                    static_cast<std::size_t>(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(result.ptr()))));
+        return result.release().ptr();
+    };
+    const auto directly = [&](const PatternView& pattern, std::int64_t bytes) -> PyObject* {
+        py::object result = result_array(out, dims);
+        {
+            const ReleaseGilForLargeWork release(bytes);
+            fill(pattern, floats(result.ptr()));
+        }
+        if (result.ptr() != out) make_read_only(result.ptr());
+        return result.release().ptr();
+    };
+    return answer(store, stored, batch, cost, from_index, directly);
 }
-
-constexpr std::int64_t kCacheLine = 64;
 
 PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<3>::Signature signature{"attention_from_position", {"layer", "position", "batch"}, 2};
+    static constexpr Arguments<4>::Signature signature{
+        "attention_from_position", {"layer", "position", "batch", "out"}, 2, 3};
     return guarded([&] {
-        const Arguments<3> arguments(signature, values, n, keywords);
-        const auto layer = layer_at(store_of(self), arguments[0]).layer;
-        const PatternView& pattern = layer->pattern;
-        const std::int64_t query = resolve_index(arguments[1], {"position", "seq_q", pattern.shape.seq_q});
-        const std::int64_t batch = batch_at(pattern.shape, arguments[2]);
-        const npy_intp dims[] = {pattern.shape.seq_k};
-        const auto bytes = bytes_of(pattern, dims[0], static_cast<std::int64_t>(item_bytes(pattern.dtype)));
-        return read_only_floats(dims, bytes, [&](float* out) { mean_row(pattern, batch, query, out); });
+        const Arguments<4> arguments(signature, values, n, keywords);
+        const GivenIndex given_layer(arguments[0], "layer");
+        const GivenIndex given_position(arguments[1], "position");
+        const GivenBatch given_batch(arguments[2]);
+        const Store& store = store_in(self);
+        const auto& stored = layer_at(store, given_layer);
+        const Shape& shape = stored->layer->pattern.shape;
+        const std::int64_t query = given_position.on({"position", "seq_q", shape.seq_q});
+        const std::int64_t batch = given_batch.on(shape);
+        const npy_intp dims[] = {shape.seq_k};
+        return floats_of_mean(
+            store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.row; },
+            [&](const HeadMeanIndex& index) { return index.by_query + query * dims[0]; },
+            [&](const PatternView& pattern, float* out) { mean_row(pattern, batch, query, out); });
     });
 }
 
 PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<3>::Signature signature{"attention_to_position", {"layer", "position", "batch"}, 2};
+    static constexpr Arguments<4>::Signature signature{
+        "attention_to_position", {"layer", "position", "batch", "out"}, 2, 3};
     return guarded([&] {
-        const Arguments<3> arguments(signature, values, n, keywords);
-        const auto layer = layer_at(store_of(self), arguments[0]).layer;
-        const PatternView& pattern = layer->pattern;
-        const std::int64_t key = resolve_index(arguments[1], {"position", "seq_k", pattern.shape.seq_k});
-        const std::int64_t batch = batch_at(pattern.shape, arguments[2]);
-        const npy_intp dims[] = {pattern.shape.seq_q};
-        const auto bytes = bytes_of(pattern, dims[0], kCacheLine);
-        return read_only_floats(dims, bytes, [&](float* out) { mean_column(pattern, batch, key, out); });
+        const Arguments<4> arguments(signature, values, n, keywords);
+        const GivenIndex given_layer(arguments[0], "layer");
+        const GivenIndex given_position(arguments[1], "position");
+        const GivenBatch given_batch(arguments[2]);
+        const Store& store = store_in(self);
+        const auto& stored = layer_at(store, given_layer);
+        const Shape& shape = stored->layer->pattern.shape;
+        const std::int64_t key = given_position.on({"position", "seq_k", shape.seq_k});
+        const std::int64_t batch = given_batch.on(shape);
+        const npy_intp dims[] = {shape.seq_q};
+        return floats_of_mean(
+            store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.column; },
+            [&](const HeadMeanIndex& index) { return index.by_key + key * dims[0]; },
+            [&](const PatternView& pattern, float* out) { mean_column(pattern, batch, key, out); });
     });
 }
 
 PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<2>::Signature signature{"head_mean", {"layer", "batch"}, 1};
+    static constexpr Arguments<3>::Signature signature{"head_mean", {"layer", "batch", "out"}, 1, 2};
     return guarded([&] {
-        const Arguments<2> arguments(signature, values, n, keywords);
-        const auto layer = layer_at(store_of(self), arguments[0]).layer;
-        const PatternView& pattern = layer->pattern;
-        const std::int64_t batch = batch_at(pattern.shape, arguments[1]);
-        const npy_intp dims[] = {pattern.shape.seq_q, pattern.shape.seq_k};
-        const auto bytes = bytes_of(pattern, dims[0] * dims[1], static_cast<std::int64_t>(item_bytes(pattern.dtype)));
-        return read_only_floats(dims, bytes, [&](float* out) { head_mean(pattern, batch, out); });
+        const Arguments<3> arguments(signature, values, n, keywords);
+        const GivenIndex given_layer(arguments[0], "layer");
+        const GivenBatch given_batch(arguments[1]);
+        const Store& store = store_in(self);
+        const auto& stored = layer_at(store, given_layer);
+        const Shape& shape = stored->layer->pattern.shape;
+        const std::int64_t batch = given_batch.on(shape);
+        const npy_intp dims[] = {shape.seq_q, shape.seq_k};
+        return floats_of_mean(
+            store, stored, batch, dims, arguments[2], [](const IndexCosts& costs) { return costs.layer; },
+            [](const HeadMeanIndex& index) { return index.by_query; },
+            [&](const PatternView& pattern, float* out) { head_mean(pattern, batch, out); });
     });
 }
 
-/// [(position, weight), ...] as Python numbers.
-PyObject* list_of_pairs(std::span<const std::int64_t> positions, const float* weights) {
-    auto list = py::reinterpret_steal<py::object>(PyList_New(static_cast<Py_ssize_t>(positions.size())));
+/// [(position, weight), ...] of the k heaviest weights as Python numbers.
+PyObject* list_of_heaviest(const float* weights, std::int64_t n, std::int64_t k) {
+    std::vector<std::int64_t> positions(static_cast<std::size_t>(k));
+    {
+        const ReleaseGilForLargeWork release(n * static_cast<std::int64_t>(sizeof(float)));
+        heaviest(weights, n, k, positions.data());
+    }
+    auto list = py::reinterpret_steal<py::object>(PyList_New(static_cast<Py_ssize_t>(k)));
     if (!list) throw py::error_already_set();
     for (std::size_t i = 0; i < positions.size(); ++i) {
         auto position = py::reinterpret_steal<py::object>(PyLong_FromLongLong(positions[i]));
@@ -162,57 +228,74 @@ PyObject* list_of_pairs(std::span<const std::int64_t> positions, const float* we
 
 PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
     static constexpr Arguments<4>::Signature signature{
-        "top_attended_positions", {"layer", "from_position", "k", "batch"}, 3};
+        "top_attended_positions", {"layer", "from_position", "k", "batch"}, 3, 4};
     return guarded([&] {
         const Arguments<4> arguments(signature, values, n, keywords);
-        const auto layer = layer_at(store_of(self), arguments[0]).layer;
-        const PatternView& pattern = layer->pattern;
-        const std::int64_t seq_k = pattern.shape.seq_k;
-        const std::int64_t query = resolve_index(arguments[1], {"from_position", "seq_q", pattern.shape.seq_q});
-        const std::int64_t k = std::min(count(arguments[2], "k"), seq_k);
-        const std::int64_t batch = batch_at(pattern.shape, arguments[3]);
-        std::vector<float> row(static_cast<std::size_t>(seq_k));
-        std::vector<std::int64_t> positions(static_cast<std::size_t>(k));
-        {
-            const ReleaseGilForLargeWork release(
-                bytes_of(pattern, seq_k, static_cast<std::int64_t>(item_bytes(pattern.dtype))));
-            mean_row(pattern, batch, query, row.data());
-            heaviest(row.data(), seq_k, k, positions.data());
-        }
-        return list_of_pairs(positions, row.data());
+        const GivenIndex given_layer(arguments[0], "layer");
+        const GivenIndex given_position(arguments[1], "from_position");
+        const std::int64_t given_k = count(arguments[2], "k");
+        const GivenBatch given_batch(arguments[3]);
+        const Store& store = store_in(self);
+        const auto& stored = layer_at(store, given_layer);
+        const Shape& shape = stored->layer->pattern.shape;
+        const std::int64_t seq_k = shape.seq_k;
+        const std::int64_t query = given_position.on({"from_position", "seq_q", shape.seq_q});
+        const std::int64_t k = std::min(given_k, seq_k);
+        const std::int64_t batch = given_batch.on(shape);
+        return answer(
+            store, stored, batch, [](const IndexCosts& costs) { return costs.row; },
+            [&](const BatchIndex& found) {
+                const auto memory = found.index.memory;  // shared: a long row releases the GIL
+                return list_of_heaviest(found.index.by_query + query * seq_k, seq_k, k);
+            },
+            [&](const PatternView& pattern, std::int64_t bytes) {
+                std::vector<float> row(static_cast<std::size_t>(seq_k));
+                {
+                    const ReleaseGilForLargeWork release(bytes);
+                    mean_row(pattern, batch, query, row.data());
+                }
+                return list_of_heaviest(row.data(), seq_k, k);
+            });
     });
 }
 
 PyObject* get_layer(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<1>::Signature signature{"get_layer", {"layer"}, 1};
+    static constexpr Arguments<1>::Signature signature{"get_layer", {"layer"}, 1, 1};
     return guarded([&]() -> PyObject* {
         const Arguments<1> arguments(signature, values, n, keywords);
-        const Store& store = store_of(self);
         std::int64_t layer = whole_number(arguments[0], "layer");
+        const Store& store = store_in(self);
         if (layer < 0) layer += store.n_layers();
         if (layer < 0 || layer >= store.n_layers()) Py_RETURN_NONE;
-        return view_of(store.layers[static_cast<std::size_t>(layer)]);
+        const auto stored = store.layers[static_cast<std::size_t>(layer)];  // shared: a bfloat16 view imports a package
+        return view_of(*stored);
     });
 }
 
 /// cache[i] is a view, cache[a:b] a tuple of views.
 PyObject* get_item(PyObject* self, PyObject* key) noexcept {
     return guarded([&]() -> PyObject* {
-        const Store& store = store_of(self);
-        if (!PySlice_Check(key)) return view_of(layer_at(store, key));
-        const Indices layers =
-            resolve_selector(py::reinterpret_borrow<py::object>(key), {"layer", "n_layers", store.n_layers()});
-        py::tuple views(layers.values.size());
-        for (std::size_t i = 0; i < layers.values.size(); ++i) {
-            views[i] =
-                py::reinterpret_steal<py::object>(view_of(store.layers[static_cast<std::size_t>(layers.values[i])]));
+        if (!PySlice_Check(key)) {
+            const GivenIndex given_layer(key, "layer");
+            const auto stored = layer_at(store_in(self), given_layer);  // shared: a bfloat16 view imports a package
+            return view_of(*stored);
+        }
+        Py_ssize_t start, stop, step;
+        if (PySlice_Unpack(key, &start, &stop, &step) < 0) throw py::error_already_set();
+        const Store& store = store_in(self);
+        const Py_ssize_t n = PySlice_AdjustIndices(store.n_layers(), &start, &stop, step);
+        std::vector<std::shared_ptr<StoredLayer>> layers;
+        for (Py_ssize_t i = 0; i < n; ++i) layers.push_back(store.layers[static_cast<std::size_t>(start + i * step)]);
+        py::tuple views(layers.size());
+        for (std::size_t i = 0; i < layers.size(); ++i) {
+            views[i] = py::reinterpret_steal<py::object>(view_of(*layers[i]));
         }
         return views.release().ptr();
     });
 }
 
 PyObject* length(PyObject* self, PyObject*) noexcept {
-    return guarded([&] { return PyLong_FromLongLong(store_of(self).n_layers()); });
+    return guarded([&] { return PyLong_FromLongLong(store_in(self).n_layers()); });
 }
 
 template <class Function>
@@ -225,7 +308,7 @@ constexpr int kFastCall = METH_FASTCALL | METH_KEYWORDS;
 // The text before "--" is what inspect.signature reads.
 PyMethodDef hot_methods[] = {
     {"attention_from_position", as_method(attention_from_position), kFastCall,
-     R"(attention_from_position($self, layer, position, batch=0)
+     R"(attention_from_position($self, layer, position, batch=0, *, out=None)
 --
 
 What one query position attends to, averaged over heads.
@@ -234,13 +317,14 @@ Args:
     layer: index of the layer; negative counts from the end.
     position: query position in [-seq_q, seq_q).
     batch: batch item.
+    out: None, or a writable C-contiguous float32 array of shape [seq_k] to write into and return.
 
 Returns:
-    Read-only float32 array of shape [seq_k]. Exact: the bits of
+    Read-only float32 array of shape [seq_k], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)[position]``.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
@@ -248,7 +332,7 @@ Raises:
 array([0.25, 0.75], dtype=float32)
 )"},
     {"attention_to_position", as_method(attention_to_position), kFastCall,
-     R"(attention_to_position($self, layer, position, batch=0)
+     R"(attention_to_position($self, layer, position, batch=0, *, out=None)
 --
 
 Who attends to one key position, averaged over heads.
@@ -257,13 +341,14 @@ Args:
     layer: index of the layer; negative counts from the end.
     position: key position in [-seq_k, seq_k).
     batch: batch item.
+    out: None, or a writable C-contiguous float32 array of shape [seq_q] to write into and return.
 
 Returns:
-    Read-only float32 array of shape [seq_q]. Exact: the bits of
+    Read-only float32 array of shape [seq_q], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)[:, position]``.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
@@ -294,7 +379,7 @@ Raises:
 [(1, 0.75)]
 )"},
     {"head_mean", as_method(head_mean_call), kFastCall,
-     R"(head_mean($self, layer, batch=0)
+     R"(head_mean($self, layer, batch=0, *, out=None)
 --
 
 The mean over heads of a whole layer.
@@ -302,13 +387,14 @@ The mean over heads of a whole layer.
 Args:
     layer: index of the layer; negative counts from the end.
     batch: batch item.
+    out: None, or a writable C-contiguous float32 array of shape [seq_q, seq_k] to write into and return.
 
 Returns:
-    Read-only float32 array of shape [seq_q, seq_k]. Exact: the bits of
+    Read-only float32 array of shape [seq_q, seq_k], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)``.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))

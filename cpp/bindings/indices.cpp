@@ -15,17 +15,6 @@ namespace {
 
 const char* type_name(PyObject* value) { return Py_TYPE(value)->tp_name; }
 
-/// The position counted from the start, or -1 if the axis has no such position.
-std::int64_t from_start(std::int64_t index, const Axis& axis) {
-    const std::int64_t resolved = index < 0 ? index + axis.size : index;
-    return resolved < axis.size ? std::max<std::int64_t>(resolved, -1) : -1;
-}
-
-[[noreturn]] void raise_out_of_range(const py::handle& index, const Axis& axis) {
-    raise(PyExc_IndexError, std::string(axis.argument) + " " + std::string(py::str(index)) + " is out of range for " +
-                                axis.size_name + "=" + std::to_string(axis.size));
-}
-
 [[noreturn]] void raise_not_a_selector(const Axis& axis, const std::string& got) {
     raise(PyExc_TypeError,
           std::string(axis.argument) + " must be None, an int, a slice or a sequence of ints, got " + got);
@@ -36,7 +25,9 @@ Indices from_sequence(PyObject* selector, const Axis& axis) {
     if (!items) throw py::error_already_set();
     Indices indices;
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-        indices.values.push_back(resolve_index(PySequence_Fast_GET_ITEM(items.ptr(), i), axis));
+        // Held: its own __index__ may take it out of the list.
+        const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+        indices.values.push_back(position_of(whole_number(item.ptr(), axis.argument), item.ptr(), axis));
     }
     return indices;
 }
@@ -59,15 +50,14 @@ Indices from_array(PyObject* selector, const Axis& axis) {
     Indices indices;
     indices.values.reserve(static_cast<std::size_t>(PyArray_SIZE(array)));
     for (npy_intp i = 0; i < PyArray_SIZE(array); ++i) {
-        indices.values.push_back(from_start(values[i], axis));
-        if (indices.values.back() < 0) raise_out_of_range(py::handle(selector)[py::int_(i)], axis);
+        indices.values.push_back(position_of(values[i], py::int_(values[i]).ptr(), axis));
     }
     return indices;
 }
 
 }  // namespace
 
-std::int64_t whole_number(PyObject* value, const char* argument) {
+std::int64_t unusual_number(PyObject* value, const char* argument) {
     if (PyBool_Check(value) || PyArray_IsScalar(value, Bool) || !PyIndex_Check(value)) {
         raise(PyExc_TypeError, std::string(argument) + " must be an int, got " + type_name(value));
     }
@@ -76,10 +66,14 @@ std::int64_t whole_number(PyObject* value, const char* argument) {
     return number;
 }
 
-std::int64_t resolve_index(PyObject* value, const Axis& axis) {
-    const std::int64_t index = from_start(whole_number(value, axis.argument), axis);
-    if (index < 0) raise_out_of_range(value, axis);
-    return index;
+void raise_out_of_range(const py::handle& given, const Axis& axis) {
+    raise(PyExc_IndexError, std::string(axis.argument) + " " + std::string(py::str(given)) + " is out of range for " +
+                                axis.size_name + "=" + std::to_string(axis.size));
+}
+
+std::string text(const py::object& value, const char* argument) {
+    if (PyUnicode_Check(value.ptr())) return value.cast<std::string>();
+    raise(PyExc_TypeError, std::string(argument) + " must be a str, got " + type_name(value.ptr()));
 }
 
 std::int64_t count(PyObject* value, const char* argument) {
@@ -110,7 +104,7 @@ Indices resolve_selector(const py::object& selector, const Axis& axis) {
     if (PySequence_Check(value) && !is_text && PySequence_Size(value) >= 0) return from_sequence(value, axis);
     PyErr_Clear();  // of a 0-dimensional array, which has no size
     if (!PyIndex_Check(value)) raise_not_a_selector(axis, type_name(value));
-    return {{resolve_index(value, axis)}, false};
+    return {{position_of(whole_number(value, axis.argument), value, axis)}, false};
 }
 
 }  // namespace attncache::python

@@ -11,22 +11,31 @@ std::string text_of(const Shape& shape) {
            std::to_string(shape.seq_q) + ", " + std::to_string(shape.seq_k) + "]";
 }
 
-const Shape& shape_of(const Store& store, std::int64_t layer) {
-    return store.layers[static_cast<std::size_t>(layer)].layer->pattern.shape;
+/// The layers of that number, checked again: reading a selector may have run Python code that changed the store.
+std::vector<std::shared_ptr<StoredLayer>> take_layers(const Store& store, const std::vector<std::int64_t>& numbers) {
+    std::vector<std::shared_ptr<StoredLayer>> layers;
+    for (const std::int64_t number : numbers) {
+        const std::int64_t layer =
+            position_of(number, py::int_(number).ptr(), {"layers", "n_layers", store.n_layers()});
+        layers.push_back(store.layers[static_cast<std::size_t>(layer)]);
+    }
+    return layers;
 }
 
 /// The one shape of those layers; of no layers: the one shape of all layers of the store.
-Shape common_shape(const Store& store, const std::vector<std::int64_t>& layers) {
-    if (store.layers.empty()) throw py::value_error("the cache has no layers, so a selection has no shape");
-    const auto n = static_cast<std::int64_t>(layers.empty() ? store.layers.size() : layers.size());
-    const auto layer_at = [&](std::int64_t i) { return layers.empty() ? i : layers[static_cast<std::size_t>(i)]; };
-    const Shape& shape = shape_of(store, layer_at(0));
-    for (std::int64_t i = 1; i < n; ++i) {
-        const Shape& other = shape_of(store, layer_at(i));
+Shape common_shape(const Store& store, const std::vector<std::int64_t>& numbers,
+                   const std::vector<std::shared_ptr<StoredLayer>>& chosen) {
+    const auto& layers = chosen.empty() ? store.layers : chosen;
+    if (layers.empty()) throw py::value_error("the cache has no layers, so a selection has no shape");
+    const auto number = [&](std::size_t i) {
+        return std::to_string(chosen.empty() ? static_cast<std::int64_t>(i) : numbers[i]);
+    };
+    const Shape& shape = layers.front()->layer->pattern.shape;
+    for (std::size_t i = 1; i < layers.size(); ++i) {
+        const Shape& other = layers[i]->layer->pattern.shape;
         if (other == shape) continue;
-        throw py::value_error("layers must have one shape to be selected together, but layer " +
-                              std::to_string(layer_at(0)) + " has " + text_of(shape) + " and layer " +
-                              std::to_string(layer_at(i)) + " has " + text_of(other));
+        throw py::value_error("layers must have one shape to be selected together, but layer " + number(0) + " has " +
+                              text_of(shape) + " and layer " + number(i) + " has " + text_of(other));
     }
     return shape;
 }
@@ -58,24 +67,40 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
 
 std::int64_t ResolvedSelection::bytes_of(std::int64_t n_items_per_plane) const {
     const auto n_heads = static_cast<std::int64_t>(selection.heads.size());
-    return static_cast<std::int64_t>(selection.layers.size() * selection.batches.size()) * n_heads * n_items_per_plane *
-           2;
+    const auto n_items = static_cast<std::int64_t>(selection.layers.size() * selection.batches.size()) * n_heads;
+    return n_items * n_items_per_plane * 2;
+}
+
+bool ResolvedSelection::is_mean_of_all_heads() const {
+    if (selection.treat_heads != Heads::mean) return false;
+    if (static_cast<std::int64_t>(selection.heads.size()) != shape.n_heads) return false;
+    for (std::size_t h = 0; h < selection.heads.size(); ++h) {
+        if (selection.heads[h] != static_cast<std::int64_t>(h)) return false;
+    }
+    return true;
+}
+
+void ResolvedSelection::use_index(const Store& store, const std::shared_ptr<StoredLayer>& layer, std::int64_t batch,
+                                  std::int64_t query_bytes) {
+    const BatchIndex* const found = index_for_query(store, layer, batch, query_bytes);
+    selection.means.push_back(found == nullptr ? HeadMeans{} : HeadMeans{found->index.by_query, found->index.by_key});
+    if (found != nullptr) keep_alive.push_back(found->index.memory);
 }
 
 ResolvedSelection resolve_selection(const Store& store, const py::object& layers, const py::object& heads,
                                     const py::object& batch) {
     ResolvedSelection resolved;
     const Indices chosen_layers = resolve_selector(layers, {"layers", "n_layers", store.n_layers()});
-    resolved.shape = common_shape(store, chosen_layers.values);
+    resolved.layers = take_layers(store, chosen_layers.values);
+    resolved.shape = common_shape(store, chosen_layers.values, resolved.layers);
     const Shape& shape = resolved.shape;
     Selection& selection = resolved.selection;
+    for (const auto& layer : resolved.layers) {
+        selection.layers.push_back(layer->layer->pattern);
+        resolved.keep_alive.push_back(layer->layer);
+    }
     Indices chosen_heads = resolve_heads(heads, {"heads", "n_heads", shape.n_heads}, selection.treat_heads);
     Indices batches = resolve_selector(batch, {"batch", "batch_size", shape.batch_size});
-    for (const std::int64_t index : chosen_layers.values) {
-        const auto& layer = store.layers[static_cast<std::size_t>(index)].layer;
-        selection.layers.push_back(layer->pattern);
-        resolved.keep_alive.push_back(layer);
-    }
     if (chosen_layers.keeps_axis) resolved.dims.push_back(static_cast<npy_intp>(chosen_layers.values.size()));
     if (batches.keeps_axis) resolved.dims.push_back(static_cast<npy_intp>(batches.values.size()));
     if (chosen_heads.keeps_axis) resolved.dims.push_back(static_cast<npy_intp>(chosen_heads.values.size()));

@@ -1,9 +1,10 @@
-// The layers of one Python cache. Every access holds the GIL, which orders pushes and queries; queries that release it
-// keep the layers they read.
+// The layers of one Python cache and their indexes. Every access holds the GIL, which orders pushes and queries;
+// queries that release it keep the layers they read.
 #pragma once
 
 #include <vector>
 
+#include "attncache/index.hpp"
 #include "attncache/store.hpp"
 #include "numpy_api.hpp"
 
@@ -11,13 +12,26 @@ namespace attncache::python {
 
 namespace py = pybind11;
 
+/// The index of one batch item, built or not.
+struct BatchIndex {
+    HeadMeanIndex index;
+    py::object owner;  // a capsule that shares the index: the base of every view of it
+    IndexRule rule;
+    bool is_building = false;  // by another thread, which has released the GIL
+};
+
 struct StoredLayer {
     std::shared_ptr<const Layer> layer;
     py::object owner;  // a capsule that shares the layer: the base of every view of it
+    std::vector<BatchIndex> indexes;
 };
 
+/// Whether indexes are built: never, when they pay, or with each push.
+enum class IndexPolicy : std::uint8_t { off, automatic, eager };
+
 struct Store {
-    std::vector<StoredLayer> layers;
+    IndexPolicy policy = IndexPolicy::automatic;
+    std::vector<std::shared_ptr<StoredLayer>> layers;
 
     std::int64_t n_layers() const { return static_cast<std::int64_t>(layers.size()); }
 };
@@ -25,6 +39,17 @@ struct Store {
 /// The store inside a Python object; TypeError if that is no Store, or one whose __init__ never ran (pybind11's own
 /// conversion would hand out unwritten memory for such an object, so bound functions take py::object and call this).
 Store& store_of(PyObject* self);
+/// The same for a `self` that CPython has checked to be a Store, as it does before it calls a method descriptor.
+Store& store_in(PyObject* self);
 inline Store& store_of(const py::object& self) { return store_of(self.ptr()); }
+
+/// The index of a batch item if there is one: built already, or now because with this query of `query_bytes` it pays.
+/// Never waits for another thread that builds it; nullptr means that the query is to be answered directly. The caller
+/// shares `layer`: building releases the GIL, and the store may let go of its own.
+const BatchIndex* index_for_query(const Store& store, const std::shared_ptr<StoredLayer>& layer, std::int64_t batch,
+                                  std::int64_t query_bytes);
+
+/// Puts a built index in its place, with the capsule that owns it.
+void set_index(BatchIndex& place, HeadMeanIndex index);
 
 }  // namespace attncache::python

@@ -19,9 +19,9 @@
 namespace attncache {
 namespace {
 
-/// Waking a thread costs some 5 to 50 us; below this share of work per thread it does not pay (128 KiB is about
-/// 10 us of reading at one core's bandwidth).
-constexpr std::int64_t kBytesPerThread = 128 * 1024;
+/// Waking a thread costs some 5 to 50 us; below this share of work per thread it does not pay (512 KiB is about
+/// 35 us of reading at one core's bandwidth).
+constexpr std::int64_t kBytesPerThread = 512 * 1024;
 
 /// Ranges per thread: enough that a thread that was descheduled does not make the others wait long.
 constexpr std::int64_t kRangesPerThread = 8;

@@ -1,80 +1,108 @@
 // Copies layers into aligned memory of their own, or wraps memory that somebody else keeps alive.
 #include "attncache/store.hpp"
 
+#include <algorithm>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
-#include "active_kernels.hpp"
+#include "layer_copy.hpp"
+#include "memory.hpp"
 #include "parallel.hpp"
 
 namespace attncache {
 namespace {
-
-constexpr std::align_val_t kAlignment{64};
 
 std::int64_t checked_product(std::int64_t a, std::int64_t b) {
     if (a != 0 && b > INT64_MAX / a) throw std::length_error("pattern has more bytes than an address can hold");
     return a * b;
 }
 
+/// The bytes of a layer; an axis of size 0 makes it empty, however large the others are.
 std::int64_t checked_bytes(const Shape& shape, DType dtype) {
-    // Axes of size 0 come last, so that a product cannot overflow before it becomes 0.
-    std::int64_t bytes = static_cast<std::int64_t>(item_bytes(dtype));
-    bool empty = false;
-    for (const std::int64_t size : {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k}) {
-        if (size == 0) empty = true;
-        else bytes = checked_product(bytes, size);
-    }
-    return empty ? 0 : bytes;
+    const std::int64_t sizes[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
+    if (std::find(std::begin(sizes), std::end(sizes), 0) != std::end(sizes)) return 0;
+    auto bytes = static_cast<std::int64_t>(item_bytes(dtype));
+    for (const std::int64_t size : sizes) bytes = checked_product(bytes, size);
+    return bytes;
 }
 
-std::shared_ptr<std::byte> allocate(std::int64_t bytes) {
-    void* memory = ::operator new(static_cast<std::size_t>(bytes > 0 ? bytes : 1), kAlignment);
-    return {static_cast<std::byte*>(memory), [](std::byte* p) { ::operator delete(p, kAlignment); }};
+bool is_aligned(const SourceArray& source, const std::byte* items) {
+    return reinterpret_cast<std::uintptr_t>(items) % item_bytes(source.dtype) == 0;
 }
 
-/// The items of one source row, made contiguous in `buffer` unless they already are.
-const std::byte* contiguous_row(const std::byte* row, std::int64_t n, std::int64_t stride, std::size_t item,
-                                std::vector<std::byte>& buffer) {
-    if (stride == static_cast<std::int64_t>(item) || n <= 1) return row;
-    buffer.resize(static_cast<std::size_t>(n) * item);
-    for (std::int64_t i = 0; i < n; ++i) {
-        std::memcpy(buffer.data() + static_cast<std::size_t>(i) * item, row + i * stride, item);
-    }
-    return buffer.data();
+/// Whether the whole source is one row that kernels can read.
+bool is_one_row(const SourceArray& source) {
+    const PatternView dense = contiguous_view(source.data, source.dtype, source.shape);
+    const Shape& shape = source.shape;
+    const auto fits = [](std::int64_t size, std::int64_t stride, std::int64_t wanted) {
+        return size == 1 || stride == wanted;
+    };
+    return is_aligned(source, source.data) && fits(shape.batch_size, source.strides[0], dense.batch_stride) &&
+           fits(shape.n_heads, source.strides[1], dense.head_stride) &&
+           fits(shape.seq_q, source.strides[2], dense.query_stride) &&
+           fits(shape.seq_k, source.strides[3], static_cast<std::int64_t>(item_bytes(source.dtype)));
+}
+
+/// Everything as one long row, in pieces as large as pays, whatever the rows are.
+void copy_contiguous(const SourceArray& source, const LayerCopy& copy, const KernelTable& kernels) {
+    constexpr std::int64_t piece = 32 * 1024;
+    const std::int64_t n_items = copy.pattern.n_items();
+    const auto item = static_cast<std::int64_t>(item_bytes(copy.pattern.dtype));
+    const auto source_item = static_cast<std::int64_t>(item_bytes(source.dtype));
+    const auto& converts = n_items * item >= kStreamedBytes ? kernels.convert_streamed : kernels.convert;
+    const Convert convert = converts[static_cast<int>(source.dtype)][static_cast<int>(copy.pattern.dtype)];
+    parallel_for((n_items + piece - 1) / piece, piece * (item + source_item),
+                 [&](std::int64_t begin, std::int64_t end) {
+                     const std::int64_t first = begin * piece;
+                     const std::int64_t last = std::min(end * piece, n_items);
+                     convert(source.data + first * source_item, static_cast<std::size_t>(last - first),
+                             copy.memory.get() + first * item);
+                 });
+}
+
+void copy_rows(const SourceArray& source, const LayerCopy& copy, const KernelTable& kernels) {
+    const Shape& shape = source.shape;
+    const auto bytes = static_cast<std::int64_t>(item_bytes(source.dtype) + item_bytes(copy.pattern.dtype));
+    parallel_for(shape.batch_size * shape.n_heads * shape.seq_q, bytes * shape.seq_k,
+                 [&](std::int64_t begin, std::int64_t end) {
+                     RowCopier copier(source, copy, kernels);
+                     for (std::int64_t r = begin; r < end; ++r) {
+                         copier.copy(r / shape.seq_q / shape.n_heads, r / shape.seq_q % shape.n_heads, r % shape.seq_q);
+                     }
+                 });
 }
 
 }  // namespace
 
-std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) {
-    const Shape& shape = source.shape;
-    const std::int64_t bytes = checked_bytes(shape, dtype);
-    const auto memory = allocate(bytes);
-    const PatternView copy = contiguous_view(memory.get(), dtype, shape);
-    if (bytes > 0) {
-        const std::size_t source_item = item_bytes(source.dtype);
-        const auto row_items = static_cast<std::size_t>(shape.seq_k);
-        const auto row_bytes = row_items * item_bytes(dtype);
-        const Convert convert = active_kernels().convert[static_cast<int>(source.dtype)][static_cast<int>(dtype)];
-        const std::int64_t n_rows = shape.batch_size * shape.n_heads * shape.seq_q;
-        const auto copy_rows = [&](std::int64_t begin, std::int64_t end) {
-            std::vector<std::byte> buffer;
-            for (std::int64_t r = begin; r < end; ++r) {
-                const std::int64_t query = r % shape.seq_q;
-                const std::int64_t head = r / shape.seq_q % shape.n_heads;
-                const std::int64_t batch = r / shape.seq_q / shape.n_heads;
-                const std::byte* from = contiguous_row(
-                    source.data + batch * source.strides[0] + head * source.strides[1] + query * source.strides[2],
-                    shape.seq_k, source.strides[3], source_item, buffer);
-                std::byte* to = memory.get() + static_cast<std::size_t>(r) * row_bytes;
-                if (source.dtype == dtype) std::memcpy(to, from, row_bytes);
-                else convert(from, row_items, to);
-            }
-        };
-        parallel_for(n_rows, static_cast<std::int64_t>(row_bytes + row_items * source_item), copy_rows);
+LayerCopy allocate_copy(const Shape& shape, DType dtype) {
+    const auto memory = allocate(checked_bytes(shape, dtype));
+    return {memory, contiguous_view(memory.get(), dtype, shape)};
+}
+
+void RowCopier::copy(std::int64_t batch, std::int64_t head, std::int64_t query) {
+    const std::int64_t* const strides = source_.strides;
+    const std::byte* from = source_.data + batch * strides[0] + head * strides[1] + query * strides[2];
+    const auto n = static_cast<std::size_t>(source_.shape.seq_k);
+    const std::size_t item = item_bytes(source_.dtype);
+    const bool is_contiguous = strides[3] == static_cast<std::int64_t>(item) || n == 1;
+    if (!is_contiguous || !is_aligned(source_, from)) {
+        gathered_.resize(n * item);
+        for (std::size_t i = 0; i < n; ++i, from += strides[3]) std::memcpy(gathered_.data() + i * item, from, item);
+        from = gathered_.data();
     }
-    return std::make_shared<const Layer>(Layer{copy, memory});
+    convert_(from, n, copy_.memory.get() + (copy_.pattern.row(batch, head, query) - copy_.pattern.data));
+}
+
+std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) {
+    const LayerCopy copy = allocate_copy(source.shape, dtype);
+    if (copy.pattern.n_items() > 0) {
+        if (is_one_row(source)) {
+            copy_contiguous(source, copy, active_kernels());
+        } else {
+            copy_rows(source, copy, active_kernels());
+        }
+    }
+    return std::make_shared<const Layer>(Layer{copy.pattern, copy.memory});
 }
 
 std::shared_ptr<const Layer> borrow_layer(const std::byte* data, DType dtype, Shape shape,

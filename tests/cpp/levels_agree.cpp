@@ -1,5 +1,6 @@
 // Every SIMD level and thread count gives the same bits: the core alone, without Python, for sanitizers and emulators.
-// Prints one hash of all results, which must be the same on every machine. Exits 1 at the first difference.
+// So does the index, however it was built. Prints one hash of all results, which must be the same on every machine.
+// Exits 1 at the first difference.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -7,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "attncache/index.hpp"
 #include "attncache/queries.hpp"
 #include "attncache/simd.hpp"
 #include "attncache/store.hpp"
@@ -38,6 +40,7 @@ struct Numbers {
 
 struct Results {
     std::vector<std::uint32_t> bits;
+    bool indexes_agree = true;
     void add(const std::vector<float>& values) {
         for (const float value : values) {
             std::uint32_t word;
@@ -61,37 +64,65 @@ std::vector<std::int64_t> all(std::int64_t n) {
     return indices;
 }
 
+std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+void run_selection(const Selection& selection, Results& results) {
+    const Shape& shape = selection.layers.front().shape;
+    const auto planes = static_cast<std::int64_t>(selection.n_planes());
+    std::vector<float> matrix(size(planes * shape.seq_q * shape.seq_k));
+    rows(selection, all(shape.seq_q), matrix.data());
+    results.add(matrix);
+    columns(selection, all(shape.seq_k), matrix.data());
+    results.add(matrix);
+    edges(selection, all(shape.seq_q), all(shape.seq_k), matrix.data());
+    results.add(matrix);
+    for (const Direction direction : {Direction::from, Direction::to}) {
+        const bool from = direction == Direction::from;
+        const std::int64_t lines = from ? shape.seq_q : shape.seq_k;
+        const std::int64_t length = from ? shape.seq_k : shape.seq_q;
+        for (const std::int64_t k : {std::int64_t{1}, length / 2, length}) {
+            std::vector<std::int64_t> positions(size(planes * lines * k));
+            std::vector<float> weights(positions.size());
+            top_k(selection, all(lines), direction, k, positions.data(), weights.data());
+            results.add(positions);
+            results.add(weights);
+        }
+    }
+}
+
 void run_queries(const PatternView& pattern, Results& results) {
     const Shape& shape = pattern.shape;
-    const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
     for (const Heads treat : {Heads::each, Heads::mean}) {
-        const Selection selection{{pattern}, all(shape.batch_size), all(shape.n_heads), treat};
-        const std::int64_t planes = static_cast<std::int64_t>(selection.n_planes());
-        std::vector<float> matrix(size(planes * shape.seq_q * shape.seq_k));
-        rows(selection, all(shape.seq_q), matrix.data());
-        results.add(matrix);
-        columns(selection, all(shape.seq_k), matrix.data());
-        results.add(matrix);
-        edges(selection, all(shape.seq_q), all(shape.seq_k), matrix.data());
-        results.add(matrix);
-        for (const Direction direction : {Direction::from, Direction::to}) {
-            const bool from = direction == Direction::from;
-            const std::int64_t lines = from ? shape.seq_q : shape.seq_k;
-            const std::int64_t length = from ? shape.seq_k : shape.seq_q;
-            for (const std::int64_t k : {std::int64_t{1}, length / 2, length}) {
-                std::vector<std::int64_t> positions(size(planes * lines * k));
-                std::vector<float> weights(positions.size());
-                top_k(selection, all(lines), direction, k, positions.data(), weights.data());
-                results.add(positions);
-                results.add(weights);
-            }
-        }
+        run_selection({{pattern}, all(shape.batch_size), all(shape.n_heads), treat, {}}, results);
     }
     std::vector<float> row(size(shape.seq_k)), column(size(shape.seq_q));
     mean_row(pattern, 0, shape.seq_q - 1, row.data());
     mean_column(pattern, 0, shape.seq_k - 1, column.data());
     results.add(row);
     results.add(column);
+}
+
+/// Whether the mean over all heads has the same bits with these indexes, one for each batch item, as without.
+bool indexes_agree(const PatternView& pattern, const std::vector<HeadMeanIndex>& indexes) {
+    Selection selection{{pattern}, all(pattern.shape.batch_size), all(pattern.shape.n_heads), Heads::mean, {}};
+    Results direct, indexed, partly;
+    run_selection(selection, direct);
+    for (const HeadMeanIndex& index : indexes) selection.means.push_back({index.by_query, index.by_key});
+    run_selection(selection, indexed);
+    selection.means.front() = {};
+    run_selection(selection, partly);
+    return indexed.bits == direct.bits && partly.bits == direct.bits;
+}
+
+/// A layer and its indexes, built with the copy and after it: the same pattern, the same answers.
+bool copy_and_index_agree(const SourceArray& source, DType dtype, const PatternView& plain) {
+    std::vector<HeadMeanIndex> built_later;
+    for (std::int64_t batch = 0; batch < plain.shape.batch_size; ++batch) {
+        built_later.push_back(build_index(plain, batch));
+    }
+    const auto [layer, built_with_copy] = copy_and_index_layer(source, dtype);
+    const bool same_pattern = std::memcmp(layer->pattern.data, plain.data, size(plain.n_bytes())) == 0;
+    return same_pattern && indexes_agree(plain, built_later) && indexes_agree(layer->pattern, built_with_copy);
 }
 
 Results run_everything() {
@@ -107,7 +138,9 @@ Results run_everything() {
                                  shape,
                                  {5 * shape.seq_q * seq_k * item, shape.seq_q * seq_k * item, seq_k * item, item}};
         for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32}) {
-            run_queries(copy_layer(source, dtype)->pattern, results);
+            const auto layer = copy_layer(source, dtype);
+            run_queries(layer->pattern, results);
+            results.indexes_agree = results.indexes_agree && copy_and_index_agree(source, dtype, layer->pattern);
         }
     }
     return results;
@@ -122,16 +155,21 @@ bool threads_agree() {
     const auto layer = borrow_layer(reinterpret_cast<const std::byte*>(weights.data()), DType::float32, shape, nullptr);
     std::vector<float> expected(256 * 256);
     head_mean(layer->pattern, 0, expected.data());
+    const auto n_bytes = expected.size() * sizeof(float);
     std::vector<std::vector<float>> results(4, std::vector<float>(256 * 256));
     std::vector<std::thread> threads;
     for (auto& result : results) {
         threads.emplace_back([&] {
-            for (int i = 0; i < 20; ++i) head_mean(layer->pattern, 0, result.data());
+            for (int i = 0; i < 10; ++i) {
+                head_mean(layer->pattern, 0, result.data());
+                const HeadMeanIndex index = build_index(layer->pattern, 0);
+                if (std::memcmp(index.by_query, result.data(), n_bytes) != 0) return result.clear();
+            }
         });
     }
     for (auto& thread : threads) thread.join();
     for (const auto& result : results) {
-        if (std::memcmp(result.data(), expected.data(), expected.size() * sizeof(float)) != 0) return false;
+        if (result != expected) return false;
     }
     return true;
 }
@@ -146,8 +184,13 @@ int main() {
         for (const int n_threads : {1, 2, 3}) {
             simd::use(level);
             set_num_threads(n_threads);
-            if (run_everything().bits != expected.bits) {
+            const Results results = run_everything();
+            if (results.bits != expected.bits) {
                 std::printf("FAILED: %s with %d threads differs from scalar\n", std::string(level).c_str(), n_threads);
+                return 1;
+            }
+            if (!results.indexes_agree) {
+                std::printf("FAILED: %s with %d threads: an index differs\n", std::string(level).c_str(), n_threads);
                 return 1;
             }
         }

@@ -15,12 +15,19 @@ namespace attncache {
 /// How a selection treats its heads: each on its own, or their mean in place of the head axis.
 enum class Heads : std::uint8_t { each, mean };
 
+/// The mean over all heads of one batch item, if an index has it: float [query, key] and [key, query].
+struct HeadMeans {
+    const float* by_query = nullptr;
+    const float* by_key = nullptr;
+};
+
 /// What a selection picks: layers of one shape, and indices into their axes, in any order, repeats allowed.
 struct Selection {
     std::vector<PatternView> layers;
     std::vector<std::int64_t> batches;
     std::vector<std::int64_t> heads;
     Heads treat_heads = Heads::mean;
+    std::vector<HeadMeans> means;  // for a mean over all heads in order: of each (layer, batch), or empty
 
     /// The length of the head axis of a result.
     std::size_t n_head_results() const { return treat_heads == Heads::mean ? 1 : heads.size(); }

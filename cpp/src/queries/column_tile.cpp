@@ -17,7 +17,9 @@ void read_columns(Plane& plane, std::int64_t seq_q, std::span<const std::int64_t
     const std::int64_t first_key = *least;
     const std::int64_t span = *greatest - first_key + 1;
     const auto n_keys = static_cast<std::int64_t>(keys.size());
-    if (span * static_cast<std::int64_t>(item_bytes(plane.dtype())) > n_keys * kCacheLine || n_keys == 1) {
+    const bool is_indexed = plane.stored_column(first_key) != nullptr;
+    if (is_indexed || span * static_cast<std::int64_t>(item_bytes(plane.dtype())) > n_keys * kCacheLine ||
+        n_keys == 1) {
         for (std::int64_t c = 0; c < n_keys; ++c) {
             plane.read_column(keys[static_cast<std::size_t>(c)], 0, seq_q, out + c * seq_q);
         }

@@ -40,8 +40,8 @@ void head_mean(const PatternView& pattern, std::int64_t batch, float* out) {
 }
 
 void heaviest(const float* weights, std::int64_t n, std::int64_t k, std::int64_t* positions) {
-    Ranking(k).rank(active_kernels().of(DType::float32), reinterpret_cast<const std::byte*>(weights),
-                    static_cast<std::size_t>(n), positions);
+    const auto* const row = reinterpret_cast<const std::byte*>(weights);
+    Ranking(active_kernels(), k).rank(DType::float32, row, static_cast<std::size_t>(n), positions, row);
 }
 
 }  // namespace attncache

@@ -1,8 +1,9 @@
 // One (layer, batch, head) plane of a selection, read as rows or columns of floats. A plane is a [query, key] matrix
-// that the result shows: one head as it is, or the mean of several.
+// that the result shows: one head as it is, the mean of several, or the index that holds their mean.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "../active_kernels.hpp"
@@ -14,88 +15,102 @@ class Plane {
 public:
     /// The plane of that index in result order: layers outermost, heads innermost.
     Plane(const Selection& selection, std::int64_t index, const KernelTable& kernels)
-        : pattern_(selection.layers[layer_of(selection, index)]),
-          kernels_(kernels.of(pattern_.dtype)),
-          item_bytes_(static_cast<std::int64_t>(item_bytes(pattern_.dtype))),
-          mean_(selection.treat_heads == Heads::mean) {
+        : Plane(selection.layers[layer_of(selection, index)], kernels) {
         const auto n_head_results = static_cast<std::int64_t>(selection.n_head_results());
-        const auto n_batches = static_cast<std::int64_t>(selection.batches.size());
-        const std::int64_t batch = selection.batches[static_cast<std::size_t>(index / n_head_results % n_batches)];
-        if (mean_) {
-            for (const std::int64_t head : selection.heads) heads_.push_back(pattern_.row(batch, head, 0));
+        const auto layer_and_batch = static_cast<std::size_t>(index / n_head_results);
+        const PatternView& pattern = selection.layers[layer_of(selection, index)];
+        const std::int64_t batch = selection.batches[layer_and_batch % selection.batches.size()];
+        if (selection.treat_heads == Heads::each) {
+            first_ = pattern.row(batch, selection.heads[static_cast<std::size_t>(index % n_head_results)], 0);
+        } else if (!selection.means.empty() && selection.means[layer_and_batch].by_query != nullptr) {
+            use_index(selection.means[layer_and_batch], kernels);
         } else {
-            const auto head = static_cast<std::size_t>(index % n_head_results);
-            heads_.push_back(pattern_.row(batch, selection.heads[head], 0));
+            for (const std::int64_t head : selection.heads) heads_.push_back(pattern.row(batch, head, 0));
         }
-        firsts_.resize(heads_.size());
+        addresses_.resize(heads_.size());
     }
 
     /// The mean of all heads of one batch item.
-    Plane(const PatternView& pattern, std::int64_t batch, const KernelTable& kernels)
-        : pattern_(pattern),
-          kernels_(kernels.of(pattern.dtype)),
-          item_bytes_(static_cast<std::int64_t>(item_bytes(pattern.dtype))),
-          mean_(true) {
+    Plane(const PatternView& pattern, std::int64_t batch, const KernelTable& kernels) : Plane(pattern, kernels) {
         for (std::int64_t head = 0; head < pattern.shape.n_heads; ++head) heads_.push_back(pattern.row(batch, head, 0));
-        firsts_.resize(heads_.size());
+        addresses_.resize(heads_.size());
     }
 
     /// out[i] = weight of key `begin + i` for one query.
     void read_row(std::int64_t query, std::int64_t begin, std::int64_t n, float* out) {
-        point_at(query, begin);
+        const std::int64_t offset = query * query_stride_ + begin * item_bytes_;
         const auto length = static_cast<std::size_t>(n);
-        if (mean_) kernels_.mean(firsts_.data(), firsts_.size(), length, out);
-        else kernels_.widen(firsts_.front(), length, out);
+        if (is_stored()) return kernels_->widen(first_ + offset, length, out);
+        kernels_->mean(heads_at(offset), heads_.size(), length, out);
     }
 
     /// out[i] = weight of one key for query `begin + i`.
     void read_column(std::int64_t key, std::int64_t begin, std::int64_t n, float* out) {
-        point_at(begin, key);
+        const std::int64_t offset = begin * query_stride_ + key * item_bytes_;
         const auto length = static_cast<std::size_t>(n);
-        if (mean_) kernels_.mean_column(firsts_.data(), firsts_.size(), pattern_.query_stride, length, out);
-        else kernels_.column(firsts_.front(), pattern_.query_stride, length, out);
-    }
-
-    /// out[i] = weight of keys[i] for one query; `scratch` has room for as many floats.
-    void read_edges(std::int64_t query, std::span<const std::int64_t> keys, float* out, float* scratch) {
-        point_at(query, 0);
-        if (!mean_) return kernels_.gather(firsts_.front(), keys.data(), keys.size(), out);
-        for (std::size_t i = 0; i < keys.size(); ++i) out[i] = 0;
-        for (const std::byte* row : firsts_) {
-            kernels_.gather(row, keys.data(), keys.size(), scratch);
-            for (std::size_t i = 0; i < keys.size(); ++i) out[i] += scratch[i];
+        if (by_key_ != nullptr) {
+            std::memcpy(out, by_key_ + key * seq_q_ + begin, length * sizeof(float));
+        } else if (is_stored()) {
+            kernels_->column(first_ + offset, query_stride_, length, out);
+        } else {
+            kernels_->mean_column(heads_at(offset), heads_.size(), query_stride_, length, out);
         }
-        const auto n_heads = static_cast<float>(firsts_.size());
-        for (std::size_t i = 0; i < keys.size(); ++i) out[i] /= n_heads;
     }
 
-    /// The row of one query as it is stored, if it is one head's; nullptr if it is a mean.
-    const std::byte* stored_row(std::int64_t query) const {
-        return mean_ ? nullptr : heads_.front() + query * pattern_.query_stride;
+    /// Whether its rows lie in memory as they are, as one head or the index; otherwise each is a mean to compute.
+    bool is_stored() const { return first_ != nullptr; }
+    const std::byte* stored_row(std::int64_t query) const { return first_ + query * query_stride_; }
+
+    /// A column that lies in memory as it is (the index by key), or nullptr.
+    const float* stored_column(std::int64_t key) const { return by_key_ == nullptr ? nullptr : by_key_ + key * seq_q_; }
+
+    /// Where the weights of [query, key] lie in memory: one if stored, otherwise one for each head.
+    std::size_t n_addresses() const { return is_stored() ? 1 : heads_.size(); }
+    const std::byte* address(std::size_t head, std::int64_t query, std::int64_t key) const {
+        return (is_stored() ? first_ : heads_[head]) + query * query_stride_ + key * item_bytes_;
     }
 
-    DType dtype() const { return pattern_.dtype; }
+    const RowKernels& kernels() const { return *kernels_; }
+    DType dtype() const { return dtype_; }
 
 private:
+    Plane(const PatternView& pattern, const KernelTable& kernels)
+        : kernels_(&kernels.of(pattern.dtype)),
+          dtype_(pattern.dtype),
+          item_bytes_(static_cast<std::int64_t>(item_bytes(pattern.dtype))),
+          query_stride_(pattern.query_stride),
+          seq_q_(pattern.shape.seq_q) {}
+
     static std::size_t layer_of(const Selection& selection, std::int64_t index) {
-        const auto per_layer = selection.n_head_results() * selection.batches.size();
-        return static_cast<std::size_t>(index) / per_layer;
+        return static_cast<std::size_t>(index) / (selection.n_head_results() * selection.batches.size());
     }
 
-    void point_at(std::int64_t query, std::int64_t key) {
-        const std::int64_t offset = query * pattern_.query_stride + key * item_bytes_;
-        for (std::size_t h = 0; h < heads_.size(); ++h) firsts_[h] = heads_[h] + offset;
+    void use_index(const HeadMeans& means, const KernelTable& kernels) {
+        kernels_ = &kernels.of(DType::float32);
+        query_stride_ = query_stride_ / item_bytes_ * static_cast<std::int64_t>(sizeof(float));
+        item_bytes_ = sizeof(float);
+        dtype_ = DType::float32;
+        first_ = reinterpret_cast<const std::byte*>(means.by_query);
+        by_key_ = means.by_key;
     }
 
-    const PatternView& pattern_;
-    const RowKernels& kernels_;
+    const std::byte* const* heads_at(std::int64_t offset) {
+        for (std::size_t h = 0; h < heads_.size(); ++h) addresses_[h] = heads_[h] + offset;
+        return addresses_.data();
+    }
+
+    const RowKernels* kernels_;
+    DType dtype_;
     std::int64_t item_bytes_;
-    bool mean_;
-    std::vector<const std::byte*> heads_;   // [query 0, key 0] of each head
-    std::vector<const std::byte*> firsts_;  // the item of each head at which a read begins
+    std::int64_t query_stride_;
+    std::int64_t seq_q_;
+    const std::byte* first_ = nullptr;     // [query 0, key 0] of a stored plane
+    const float* by_key_ = nullptr;        // the index by key
+    std::vector<const std::byte*> heads_;  // [query 0, key 0] of each head of a mean
+    std::vector<const std::byte*> addresses_;
 };
 
-/// About how many bytes it takes to make one result of `n` floats per plane, for parallel_for.
+/// About how many bytes it takes to make one result of `n` floats, for parallel_for.
 inline std::int64_t bytes_per_line(const Selection& selection, std::int64_t n, std::int64_t bytes_per_item) {
     const std::int64_t heads =
         selection.treat_heads == Heads::mean ? static_cast<std::int64_t>(selection.heads.size()) : 1;

@@ -13,65 +13,103 @@ constexpr std::int64_t kRankedColumns = 64;
 /// Ranks lines and writes their positions and weights.
 class LineRanker {
 public:
-    LineRanker(std::int64_t length, std::int64_t k, std::int64_t* positions, float* weights)
-        : length_(static_cast<std::size_t>(length)), k_(k), positions_(positions), weights_(weights), ranking_(k) {}
+    LineRanker(const KernelTable& kernels, std::int64_t length, std::int64_t k, std::int64_t* positions, float* weights)
+        : kernels_(kernels),
+          length_(static_cast<std::size_t>(length)),
+          k_(static_cast<std::size_t>(k)),
+          positions_(positions),
+          weights_(weights),
+          ranking_(kernels, k),
+          items_(k_) {}
 
-    void rank(const RowKernels& kernels, const std::byte* line, std::int64_t index) {
-        std::int64_t* positions = positions_ + index * k_;
-        ranking_.rank(kernels, line, length_, positions);
-        kernels.gather(line, positions, static_cast<std::size_t>(k_), weights_ + index * k_);
+    /// Ranks a line of stored items; `index` is its place in the result, `ahead` the line that is ranked next.
+    void rank(DType dtype, const std::byte* line, std::int64_t index, const std::byte* ahead) {
+        std::int64_t* const positions = positions_ + static_cast<std::size_t>(index) * k_;
+        ranking_.rank(dtype, line, length_, positions, ahead);
+        const std::size_t item = item_bytes(dtype);
+        for (std::size_t i = 0; i < k_; ++i) items_[i] = line + static_cast<std::size_t>(positions[i]) * item;
+        kernels_.of(dtype).gather(items_.data(), k_, weights_ + static_cast<std::size_t>(index) * k_);
+    }
+
+    void rank(const float* line, std::int64_t index) {
+        const auto* const items = reinterpret_cast<const std::byte*>(line);
+        rank(DType::float32, items, index, items);
     }
 
 private:
+    const KernelTable& kernels_;
     std::size_t length_;
-    std::int64_t k_;
+    std::size_t k_;
     std::int64_t* positions_;
     float* weights_;
     Ranking ranking_;
+    std::vector<const std::byte*> items_;
 };
+
+void rank_rows(const Selection& selection, std::span<const std::int64_t> queries, std::int64_t k,
+               std::int64_t* positions, float* weights) {
+    const PatternView& pattern = selection.layers.front();
+    const std::int64_t seq_k = pattern.shape.seq_k;
+    const auto n_queries = static_cast<std::int64_t>(queries.size());
+    const auto bytes = bytes_per_line(selection, seq_k, static_cast<std::int64_t>(item_bytes(pattern.dtype)));
+    parallel_for(
+        static_cast<std::int64_t>(selection.n_planes()) * n_queries, bytes, [&](std::int64_t begin, std::int64_t end) {
+            LineRanker ranker(active_kernels(), seq_k, k, positions, weights);
+            std::vector<float> row(static_cast<std::size_t>(seq_k));
+            for_each_plane(selection, begin, end, n_queries, [&](Plane& plane, std::int64_t first, std::int64_t last) {
+                for (std::int64_t r = first; r < last; ++r) {
+                    const std::int64_t query = queries[static_cast<std::size_t>(r % n_queries)];
+                    if (plane.is_stored()) {
+                        const std::int64_t next = queries[static_cast<std::size_t>((r + 1) % n_queries)];
+                        ranker.rank(plane.dtype(), plane.stored_row(query), r, plane.stored_row(next));
+                    } else {
+                        plane.read_row(query, 0, seq_k, row.data());
+                        ranker.rank(row.data(), r);
+                    }
+                }
+            });
+        });
+}
+
+void rank_columns(const Selection& selection, std::span<const std::int64_t> keys, std::int64_t k,
+                  std::int64_t* positions, float* weights) {
+    const std::int64_t seq_q = selection.layers.front().shape.seq_q;
+    const auto n_keys = static_cast<std::int64_t>(keys.size());
+    const std::int64_t per_tile = std::min(n_keys, kRankedColumns);
+    const std::int64_t n_tiles = (n_keys + per_tile - 1) / per_tile;
+    parallel_for(
+        static_cast<std::int64_t>(selection.n_planes()) * n_tiles, bytes_per_line(selection, seq_q * per_tile, 4),
+        [&](std::int64_t begin, std::int64_t end) {
+            LineRanker ranker(active_kernels(), seq_q, k, positions, weights);
+            std::vector<float> columns;
+            std::vector<float> scratch;
+            for_each_plane(selection, begin, end, n_tiles, [&](Plane& plane, std::int64_t first, std::int64_t last) {
+                for (std::int64_t tile = first; tile < last; ++tile) {
+                    const std::int64_t start = tile % n_tiles * per_tile;
+                    const std::int64_t count = std::min(per_tile, n_keys - start);
+                    const std::int64_t index = tile / n_tiles * n_keys + start;
+                    const auto chosen = keys.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(count));
+                    if (plane.stored_column(chosen.front()) != nullptr) {
+                        for (std::int64_t c = 0; c < count; ++c) {
+                            ranker.rank(plane.stored_column(chosen[static_cast<std::size_t>(c)]), index + c);
+                        }
+                        continue;
+                    }
+                    columns.resize(static_cast<std::size_t>(seq_q * per_tile));
+                    read_columns(plane, seq_q, chosen, columns.data(), scratch);
+                    for (std::int64_t c = 0; c < count; ++c) ranker.rank(columns.data() + c * seq_q, index + c);
+                }
+            });
+        });
+}
 
 }  // namespace
 
 void top_k(const Selection& selection, std::span<const std::int64_t> positions, Direction direction, std::int64_t k,
            std::int64_t* top_positions, float* top_weights) {
     if (selection.n_planes() == 0 || positions.empty() || k == 0) return;
-    const PatternView& pattern = selection.layers.front();
-    const bool ranks_rows = direction == Direction::from;
-    const std::int64_t length = ranks_rows ? pattern.shape.seq_k : pattern.shape.seq_q;
-    const auto n_positions = static_cast<std::int64_t>(positions.size());
-    const std::int64_t per_piece = ranks_rows ? 1 : std::min(n_positions, kRankedColumns);
-    const std::int64_t n_pieces = (n_positions + per_piece - 1) / per_piece;
-    const KernelTable& kernels = active_kernels();
-    const RowKernels& float_kernels = kernels.of(DType::float32);
-    const auto as_bytes = [](const float* p) { return reinterpret_cast<const std::byte*>(p); };
-
-    parallel_for(
-        static_cast<std::int64_t>(selection.n_planes()) * n_pieces, bytes_per_line(selection, length * per_piece, 4),
-        [&](std::int64_t begin, std::int64_t end) {
-            LineRanker ranker(length, k, top_positions, top_weights);
-            std::vector<float> lines(static_cast<std::size_t>(length * per_piece));
-            std::vector<float> scratch;
-            for_each_plane(selection, begin, end, n_pieces, [&](Plane& plane, std::int64_t first, std::int64_t last) {
-                for (std::int64_t piece = first; piece < last; ++piece) {
-                    const std::int64_t start = piece % n_pieces * per_piece;
-                    const std::int64_t count = std::min(per_piece, n_positions - start);
-                    const std::int64_t index = piece / n_pieces * n_positions + start;
-                    const auto chosen =
-                        positions.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(count));
-                    if (!ranks_rows) {
-                        read_columns(plane, length, chosen, lines.data(), scratch);
-                        for (std::int64_t c = 0; c < count; ++c) {
-                            ranker.rank(float_kernels, as_bytes(lines.data() + c * length), index + c);
-                        }
-                    } else if (const std::byte* row = plane.stored_row(chosen.front())) {
-                        ranker.rank(kernels.of(plane.dtype()), row, index);
-                    } else {
-                        plane.read_row(chosen.front(), 0, length, lines.data());
-                        ranker.rank(float_kernels, as_bytes(lines.data()), index);
-                    }
-                }
-            });
-        });
+    const auto rank = direction == Direction::from ? rank_rows : rank_columns;
+    rank(selection, positions, k, top_positions, top_weights);
 }
 
 }  // namespace attncache

@@ -14,12 +14,11 @@ T item_at(const std::byte* p) {
 }
 
 template <class T>
-void gather(const std::byte* row, const std::int64_t* positions, std::size_t n, float* out) {
-    const auto* weights = reinterpret_cast<const T*>(row);
+void gather(const std::byte* const* addresses, std::size_t n, float* out) {
     T items[kGatherBlock];
     for (std::size_t begin = 0; begin < n; begin += kGatherBlock) {
         const std::size_t length = n - begin < kGatherBlock ? n - begin : kGatherBlock;
-        for (std::size_t i = 0; i < length; ++i) items[i] = weights[positions[begin + i]];
+        for (std::size_t i = 0; i < length; ++i) items[i] = item_at<T>(addresses[begin + i]);
         convert_items(items, length, out + begin);
     }
 }

@@ -52,10 +52,32 @@ struct Simd {
         std::memcpy(p, items, n * sizeof(T));
     }
 
+    static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+    static void stream_line(const std::byte* from, std::byte* to) {
+        const auto* source = reinterpret_cast<const __m256i*>(from);
+        auto* line = reinterpret_cast<__m256i*>(to);
+        _mm256_stream_si256(line, _mm256_load_si256(source));
+        _mm256_stream_si256(line + 1, _mm256_load_si256(source + 1));
+    }
+    static void finish_streams() { _mm_sfence(); }
+
     static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
     static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+    static Vec max(Vec x, Vec otherwise) { return _mm256_max_ps(x, otherwise); }
     static std::uint32_t ge(Vec a, Vec b) {
         return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+    }
+
+    using Bits = __m256i;
+    static constexpr std::size_t bits_lanes = 16;
+    static Bits set1_bits(std::uint16_t x) { return _mm256_set1_epi16(static_cast<short>(x)); }
+    static Bits load_bits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+    static void store_bits(Bits v, std::uint16_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+    static Bits max_bits(Bits a, Bits b) { return _mm256_max_epu16(a, b); }
+    static std::uint32_t ge_bits(Bits a, Bits b) {
+        const __m256i is_ge = _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a);
+        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(is_ge, _mm256_setzero_si256()), 0b11011000);
+        return static_cast<std::uint32_t>(_mm256_movemask_epi8(bytes));
     }
 
 private:

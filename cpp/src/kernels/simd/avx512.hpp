@@ -51,9 +51,24 @@ struct Simd {
         _mm256_mask_storeu_epi16(p, first(n), narrow_bfloat16(v));
     }
 
+    static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+    static void stream_line(const std::byte* from, std::byte* to) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_load_si512(from));
+    }
+    static void finish_streams() { _mm_sfence(); }
+
     static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
     static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+    static Vec max(Vec x, Vec otherwise) { return _mm512_max_ps(x, otherwise); }
     static std::uint32_t ge(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+    using Bits = __m512i;
+    static constexpr std::size_t bits_lanes = 32;
+    static Bits set1_bits(std::uint16_t x) { return _mm512_set1_epi16(static_cast<short>(x)); }
+    static Bits load_bits(const void* p) { return _mm512_loadu_si512(p); }
+    static void store_bits(Bits v, std::uint16_t* p) { _mm512_storeu_si512(p, v); }
+    static Bits max_bits(Bits a, Bits b) { return _mm512_max_epu16(a, b); }
+    static std::uint32_t ge_bits(Bits a, Bits b) { return _mm512_cmpge_epu16_mask(a, b); }
 
 private:
     static __mmask16 first(std::size_t n) { return static_cast<__mmask16>((1U << n) - 1); }

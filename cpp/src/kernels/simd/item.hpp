@@ -4,6 +4,10 @@
 
 #include <cstring>
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
 #include "attncache/types.hpp"
 
 namespace attncache::ATTNCACHE_LEVEL {
@@ -83,13 +87,29 @@ inline float round_to_odd(double x) {
 /// Orders weights as unsigned integers: NaN is 0, then -infinity upwards; -0 and +0 share a rank.
 inline std::uint32_t rank_of(float x) {
     if (x != x) return 0;
-    if (x == 0) return 0x80000000;
+    if (x == 0) return 0x80000000;  // kRankOfZero
     const auto bits = bits_as<std::uint32_t>(x);
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 
 constexpr std::uint32_t kRankOfMinusInfinity = ~0xff800000U;
+constexpr std::uint32_t kRankOfZero = 0x80000000U;
 constexpr std::uint32_t kRankOfInfinity = 0xff800000U;
+
+/// The bits of +infinity: among non-negative weights, numbers are at most these and NaN are above them.
+inline constexpr std::uint16_t infinity_bits(half) { return 0x7c00; }
+inline constexpr std::uint16_t infinity_bits(bfloat16) { return 0x7f80; }
+
+/// The index of the lowest bit that is set; `bits` is not 0.
+inline std::size_t lowest_bit(std::uint32_t bits) {
+#if defined(_MSC_VER)
+    unsigned long index;
+    _BitScanForward(&index, bits);
+    return index;
+#else
+    return static_cast<std::size_t>(__builtin_ctz(bits));
+#endif
+}
 
 /// The weight of a rank between those of the two infinities.
 inline float weight_of_rank(std::uint32_t rank) {

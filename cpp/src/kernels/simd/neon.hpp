@@ -44,11 +44,31 @@ struct Simd {
         std::memcpy(p, items, n * sizeof(T));
     }
 
+    static void prefetch(const void* p) { __builtin_prefetch(p); }
+    static void stream_line(const std::byte* from, std::byte* to) { std::memcpy(to, from, 64); }
+    static void finish_streams() {}
+
     static Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
     static Vec div(Vec a, Vec b) { return vdivq_f32(a, b); }
+    static Vec max(Vec x, Vec otherwise) { return vbslq_f32(vcgtq_f32(x, otherwise), x, otherwise); }
     static std::uint32_t ge(Vec a, Vec b) {
         const std::uint32_t lane_bits[lanes] = {1, 2, 4, 8};
         return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane_bits)));
+    }
+
+    using Bits = uint16x8_t;
+    static constexpr std::size_t bits_lanes = 8;
+    static Bits set1_bits(std::uint16_t x) { return vdupq_n_u16(x); }
+    static Bits load_bits(const void* p) {
+        uint16x8_t bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return bits;
+    }
+    static void store_bits(Bits v, std::uint16_t* p) { vst1q_u16(p, v); }
+    static Bits max_bits(Bits a, Bits b) { return vmaxq_u16(a, b); }
+    static std::uint32_t ge_bits(Bits a, Bits b) {
+        const std::uint16_t lane_bits[bits_lanes] = {1, 2, 4, 8, 16, 32, 64, 128};
+        return vaddvq_u16(vandq_u16(vcgeq_u16(a, b), vld1q_u16(lane_bits)));
     }
 
 private:

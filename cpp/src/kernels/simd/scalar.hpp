@@ -31,9 +31,22 @@ struct Simd {
     template <class T>
     static void store_n(Vec, T*, std::size_t) {}
 
+    static void prefetch(const void*) {}
+    static void stream_line(const std::byte* from, std::byte* to) { std::memcpy(to, from, 64); }
+    static void finish_streams() {}
+
     static Vec add(Vec a, Vec b) { return a + b; }
     static Vec div(Vec a, Vec b) { return a / b; }
+    static Vec max(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise; }
     static std::uint32_t ge(Vec a, Vec b) { return a >= b; }
+
+    using Bits = std::uint16_t;
+    static constexpr std::size_t bits_lanes = 1;
+    static Bits set1_bits(std::uint16_t x) { return x; }
+    static Bits load_bits(const void* p) { return bits_as<std::uint16_t>(*static_cast<const half*>(p)); }
+    static void store_bits(Bits v, std::uint16_t* p) { *p = v; }
+    static Bits max_bits(Bits a, Bits b) { return a > b ? a : b; }
+    static std::uint32_t ge_bits(Bits a, Bits b) { return a >= b; }
 };
 
 }  // namespace

@@ -1,0 +1,37 @@
+// The pieces of copying a layer: memory for it, and its rows one by one.
+#pragma once
+
+#include <vector>
+
+#include "active_kernels.hpp"
+#include "attncache/store.hpp"
+
+namespace attncache {
+
+/// Memory for a layer, still to be written.
+struct LayerCopy {
+    std::shared_ptr<std::byte> memory;
+    PatternView pattern;
+};
+
+/// Throws std::length_error if the bytes overflow, std::bad_alloc if they cannot be had.
+LayerCopy allocate_copy(const Shape& shape, DType dtype);
+
+/// Converts rows of a source, gathering those whose keys are not contiguous or not aligned. One for each thread.
+class RowCopier {
+public:
+    RowCopier(const SourceArray& source, const LayerCopy& copy, const KernelTable& kernels)
+        : source_(source),
+          copy_(copy),
+          convert_(kernels.convert[static_cast<int>(source.dtype)][static_cast<int>(copy.pattern.dtype)]) {}
+
+    void copy(std::int64_t batch, std::int64_t head, std::int64_t query);
+
+private:
+    const SourceArray& source_;
+    const LayerCopy& copy_;
+    Convert convert_;
+    std::vector<std::byte> gathered_;
+};
+
+}  // namespace attncache
