@@ -30,9 +30,13 @@ class AttentionCache(_core.Store):
     Args:
         dtype: what layers are stored as: None keeps the dtype of each pushed pattern (float64 becomes float32),
             "float16", "bfloat16" or "float32" converts it.
+        index: when to keep the head mean of a layer (and its transpose) in float32, so that mean rows and columns become
+            views: "auto" builds it as soon as the queries so far have cost as much as building it would, "eager" with
+            each push, "off" never. It takes 8 bytes for each (query, key), which is 4 / n_heads of a float16 layer, and
+            never changes a bit of an answer.
 
     Raises:
-        TypeError, ValueError: dtype is none of these.
+        TypeError, ValueError: dtype or index is none of these.
 
     >>> cache = AttentionCache()
     >>> cache.push(np.full((1, 2, 3, 3), 1 / 3, np.float32))
@@ -40,17 +44,26 @@ class AttentionCache(_core.Store):
     AttentionCache(1 layer of [1, 2, 3, 3] float32, 72 bytes)
     """
 
-    def __init__(self, dtype: npt.DTypeLike | StoredDType | None = None) -> None:
+    def __init__(
+        self, dtype: npt.DTypeLike | StoredDType | None = None, *, index: Literal["off", "auto", "eager"] = "auto"
+    ) -> None:
         super().__init__()
         self._dtype = stored_dtype(dtype)
+        self._set_index_policy(index)
 
     @classmethod
-    def with_capacity(cls, n_layers: int, dtype: npt.DTypeLike | StoredDType | None = None) -> AttentionCache:
+    def with_capacity(
+        cls,
+        n_layers: int,
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        *,
+        index: Literal["off", "auto", "eager"] = "auto",
+    ) -> AttentionCache:
         """An empty cache with room for that many layers before its list must grow.
 
         Args:
             n_layers: how many layers to make room for; more may be pushed.
-            dtype: as for AttentionCache.
+            dtype, index: as for AttentionCache.
 
         Raises:
             ValueError: n_layers is negative. TypeError: it is not an int.
@@ -59,7 +72,7 @@ class AttentionCache(_core.Store):
             raise TypeError(f"n_layers must be an int, got {type(n_layers).__name__}")
         if n_layers < 0:
             raise ValueError(f"n_layers must be at least 0, got {n_layers}")
-        cache = cls(dtype)
+        cache = cls(dtype, index=index)
         cache._reserve(n_layers)
         return cache
 
@@ -106,6 +119,19 @@ class AttentionCache(_core.Store):
         """
         _core.Store._clear(self)
 
+    def drop_index(self) -> None:
+        """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
+
+        >>> cache = AttentionCache(index="eager")
+        >>> cache.push(np.full((1, 2, 3, 3), 1 / 3, np.float32))
+        >>> cache.index_nbytes
+        72
+        >>> cache.drop_index()
+        >>> cache.index_nbytes
+        0
+        """
+        _core.Store._drop_index(self)
+
     @property
     def patterns(self) -> tuple[npt.NDArray[Any], ...]:
         """The read-only views of all layers, as ``get_layer`` gives them."""
@@ -122,7 +148,10 @@ class AttentionCache(_core.Store):
             layers += f" of {shape} {dtype}"
         elif kinds:
             layers += f" of {len(kinds)} shapes and dtypes"
-        return f"{type(self).__name__}({layers}, {readable_bytes(self.nbytes)})"
+        size = readable_bytes(self.nbytes)
+        if self.index_nbytes:
+            size += f" of which {readable_bytes(self.index_nbytes)} index"
+        return f"{type(self).__name__}({layers}, {size})"
 
     def rows(
         self,
@@ -131,6 +160,7 @@ class AttentionCache(_core.Store):
         *,
         heads: HeadSelector = "mean",
         batch: Selector = 0,
+        out: Weights | None = None,
     ) -> Weights:
         """What the chosen queries attend to.
 
@@ -142,13 +172,14 @@ class AttentionCache(_core.Store):
             positions: which query positions.
             heads: which heads, or "mean" for the mean over all, or ("mean", selector) for the mean over those.
             batch: which batch items.
+            out: None, or a writable C-contiguous float32 array of the result's shape to write into and return.
 
         Returns:
-            A new float32 array of shape [layer, batch, head, position, key] without the dropped axes. Exact.
+            A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact.
 
         Raises:
             IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: the layers
-                differ in shape, or there are none.
+                differ in shape, or there are none, or out does not fit.
 
         >>> cache = AttentionCache()
         >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.75, 0.25]]]])
@@ -158,7 +189,7 @@ class AttentionCache(_core.Store):
         array([[0.25, 0.75],
                [0.75, 0.25]], dtype=float32)
         """
-        return _core.rows(self, layers, positions, heads, batch)
+        return _core.rows(self, layers, positions, heads, batch, out)
 
     def columns(
         self,
@@ -167,15 +198,16 @@ class AttentionCache(_core.Store):
         *,
         heads: HeadSelector = "mean",
         batch: Selector = 0,
+        out: Weights | None = None,
     ) -> Weights:
         """Who attends to the chosen keys.
 
         Args:
-            layers, heads, batch: as for ``rows``.
+            layers, heads, batch, out: as for ``rows``.
             positions: which key positions.
 
         Returns:
-            A new float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact.
+            A float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact.
 
         Raises:
             As ``rows``.
@@ -185,7 +217,7 @@ class AttentionCache(_core.Store):
         >>> cache.columns(0, 0)
         array([1.  , 0.25], dtype=float32)
         """
-        return _core.columns(self, layers, positions, heads, batch)
+        return _core.columns(self, layers, positions, heads, batch, out)
 
     def edges(
         self,
@@ -195,16 +227,17 @@ class AttentionCache(_core.Store):
         layers: Selector = None,
         heads: HeadSelector = None,
         batch: Selector = 0,
+        out: Weights | None = None,
     ) -> Weights:
         """The weights of chosen (query, key) pairs, every chosen query with every chosen key.
 
         Args:
             from_positions: which query positions.
             to_positions: which key positions.
-            layers, heads, batch: as for ``rows``; here each head is shown unless asked otherwise.
+            layers, heads, batch, out: as for ``rows``; here each head is shown unless asked otherwise.
 
         Returns:
-            A new float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact.
+            A float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact.
 
         Raises:
             As ``rows``.
@@ -214,7 +247,7 @@ class AttentionCache(_core.Store):
         >>> cache.edges(-1, 0)
         array([[0.25]], dtype=float32)
         """
-        return _core.edges(self, from_positions, to_positions, layers, heads, batch)
+        return _core.edges(self, from_positions, to_positions, layers, heads, batch, out)
 
     def top_k(
         self,
