@@ -6,6 +6,7 @@ ways to walk over an array once. All of them are lower bounds: a share above 100
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,26 @@ NUMPY_READERS: dict[str, Callable[[Array], Any]] = {
 }
 
 
+def libc_readers() -> dict[str, Callable[[Array], Any]]:
+    """Readers of the C library, which are written for the processor at hand; none where it cannot be loaded so."""
+    try:
+        library = ctypes.CDLL(None)
+        library.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+        library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    except (OSError, TypeError, AttributeError):
+        return {}
+
+    def compare_halves(part: Array) -> Any:
+        half = part.size // 2
+        return library.memcmp(part.ctypes.data, part[half:].ctypes.data, 4 * half)
+
+    absent = 0xFF  # a byte that float32 1.0 does not have
+    return {
+        "memchr": lambda part: library.memchr(part.ctypes.data, absent, part.nbytes),
+        "memcmp of both halves": compare_halves,
+    }
+
+
 def best_of(action: Callable[[], Any]) -> float:
     """The fewest seconds the action took."""
     times = []
@@ -82,7 +103,7 @@ def measure(bandwidth: Bandwidth, threads: int, *, quick: bool) -> None:
     source, target = np.ones(size, np.float32), np.ones(size, np.float32)
     for count in sorted({1, threads}):
         read = bandwidth.read.setdefault(count, Limit())
-        for name, reader in NUMPY_READERS.items():
+        for name, reader in {**NUMPY_READERS, **libc_readers()}.items():
             read.offer(source.nbytes / best_of(partial(side_by_side, reader, count, source)), name)
         torch_read(read, source, count)
         seconds = best_of(partial(side_by_side, np.copyto, count, target, source))

@@ -27,11 +27,13 @@ class Case:
     name: what the table says; the query's name alone, or followed by the variant.
     query: its name in the registry, or None for push and get_layer.
     arguments: the names that the expressions use; ``draw`` returns one random value for each.
-    contenders: expression by contender; the first is ours.
+    contenders: expression by contender; the names of ours begin with OURS.
     expected: the right answer for one draw, from the reference; for ``whole`` on ``world.sample`` only.
     touched: bytes read and written by one call, counted once each.
-    limit: what bounds it: reading memory, copying into fresh memory, the emptiest Python call; None: not measured.
+    limit: what bounds it: reading memory, copying into fresh memory or over old memory, the emptiest Python call;
+        None: not measured.
     whole: the answer covers every position of a layer (on its axis -2).
+    many: one call asks ``world.size.questions`` questions; times and bytes are for each of them.
     """
 
     name: str
@@ -41,8 +43,9 @@ class Case:
     contenders: Mapping[str, str]
     expected: Callable[..., Expected]
     touched: Callable[[World], int]
-    limit: Literal["read", "copy", "call"] | None = "read"
+    limit: Literal["read", "copy", "overwrite", "call"] | None = "read"
     whole: bool = False
+    many: bool = False
     dtypes: tuple[str, ...] = ("float32", "float16")
 
 
@@ -59,6 +62,11 @@ def a_position(world: World) -> tuple[int]:
 def a_line(world: World) -> tuple[int, int]:
     """A random layer and position."""
     return (*a_layer(world), *a_position(world))
+
+
+def some_lines(world: World) -> tuple[list[tuple[int, int]]]:
+    """Many random layers and positions."""
+    return ([a_line(world) for _ in range(world.size.questions)],)
 
 
 def a_pair(world: World) -> tuple[int, int]:
@@ -82,9 +90,14 @@ def mean_bytes(world: World) -> int:
     return world.size.seq * line_bytes(world)
 
 
-def top_bytes(world: World, lines: int) -> int:
-    """So many lines read, the int64 position and float32 weight of K of each written."""
-    return lines * (world.size.seq * world.itemsize + K * 12)
+def index_bytes(world: World) -> int:
+    """The float32 head mean of a layer, written by query and by key."""
+    return world.size.seq**2 * 8
+
+
+def top_bytes(world: World, lines: int, k: int = K) -> int:
+    """So many lines read, the int64 position and float32 weight of k of each written."""
+    return lines * (world.size.seq * world.itemsize + k * 12)
 
 
 def no_bytes(_world: World) -> int:

@@ -1,4 +1,4 @@
-"""What is measured: every query of the registry, push and get_layer."""
+"""What is measured: every query of the registry, and what ``hot_cases`` and ``store_cases`` add."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from attncache import reference
-from benchmarks.answers import Expected, ranking
+from benchmarks import hot_cases, store_cases
+from benchmarks.answers import Expected
 from benchmarks.case import (
     NUMPY,
     OURS,
-    READY,
     SEVERAL,
     TORCH,
     Case,
@@ -23,7 +23,6 @@ from benchmarks.case import (
     a_position,
     line_bytes,
     mean_bytes,
-    no_bytes,
     top_bytes,
 )
 from benchmarks.worlds import World
@@ -36,54 +35,27 @@ def edges_of(world: World, first: Any, second: Any) -> Expected:
     return Expected(reference.edges(patterns, cut, second))
 
 
+def top_of_heads(k: int) -> Case:
+    """The k heaviest of one query in each head."""
+    return Case(
+        f"top_k, one query of every head, k={k}",
+        "top_k",
+        ("layer", "position"),
+        a_line,
+        {
+            OURS: f"cache.top_k({k}, layers=layer, positions=position, heads=None)",
+            NUMPY: f"heaviest(patterns[layer][0, :, position], {k})",
+            TORCH: f"torch_heaviest(tensors[layer][0, :, position], {k})",
+        },
+        lambda world, layer, position: Expected(
+            reference.top_k(world.queries(layer, [position]), k, layers=0, positions=0, heads=None),
+            reference.rows(world.queries(layer, [position]), 0, 0, heads=None),
+        ),
+        lambda world: top_bytes(world, world.size.heads, k),
+    )
+
+
 LINES = (
-    Case(
-        "attention_from_position",
-        "attention_from_position",
-        ("layer", "position"),
-        a_line,
-        {
-            OURS: "cache.attention_from_position(layer, position)",
-            NUMPY: "patterns[layer][0, :, position].mean(0, dtype=np.float32)",
-            TORCH: "tensors[layer][0, :, position].mean(0, dtype=torch.float32)",
-            READY: "means[layer][position]",
-        },
-        lambda world, layer, position: Expected(
-            reference.attention_from_position(world.queries(layer, [position]), 0, 0)
-        ),
-        line_bytes,
-    ),
-    Case(
-        "attention_to_position",
-        "attention_to_position",
-        ("layer", "position"),
-        a_line,
-        {
-            OURS: "cache.attention_to_position(layer, position)",
-            NUMPY: "patterns[layer][0, :, :, position].mean(0, dtype=np.float32)",
-            TORCH: "tensors[layer][0, :, :, position].mean(0, dtype=torch.float32)",
-            READY: "means[layer][:, position]",
-        },
-        lambda world, layer, position: Expected(reference.attention_to_position(world.keys(layer, [position]), 0, 0)),
-        line_bytes,
-    ),
-    Case(
-        "top_attended_positions, k=10",
-        "top_attended_positions",
-        ("layer", "position"),
-        a_line,
-        {
-            OURS: f"cache.top_attended_positions(layer, position, {K})",
-            NUMPY: f"heaviest_pairs(patterns[layer][0, :, position].mean(0, dtype=np.float32), {K})",
-            TORCH: f"torch_heaviest_pairs(tensors[layer][0, :, position].mean(0, dtype=torch.float32), {K})",
-            READY: f"heaviest_pairs(means[layer][position], {K})",
-        },
-        lambda world, layer, position: Expected(
-            ranking(reference.top_attended_positions(world.queries(layer, [position]), 0, 0, K)),
-            reference.attention_from_position(world.queries(layer, [position]), 0, 0),
-        ),
-        line_bytes,
-    ),
     Case(
         "rows, one query of every layer",
         "rows",
@@ -114,22 +86,7 @@ LINES = (
         ),
         lambda world: world.size.layers * line_bytes(world),
     ),
-    Case(
-        "top_k, one query of every head, k=10",
-        "top_k",
-        ("layer", "position"),
-        a_line,
-        {
-            OURS: f"cache.top_k({K}, layers=layer, positions=position, heads=None)",
-            NUMPY: f"heaviest(patterns[layer][0, :, position], {K})",
-            TORCH: f"torch_heaviest(tensors[layer][0, :, position], {K})",
-        },
-        lambda world, layer, position: Expected(
-            reference.top_k(world.queries(layer, [position]), K, layers=0, positions=0, heads=None),
-            reference.rows(world.queries(layer, [position]), 0, 0, heads=None),
-        ),
-        lambda world: top_bytes(world, world.size.heads),
-    ),
+    top_of_heads(K),
     Case(
         "edges, one pair in every layer and head",
         "edges",
@@ -162,20 +119,6 @@ LINES = (
 
 LAYERS = (
     Case(
-        "head_mean",
-        "head_mean",
-        ("layer",),
-        a_layer,
-        {
-            OURS: "cache.head_mean(layer)",
-            NUMPY: "mean_of_heads(patterns[layer][0])",
-            TORCH: "tensors[layer][0].mean(0, dtype=torch.float32)",
-        },
-        lambda world, layer: Expected(reference.head_mean(world.queries(layer, world.sample), 0)),
-        mean_bytes,
-        whole=True,
-    ),
-    Case(
         "rows, every query of the mean",
         "rows",
         ("layer",),
@@ -183,7 +126,7 @@ LAYERS = (
         {
             OURS: "cache.rows(layer)",
             NUMPY: "mean_of_heads(patterns[layer][0])",
-            TORCH: "tensors[layer][0].mean(0, dtype=torch.float32)",
+            TORCH: "torch_mean_of_heads(tensors[layer][0])",
         },
         lambda world, layer: Expected(reference.rows(world.queries(layer, world.sample), 0)),
         mean_bytes,
@@ -205,6 +148,21 @@ LAYERS = (
         whole=True,
     ),
     Case(
+        "rows, every query of every head, into out",
+        "rows",
+        ("layer",),
+        a_layer,
+        {
+            OURS: "cache.rows(layer, heads=None, out=heads_out)",
+            NUMPY: "widened(patterns[layer][0], heads_out)",
+            TORCH: "heads_out_tensor.copy_(tensors[layer][0])",
+        },
+        lambda world, layer: Expected(reference.rows(world.queries(layer, world.sample), 0, heads=None)),
+        lambda world: world.size.weights * (world.itemsize + 4),
+        "overwrite",
+        whole=True,
+    ),
+    Case(
         "columns, every key of the mean",
         "columns",
         ("layer",),
@@ -212,7 +170,7 @@ LAYERS = (
         {
             OURS: "cache.columns(layer)",
             NUMPY: "np.ascontiguousarray(mean_of_heads(patterns[layer][0]).T)",
-            TORCH: "tensors[layer][0].mean(0, dtype=torch.float32).T.contiguous()",
+            TORCH: "torch_mean_of_heads(tensors[layer][0]).T.contiguous()",
         },
         lambda world, layer: Expected(reference.columns(world.keys(layer, world.sample), 0)),
         mean_bytes,
@@ -243,7 +201,7 @@ LAYERS = (
         {
             OURS: f"cache.top_k({K}, layers=layer, direction='to')",
             NUMPY: f"heaviest(mean_of_heads(patterns[layer][0]).T, {K})",
-            TORCH: f"torch_heaviest(tensors[layer][0].mean(0, dtype=torch.float32).T, {K})",
+            TORCH: f"torch_heaviest(torch_mean_of_heads(tensors[layer][0]).T, {K})",
         },
         lambda world, layer: Expected(
             reference.top_k(world.keys(layer, world.sample), K, layers=0, direction="to"),
@@ -254,64 +212,5 @@ LAYERS = (
     ),
 )
 
-STORE = (
-    Case(
-        "push, float32 as float16",
-        None,
-        ("layer",),
-        a_layer,
-        {
-            OURS: "pushed(patterns[layer], 'float16')",
-            NUMPY: "patterns[layer].astype(np.float16)",
-            TORCH: "tensors[layer].half()",
-        },
-        lambda world, layer: Expected(world.queries(layer, world.sample)[0].astype(np.float16)),
-        lambda world: world.size.weights * 6,
-        "copy",
-        whole=True,
-        dtypes=("float32",),
-    ),
-    Case(
-        "push, copied",
-        None,
-        ("layer",),
-        a_layer,
-        {
-            OURS: "pushed(patterns[layer], copy=True)",
-            NUMPY: "patterns[layer].copy()",
-            TORCH: "tensors[layer].clone()",
-        },
-        lambda world, layer: Expected(world.queries(layer, world.sample)[0]),
-        lambda world: world.size.weights * 2 * world.itemsize,
-        "copy",
-        whole=True,
-    ),
-    Case(
-        "push, borrowed",
-        None,
-        ("layer",),
-        a_layer,
-        {
-            OURS: "pushed(patterns[layer], copy=False)",
-            NUMPY: "listed(patterns[layer])",
-            TORCH: "listed(tensors[layer])",
-        },
-        lambda world, layer: Expected(world.queries(layer, world.sample)[0]),
-        no_bytes,
-        "call",
-        whole=True,
-    ),
-    Case(
-        "get_layer",
-        None,
-        ("layer",),
-        a_layer,
-        {OURS: "cache.get_layer(layer)", NUMPY: "patterns[layer]", TORCH: "tensors[layer]"},
-        lambda world, layer: Expected(world.queries(layer, world.sample)[0]),
-        no_bytes,
-        "call",
-        whole=True,
-    ),
-)
 
-CASES = (*LINES, *LAYERS, *STORE)
+CASES = (*hot_cases.CASES, *LINES, *LAYERS, *store_cases.CASES)

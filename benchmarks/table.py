@@ -45,8 +45,12 @@ class Limits:
         ours = result.timings[OURS].median
         if result.case.limit == "call":
             return f"{percent(self.calls[self.empty].median / ours)} of a call"
-        kind = self.bandwidth.read if result.case.limit == "read" else self.bandwidth.fresh_copy
-        return f"{percent(result.touched / ours / kind[self.threads].rate)} of {result.case.limit}"
+        return f"{percent(result.touched / ours / self.rate(result.case.limit))} of {result.case.limit}"
+
+    def rate(self, kind: str) -> float:
+        """Bytes per second of a limit, with all threads."""
+        kinds = {"read": self.bandwidth.read, "copy": self.bandwidth.fresh_copy, "overwrite": self.bandwidth.copy}
+        return kinds[kind][self.threads].rate
 
 
 def percent(share: float) -> str:
@@ -57,7 +61,7 @@ def percent(share: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds to three digits in a readable unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds * 1e9:.3g} ns"
 
@@ -100,8 +104,8 @@ def limits_text(limits: Limits, *, markdown: bool) -> str:
     rows = [["limit", "threads", "measured", "how"]]
     named: dict[str, dict[int, Limit]] = {
         "read": limits.bandwidth.read,
-        "copy over old memory": limits.bandwidth.copy,
-        "copy into fresh memory": limits.bandwidth.fresh_copy,
+        "copy over old memory (overwrite)": limits.bandwidth.copy,
+        "copy into fresh memory (copy)": limits.bandwidth.fresh_copy,
     }
     for name, by_threads in named.items():
         rows += [[name, str(count), f"{limit.rate / 1e9:.3g} GB/s", limit.how] for count, limit in by_threads.items()]

@@ -91,3 +91,14 @@ def summary(samples: Sequence[float], count: int) -> Timing:
     """Median and quartiles of the samples."""
     lower, median, upper = (float(value) for value in np.percentile(samples, [25, 50, 75]))
     return Timing(median, lower, upper, len(samples), count)
+
+
+def for_each_of(questions: int, timing: Timing) -> Timing:
+    """The timing of one question, from that of a call that asks so many."""
+    return Timing(
+        timing.median / questions,
+        timing.lower / questions,
+        timing.upper / questions,
+        timing.samples,
+        timing.calls_per_sample * questions,
+    )

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -24,11 +25,12 @@ Pattern = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of one layer, batch 1, and how many of them a world holds."""
+    """The shape of one layer, batch 1; how many of them a world holds, and how many questions a hot loop asks."""
 
     heads: int
     seq: int
     layers: int
+    questions: int = 4096
 
     @property
     def weights(self) -> int:
@@ -37,7 +39,7 @@ class Size:
 
 
 FULL_SIZES = (Size(12, 128, 8), Size(12, 1024, 6), Size(32, 2048, 3))
-QUICK_SIZES = (Size(3, 32, 2),)
+QUICK_SIZES = (Size(3, 32, 2, questions=64),)
 
 
 def torch_or_none() -> ModuleType | None:
@@ -65,33 +67,38 @@ def causal_softmax(size: Size, dtype: str, seed: Sequence[int], threads: int) ->
 
 
 class World:
-    """Layers of one size and dtype, shared without copies by all contenders."""
+    """Layers of one size and dtype, shared without copies by all contenders.
 
-    def __init__(self, size: Size, dtype: str, threads: int) -> None:
+    ``cache`` answers directly (index="off"), ``indexed`` holds the index of every layer. patterns: the layers; None
+    for causal softmax.
+    """
+
+    def __init__(self, size: Size, dtype: str, threads: int, patterns: list[Pattern] | None = None) -> None:
         self.size = size
         self.dtype = dtype
         self.threads = threads
         self.itemsize = np.dtype(dtype).itemsize
         self.rng = np.random.default_rng([SEED, size.heads, size.seq])
         seeds = [(SEED, size.seq, self.itemsize, layer) for layer in range(size.layers)]
-        self.patterns = [causal_softmax(size, dtype, seed, threads) for seed in seeds]
+        self.patterns = patterns or [causal_softmax(size, dtype, seed, threads) for seed in seeds]
         self.torch = torch_or_none()
         self.tensors = None if self.torch is None else [self.torch.from_numpy(pattern) for pattern in self.patterns]
-        self.cache = AttentionCache()
         for pattern in self.patterns:
-            pattern.flags.writeable = False  # read-only arrays are borrowed: every contender reads the same memory
-            self.cache.push(pattern)
+            pattern.flags.writeable = False  # every contender reads the same memory, and none may write there
+        self.cache = contenders.fresh(self.patterns, "off")
         few = size.weights > FULLY_CHECKED
         everything = np.arange(size.seq)
         self.sample = np.sort(self.rng.choice(size.seq, SAMPLED, replace=False)) if few else everything
-        self._means: list[Pattern] | None = None
 
-    @property
+    @cached_property
     def means(self) -> list[Pattern]:
         """The head mean of every layer, float32 [query, key]: the ready-made answers."""
-        if self._means is None:
-            self._means = [reference.head_mean([pattern], 0) for pattern in self.patterns]
-        return self._means
+        return [reference.head_mean([pattern], 0) for pattern in self.patterns]
+
+    @cached_property
+    def indexed(self) -> AttentionCache:
+        """The layers once more, with the index of each built."""
+        return contenders.fresh(self.patterns, "eager")
 
     def queries(self, layer: int, positions: Any) -> list[Pattern]:
         """One layer cut down to some query positions, as the reference wants it."""
@@ -101,7 +108,21 @@ class World:
         """One layer cut down to some key positions, as the reference wants it."""
         return [self.patterns[layer][..., positions]]
 
+    @cached_property
     def names(self) -> dict[str, Any]:
         """What a contender's expression can refer to."""
-        own = {"cache": self.cache, "patterns": self.patterns, "tensors": self.tensors, "torch": self.torch}
-        return {**vars(contenders), **own, "np": np, "means": self.means}
+        mean, heads = np.empty((self.size.seq,) * 2, np.float32), np.empty(self.patterns[0].shape[1:], np.float32)
+        return {
+            **vars(contenders),
+            "cache": self.cache,
+            "indexed": self.indexed,
+            "patterns": self.patterns,
+            "means": self.means,
+            "tensors": self.tensors,
+            "mean_out": mean,
+            "heads_out": heads,
+            "mean_out_tensor": None if self.torch is None else self.torch.from_numpy(mean),
+            "heads_out_tensor": None if self.torch is None else self.torch.from_numpy(heads),
+            "np": np,
+            "torch": self.torch,
+        }

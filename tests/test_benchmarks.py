@@ -1,7 +1,8 @@
 """The benchmarks themselves: complete, able to run to the end, and unwilling to time a wrong answer.
 
-Covered at tiny sizes: every registered query has a case, the command's output, planted wrong answers.
-Not covered: any number the benchmarks print.
+Covered at tiny sizes: every registered query has a case, the command's output, planted wrong answers, the judgement of
+goals and of instruction counts, the data of every figure and (with matplotlib) its file.
+Not covered: any number the benchmarks print; counting under valgrind, which is a stage of .ci/run.
 """
 
 from __future__ import annotations
@@ -52,25 +53,28 @@ def test_case_names_are_unique_and_start_with_their_query() -> None:
 
 
 def test_every_case_answers_like_the_reference(run: ModuleType) -> None:
-    worlds = importlib.import_module("benchmarks.worlds")
+    worlds, measuring = importlib.import_module("benchmarks.worlds"), importlib.import_module("benchmarks.measuring")
     for dtype in ("float32", "float16"):
         world = worlds.World(worlds.Size(3, 17, 2), dtype, threads=1)
         for case in run.CASES:
             if dtype in case.dtypes:
-                run.check(case, world)
+                measuring.check(case, world)
 
 
 def test_quick_run_of_one_case_writes_table_and_json(
     run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "numbers.json"
-    assert run.main(["--quick", "--markdown", "--only", "head_mean", "--json", str(file)]) == 0
+    assert run.main(["--quick", "--markdown", "--only", "head_mean, direct", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "| head_mean" in printed
     assert "command: python -m benchmarks --quick" in printed
-    results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    assert [result["dtype"] for result in results] == ["float32", "float16"]
-    assert all(result["timings"]["attncache"]["median"] > 0 for result in results)
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert [result["dtype"] for result in written["results"]] == ["float32", "float16"]
+    assert all(result["timings"]["attncache"]["median"] > 0 for result in written["results"])
+    measured = [goal["goal"].partition(":")[0] for goal in written["goals"] if goal["share"] is not None]
+    assert measured[0] == "head_mean, direct"
+    assert len(measured) == 2  # and the call that every run measures
 
 
 def test_without_torch_its_cells_say_not_measured(
@@ -88,9 +92,10 @@ def test_without_torch_its_cells_say_not_measured(
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("attention_from_position", "np.zeros_like({})"),
-        ("head_mean", "np.asarray({})[::-1]"),
-        ("top_attended_positions, k=10", "{}[::-1]"),
+        ("attention_from_position, direct", "np.zeros_like({})"),
+        ("attention_to_position, auto", "{}[::-1]"),
+        ("head_mean, direct", "np.asarray({})[::-1]"),
+        ("top_attended_positions, k=10, direct", "{}[::-1]"),
     ],
 )
 def test_a_wrong_answer_is_refused(
@@ -102,6 +107,59 @@ def test_a_wrong_answer_is_refused(
     printed = capsys.readouterr()
     assert f"{contender} answers" in printed.err
     assert "share of limit" not in printed.out
+
+
+def test_direct_cases_run_without_an_index_and_indexed_ones_with_it() -> None:
+    worlds = importlib.import_module("benchmarks.worlds")
+    world = worlds.World(worlds.Size(3, 17, 2), "float16", threads=1)
+    assert world.names["cache"].index == "off"
+    assert world.names["indexed"].index_nbytes == 2 * 17 * 17 * 8
+    contenders = importlib.import_module("benchmarks.contenders")
+    auto = contenders.fresh(world.patterns, "auto")
+    contenders.first_and_last(auto.attention_to_position, [(0, 1)] * 17)
+    assert world.cache.index_nbytes == 0
+    assert auto.index_nbytes == 17 * 17 * 8
+
+
+@pytest.mark.parametrize("suffix", ["direct", "indexed"])
+def test_hot_calls_are_timed_both_ways(suffix: str) -> None:
+    cases = {case.name: case for case in importlib.import_module("benchmarks.cases").CASES}
+    for call in ("attention_from_position", "attention_to_position", "top_attended_positions, k=10", "head_mean"):
+        ours = cases[f"{call}, {suffix}"].contenders["attncache"]
+        assert ours.startswith({"direct": "cache.", "indexed": "indexed."}[suffix])
+
+
+def test_a_timing_of_many_questions_is_given_for_each() -> None:
+    timing = importlib.import_module("benchmarks.timing")
+    one = timing.for_each_of(4, timing.Timing(8.0, 4.0, 12.0, samples=3, calls_per_sample=1))
+    assert one == timing.Timing(2.0, 1.0, 3.0, samples=3, calls_per_sample=4)
+    assert one.spread == 0.5
+
+
+def test_goals_are_reached_at_their_share_and_not_below(run: ModuleType) -> None:
+    goals, table = importlib.import_module("benchmarks.goals"), importlib.import_module("benchmarks.table")
+    bandwidth, timing = importlib.import_module("benchmarks.bandwidth"), importlib.import_module("benchmarks.timing")
+
+    def timed(seconds: float) -> object:
+        return timing.Timing(seconds, seconds, seconds, 1, 1)
+
+    def reached(name: str, share: float, rate: float, ready: float) -> dict[str, bool | None]:
+        (case,) = (case for case in run.CASES if case.name == name)
+        dtype = case.dtypes[-1]
+        times = {"attncache": timed(1.0), "ready-made": timed(ready)}
+        result = table.Result(case, "2 x 2", dtype, int(share * 1e6), times)
+        limit = {2: bandwidth.Limit(rate, "here")}
+        limits = table.Limits(2, bandwidth.Bandwidth(limit, limit, limit), {}, empty="")
+        judged = goals.judged([result], limits, "2 x 2", "absent")
+        assert len(judged) == len(goals.GOALS) + 1
+        return {goal.goal: goal.reached for goal in judged if goal.reached is not None}
+
+    assert list(reached("head_mean, direct", 0.851, 1e6, 1).values()) == [True]
+    assert list(reached("head_mean, direct", 0.849, 1e6, 1).values()) == [False]
+    assert list(reached("push, float32 as float16", 0.801, 1e6, 1).values()) == [True]
+    assert list(reached("attention_to_position, indexed", 0, 1, 1.01).values()) == [True]
+    assert list(reached("attention_to_position, indexed", 0, 1, 0.99).values()) == [False]
+    assert list(reached("top_attended_positions, k=10, indexed", 0, 1, 1).values()) == [False]  # a second
 
 
 def test_ours_must_match_bit_for_bit_and_others_within_their_bound() -> None:
@@ -138,3 +196,113 @@ def test_thread_count_is_handed_to_attncache(run: ModuleType, monkeypatch: pytes
     monkeypatch.setattr(run, "torch_or_none", lambda: None)
     run.pin_threads(3)
     assert asked == [3]
+
+
+FIGURES = ("latency-by-seq", "latency-by-heads", "top-k-by-k", "top-k-hard-rows", "threads", "asked-often")
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of all figures at tiny sizes, measured without drawing them."""
+    folder = tmp_path_factory.mktemp("figures")
+    module = importlib.import_module("benchmarks.figures")
+    bandwidth = importlib.import_module("benchmarks.bandwidth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bandwidth, "QUICK_BYTES", 1 << 16)
+        patch.setattr(module.drawing, "draw", lambda picture, about, folder: f"{folder}/{picture.name}: {about}")
+        assert module.main(["--quick", "--folder", str(folder), "--json", str(folder / "data.json")]) == 0
+    return folder / "data.json"
+
+
+def test_every_figure_is_measured_and_in_the_documentation(figures: Path) -> None:
+    pictures = {picture["name"]: picture for picture in json.loads(figures.read_text(encoding="utf-8"))["pictures"]}
+    assert tuple(pictures) == FIGURES
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name, picture in pictures.items():
+        assert f"](figures/{name}.png)" in page
+        for panel in picture["panels"]:
+            for label, curve in panel["curves"].items():
+                points = [curve[part] for part in ("xs", "medians", "lowers", "uppers")]
+                assert len({len(part) for part in points}) == 1, label
+                assert all(low <= middle <= high for _, middle, low, high in zip(*points, strict=True)), label
+
+
+def test_figures_leave_out_torch_where_it_answers_something_else(figures: Path) -> None:
+    pictures = {picture["name"]: picture for picture in json.loads(figures.read_text(encoding="utf-8"))["pictures"]}
+    for panel in pictures["top-k-hard-rows"]["panels"]:
+        kinds = {label: set(curve["xs"]) for label, curve in panel["curves"].items()}
+        assert {"all NaN", "a tenth\nNaN", "ascending"} <= kinds["attncache, direct"] == kinds["NumPy"]
+        assert not any("NaN" in kind for kind in kinds.get("torch", set()))
+
+
+def test_figures_are_drawn_from_their_data(figures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the figures need matplotlib")
+    module = importlib.import_module("benchmarks.figures")
+    assert module.main(["--redraw", str(figures), "--folder", str(tmp_path), "--only", "threads"]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["threads.png"]
+    assert (tmp_path / "threads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_figures_do_not_go_into_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module("benchmarks.figures").main(["--quick"])
+    assert "--quick needs --folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_the_documentation_are_small(name: str) -> None:
+    assert (ROOT / "docs" / "figures" / f"{name}.png").stat().st_size < 150_000
+
+
+def test_hot_loops_run_and_cover_the_calls_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = importlib.import_module("benchmarks.hot_loops")
+    marks: list[int] = []
+    monkeypatch.setattr(loops.os, "getppid", lambda: marks.append(0))
+    loops.main(3)
+    assert len(marks) == 3 * len(loops.LOOPS)
+    budgets = json.loads((ROOT / "benchmarks" / "instructions.json").read_text(encoding="utf-8"))
+    for budget in budgets.values():
+        assert set(budget["instructions"]) == set(loops.CALLS)
+
+
+def test_instructions_of_a_call_are_the_difference_of_two_loops() -> None:
+    instructions = importlib.import_module("benchmarks.instructions")
+    parts = [9999, 150, 250, 77, 1050, 2050]
+    assert instructions.per_call(parts, ["an empty loop", "call"], 100) == {"call": 9}
+    with pytest.raises(ValueError, match="expected 6 parts for 2 loops, got 5"):
+        instructions.per_call(parts[1:], ["an empty loop", "call"], 100)
+
+
+def test_instructions_over_their_budget_fail_and_unknown_machines_pass_loudly() -> None:
+    judged = importlib.import_module("benchmarks.instructions").judged
+    assert judged({"call": 110}, {"call": 100})[1]
+    report, passed = judged({"call": 111}, {"call": 100})
+    assert not passed
+    assert "OVER" in report
+    assert "--update" in judged({"call": 80}, {"call": 100})[0]
+    assert not judged({"call": 100, "new": 1}, {"call": 100})[1]
+    report, passed = judged({"call": 100}, None)
+    assert passed
+    assert "NOT CHECKED" in report
+
+
+def test_a_new_budget_replaces_its_own_and_keeps_the_others(tmp_path: Path) -> None:
+    instructions = importlib.import_module("benchmarks.instructions")
+    file = tmp_path / "budget.json"
+    instructions.write_budget(file, "one", {"call": 1, "NumPy: mean[position]": 5})
+    instructions.write_budget(file, "two", {"call": 2})
+    instructions.write_budget(file, "one", {"call": 3})
+    budgets = instructions.read_budgets(file)
+    assert {name: budget["instructions"] for name, budget in budgets.items()} == {
+        "one": {"call": 3},
+        "two": {"call": 2},
+    }
+
+
+def test_without_valgrind_nothing_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instructions = importlib.import_module("benchmarks.instructions")
+    monkeypatch.setattr(instructions.shutil, "which", lambda _name: None)
+    assert instructions.main([]) == 2
+    assert "valgrind is not installed" in capsys.readouterr().err
