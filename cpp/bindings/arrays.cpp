@@ -123,7 +123,9 @@ PyObject* view_of(const StoredLayer& stored) {
 }
 
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {
-    return read_only_view(PyArray_DescrFromType(NPY_FLOAT), dims, data, owner);
+    static PyArray_Descr* const descriptor = PyArray_DescrFromType(NPY_FLOAT);  // a singleton of NumPy's
+    Py_INCREF(descriptor);
+    return read_only_view(descriptor, dims, data, owner);
 }
 
 PyObject* new_array(std::span<const npy_intp> dims, int typenum) {

@@ -96,7 +96,7 @@ void rank_columns(const Selection& selection, std::span<const std::int64_t> keys
                         continue;
                     }
                     columns.resize(static_cast<std::size_t>(seq_q * per_tile));
-                    read_columns(plane, seq_q, chosen, columns.data(), scratch);
+                    read_columns(plane, seq_q, {0, seq_q}, chosen, columns.data(), scratch);
                     for (std::int64_t c = 0; c < count; ++c) ranker.rank(columns.data() + c * seq_q, index + c);
                 }
             });
