@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,6 +14,8 @@
 #include "attncache/simd.hpp"
 #include "attncache/store.hpp"
 #include "attncache/threads.hpp"
+
+#include "../../cpp/src/parallel.hpp"
 
 namespace {
 
@@ -174,6 +177,27 @@ bool threads_agree() {
     return true;
 }
 
+/// What a piece of work throws on any thread comes back to the caller, once, and the pool goes on working.
+bool exceptions_come_back() {
+    set_num_threads(3);
+    for (int round = 0; round < 20; ++round) {
+        bool came_back = false;
+        try {
+            parallel_for(1000, 1 << 20, [](std::int64_t begin, std::int64_t end) {
+                if (begin <= 500 && 500 < end) throw std::runtime_error("planted");
+            });
+        } catch (const std::runtime_error& error) {
+            came_back = std::string(error.what()) == "planted";
+        }
+        std::vector<int> visits(1000);
+        parallel_for(1000, 1 << 20, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) ++visits[static_cast<std::size_t>(i)];
+        });
+        if (!came_back || visits != std::vector<int>(1000, 1)) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
 int main() {
@@ -198,6 +222,10 @@ int main() {
     }
     if (!threads_agree()) {
         std::printf("FAILED: concurrent queries differ\n");
+        return 1;
+    }
+    if (!exceptions_come_back()) {
+        std::printf("FAILED: an exception was lost, or work was left out after one\n");
         return 1;
     }
     std::printf("hash %016llx\n", static_cast<unsigned long long>(expected.hash()));
