@@ -62,9 +62,15 @@ void edges(const Selection& selection, std::span<const std::int64_t> from_positi
     parallel_for(n_results, bytes_per_line(selection, 1, kCacheLine), [&](std::int64_t begin, std::int64_t end) {
         EdgeReader reader(out + begin);
         for_each_plane(selection, begin, end, n_pairs, [&](const Plane& plane, std::int64_t first, std::int64_t last) {
+            // Counted along: a division for each pair would cost more than reading it.
+            auto from = static_cast<std::size_t>(first % n_pairs / n_to);
+            auto to = static_cast<std::size_t>(first % n_to);
             for (std::int64_t r = first; r < last; ++r) {
-                const std::int64_t query = from_positions[static_cast<std::size_t>(r % n_pairs / n_to)];
-                reader.add(plane, query, to_positions[static_cast<std::size_t>(r % n_to)]);
+                reader.add(plane, from_positions[from], to_positions[to]);
+                if (++to == to_positions.size()) {
+                    to = 0;
+                    ++from;
+                }
             }
         });
         reader.flush();

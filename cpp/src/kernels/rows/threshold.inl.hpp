@@ -37,20 +37,20 @@ template <class T>
 std::size_t n_reaching(const T* row, std::size_t n, float least) {
     const auto bound = Simd::set1(least);
     std::size_t n_reached = 0;
-    std::size_t i = 0;
-    for (; i + Simd::lanes <= n; i += Simd::lanes) n_reached += n_set(Simd::ge(Simd::load(row + i), bound));
-    for (; i < n; ++i) n_reached += widen_item(row[i]) >= least;
+    const std::size_t n_whole = n - n % Simd::lanes;
+    for (std::size_t i = 0; i < n_whole; i += Simd::lanes) n_reached += n_set(Simd::ge(Simd::load(row + i), bound));
+    for (std::size_t i = n_whole; i < n; ++i) n_reached += widen_item(row[i]) >= least;
     return n_reached;
 }
 
 inline std::size_t n_reaching_bits(const std::uint16_t* row, std::size_t n, std::uint16_t least) {
     const auto bound = Simd::set1_bits(least);
     std::size_t n_reached = 0;
-    std::size_t i = 0;
-    for (; i + Simd::bits_lanes <= n; i += Simd::bits_lanes) {
+    const std::size_t n_whole = n - n % Simd::bits_lanes;
+    for (std::size_t i = 0; i < n_whole; i += Simd::bits_lanes) {
         n_reached += n_set(Simd::ge_bits(Simd::load_bits(row + i), bound));
     }
-    for (; i < n; ++i) n_reached += row[i] >= least;
+    for (std::size_t i = n_whole; i < n; ++i) n_reached += row[i] >= least;
     return n_reached;
 }
 
