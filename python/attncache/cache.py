@@ -191,6 +191,46 @@ class AttentionCache(_core.Store):
         """
         append_factors(self, layer, query, key, key_mask)
 
+    def queries(self, layer: int) -> npt.NDArray[Any]:
+        """The queries of a factored layer.
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+
+        Returns:
+            Read-only array of shape [batch, head, query, item] that shares the cache's memory and keeps it alive; after
+            ``append_qk`` it need not be contiguous.
+
+        Raises:
+            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int. ImportError: it is
+                bfloat16 and ml_dtypes is not installed.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
+        >>> cache.queries(0).shape, cache.keys(0).shape
+        ((1, 2, 3, 4), (1, 1, 3, 4))
+        """
+        return _core.Store._queries(self, layer)
+
+    def keys(self, layer: int) -> npt.NDArray[Any]:
+        """The keys of a factored layer, as ``queries``: read-only, of shape [batch, key head, key, item].
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+
+        Returns:
+            As ``queries``.
+
+        Raises:
+            As ``queries``.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
+        >>> cache.keys(0).flags.writeable
+        False
+        """
+        return _core.Store._keys(self, layer)
+
     def lse(self, layer: int, *, progress: Progress | None = None) -> Weights:
         """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
 
@@ -203,7 +243,7 @@ class AttentionCache(_core.Store):
 
         Returns:
             Read-only float32 array of shape [batch, head, query]; -inf for a row without visible keys. Bounded: within
-            D_max + (seq_k / 256 + 30) 2^-24 of the exact value and 2^-24 of its size; D_max as in docs/factored.md.
+            D_max + (seq_k / 256 + 60 + its size) 2^-24 of the exact value; D_max as in docs/factored.md.
 
         Raises:
             IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int, or progress is
