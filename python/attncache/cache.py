@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.results import TopK
+from attncache.results import TopK, TopKWithTokens
 from attncache.sources import StoredDType, read_source, stored_dtype
+from attncache.tokens import Tokens, answer_tokens, checked_tokens
 from attncache.units import readable_bytes
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
@@ -50,6 +51,7 @@ class AttentionCache(_core.Store):
         super().__init__()
         self._dtype = stored_dtype(dtype)
         self._set_index_policy(index)
+        self._tokens: Tokens | None = None
 
     @classmethod
     def with_capacity(
@@ -109,7 +111,7 @@ class AttentionCache(_core.Store):
         self._push(source.array, source.dtype, stored, borrows)
 
     def clear(self) -> None:
-        """Forget all layers; views of them stay valid, and their memory is freed with the last of these.
+        """Forget all layers and the tokens; views stay valid, and memory is freed with the last of these.
 
         >>> cache = AttentionCache()
         >>> cache.push([[[[1.0]]]])
@@ -118,6 +120,7 @@ class AttentionCache(_core.Store):
         True
         """
         _core.Store._clear(self)
+        self._tokens = None
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -131,6 +134,33 @@ class AttentionCache(_core.Store):
         0
         """
         _core.Store._drop_index(self)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The text of each key: None, a tuple of ``seq_k`` strings, or one such tuple per batch item.
+
+        May be set to any sequence of strings, or one sequence per batch item; None forgets them. ``top_k`` then says
+        which token each position is. Later pushes are not checked against the tokens, so that a prompt may grow.
+
+        Raises:
+            TypeError: set to something else. ValueError: their number is not that of the keys (or, for one sequence
+                per batch item, of the batch items) of every layer. The tokens are unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.tokens = ["the", "cat"]
+        >>> cache.tokens
+        ('the', 'cat')
+        >>> cache.top_k(2, layers=0)
+        TopK of shape [2, 2]: position, token, weight
+        [0]  0 the 1.000  1 cat 0.000
+        [1]  1 cat 0.750  0 the 0.250
+        """
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
+        self._tokens = checked_tokens(tokens, self.shapes)
 
     @property
     def patterns(self) -> tuple[npt.NDArray[Any], ...]:
@@ -270,6 +300,7 @@ class AttentionCache(_core.Store):
         Returns:
             TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
             the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact.
+            If the cache has ``tokens``, the answer shows them and gives them as ``tokens()``.
 
         Raises:
             As ``rows``; ValueError also if k is negative or direction is neither.
@@ -281,4 +312,8 @@ class AttentionCache(_core.Store):
                [1]]), weights=array([[1.  ],
                [0.75]], dtype=float32))
         """
-        return TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
+        found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
+        if self._tokens is None:
+            return found
+        tokens = answer_tokens(self._tokens, self.shapes, layers, batch, direction)
+        return found if tokens is None else TopKWithTokens.of(*found, tokens)
