@@ -13,6 +13,8 @@ from attncache.results import TopK, TopKWithTokens
 from attncache.sources import StoredDType, read_source, stored_dtype
 from attncache.tokens import Tokens, answer_tokens, checked_tokens
 from attncache.units import readable_bytes
+from attncache.ways_in.attentions import attention_layers
+from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
 HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
@@ -76,6 +78,100 @@ class AttentionCache(_core.Store):
             raise ValueError(f"n_layers must be at least 0, got {n_layers}")
         cache = cls(dtype, index=index)
         cache._reserve(n_layers)
+        return cache
+
+    @classmethod
+    def from_attentions(
+        cls,
+        attentions: Any,
+        *,
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        index: Literal["off", "auto", "eager"] = "auto",
+        tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    ) -> AttentionCache:
+        """A cache of the attentions that a Hugging Face model returned, or of any patterns in the order of the layers.
+
+        Args:
+            attentions: one pattern [batch, head, query, key] per layer, as a sequence (``outputs.attentions``, or the
+                decoder's, encoder's or cross attentions) or as a mapping of the layer numbers 0, 1, 2, ..; or one such
+                sequence per step of ``generate``, which become one pattern per layer over prompt and answer, zeros to
+                the right of each row; or the output that has them as ``attentions``.
+            dtype, index: as for AttentionCache.
+            tokens: the cache's ``tokens``.
+
+        Raises:
+            TypeError: attentions is none of these, or an entry is not a pattern.
+            ValueError: there are no attentions, because the model was not asked for them or computed them in a fused
+                kernel such as SDPA; a layer has none; layer numbers have a gap; steps are of a beam search or a
+                sliding window, or otherwise do not add up to one pattern; a pattern or tokens do not fit.
+
+        >>> prompt = np.array([[[[1.0, 0.0], [0.5, 0.5]]]], np.float32)
+        >>> answer = np.array([[[[0.25, 0.25, 0.5]]]], np.float32)
+        >>> cache = AttentionCache.from_attentions(((prompt,), (answer,)), tokens=["the", "cat", "sat"])
+        >>> cache[0]
+        array([[[[1.  , 0.  , 0.  ],
+                 [0.5 , 0.5 , 0.  ],
+                 [0.25, 0.25, 0.5 ]]]], dtype=float32)
+        """
+        cache = cls(dtype, index=index)
+        for pattern in attention_layers(attentions):
+            cache.push(pattern)
+        cache.tokens = tokens
+        return cache
+
+    @classmethod
+    def from_transformer_lens(
+        cls,
+        activation_cache: Any,
+        *,
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        index: Literal["off", "auto", "eager"] = "auto",
+        tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | Sequence[int | None] | None = None,
+        softcap: float | None = None,
+        key_mask: Any = None,
+    ) -> AttentionCache:
+        """A cache of the patterns, or of the queries and keys, that TransformerLens recorded.
+
+        A layer whose pattern is there is stored as it is; one without becomes a factored layer of its queries and
+        keys, which the options from ``scale`` on describe.
+
+        Args:
+            activation_cache: an ActivationCache or any mapping with the keys ``blocks.N.attn.hook_pattern`` or
+                ("pattern", N): [batch, head, query, key]; or ``hook_rot_q`` and ``hook_rot_k``, or in models without
+                rotary embedding ``hook_q`` and ``hook_k``: [batch, position, head, d_head]. The batch axis may be
+                missing.
+            dtype, index: as for AttentionCache.
+            tokens: the cache's ``tokens``.
+            scale: what scores are multiplied by (TransformerLens divides by ``attn_scale``): None is d_head ** -0.5.
+            causal: whether a query sees only the keys up to itself.
+            window: how many keys a query sees, itself included; None is all. A sequence has one for each layer.
+            softcap: None, or the c in c * tanh(score / c).
+            key_mask: None, or a bool array [batch, key]: False is a key that no query sees, such as padding.
+
+        Raises:
+            TypeError: activation_cache is not a mapping, or an entry is not an array.
+            ValueError: no layer is there, one is missing between others, or has only one half of its queries and keys;
+                or those before rotary embedding, or of a model that adds a bias to its scores; or as for ``push``,
+                ``push_qk`` and ``tokens``.
+
+        >>> cache = AttentionCache.from_transformer_lens({("pattern", 0): np.full((8, 3, 3), 1 / 3, np.float32)})
+        >>> cache.shapes
+        ((1, 8, 3, 3),)
+        """
+        cache = cls(dtype, index=index)
+        push_hooked_layers(
+            cache,
+            hooked_layers(activation_cache),
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            key_mask=key_mask,
+        )
+        cache.tokens = tokens
         return cache
 
     def push(self, pattern: Any, copy: bool | None = None) -> None:

@@ -61,12 +61,14 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def read_source(pattern: Any) -> Source:
-    """The pattern as an array of four axes, sharing its memory wherever that is possible.
+    """The pattern as an array of four axes, sharing its memory wherever that is possible; a Source is one already.
 
     Raises:
         TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, or does
             not lie in CPU memory.
     """
+    if isinstance(pattern, Source):
+        return pattern
     source = _from_tensor(pattern) if _is_torch_tensor(pattern) else _from_array(_as_array(pattern))
     if not isinstance(pattern, np.ndarray) and not hasattr(pattern, "__array__") and hasattr(pattern, "__dlpack__"):
         source = source._replace(is_writable=True)  # older DLPack versions cannot say that memory is read-only

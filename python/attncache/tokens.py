@@ -139,7 +139,7 @@ def answer_tokens(
         chosen = _chosen(shapes, layers)
         offset = chosen[0][3] - chosen[0][2] if direction == "to" and chosen else 0
         if not tokens or isinstance(tokens[0], str):
-            return AnswerTokens((tokens,), None, offset)
+            return AnswerTokens((tokens,), None, offset)  # type: ignore[arg-type]
         prompts = tuple(_chosen(tokens, batch))
         if _is_index(batch):
             return AnswerTokens(prompts, None, offset)
