@@ -409,7 +409,8 @@ class AttentionCache(_core.Store):
                [0.75]], dtype=float32))
         """
         found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
-        if self._tokens is None:
+        tokens = self._tokens  # read once: another thread may set it
+        if tokens is None:
             return found
-        tokens = answer_tokens(self._tokens, self.shapes, layers, batch, direction)
-        return found if tokens is None else TopKWithTokens.of(*found, tokens)
+        known = answer_tokens(tokens, self.shapes, layers, batch, direction)
+        return found if known is None else TopKWithTokens.of(*found, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from attncache.sources import Source
@@ -14,14 +14,15 @@ _KINDS = "attentions must be patterns, one per layer, as a sequence or as a mapp
 _OTHER_FIELDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 
 
-def attention_layers(attentions: Any) -> list[Source]:
+def attention_layers(attentions: Any) -> Iterator[Source]:
     """One pattern per layer, in the order of the layers.
 
     Args:
         attentions: as ``AttentionCache.from_attentions`` takes it.
 
     Returns:
-        Patterns [batch, head, query, key]; of a generation's steps, one merged pattern per layer.
+        Patterns [batch, head, query, key], each read when its turn comes; of a generation's steps, one merged pattern
+        per layer.
 
     Raises:
         As ``AttentionCache.from_attentions``.
@@ -36,7 +37,7 @@ def attention_layers(attentions: Any) -> list[Source]:
         raise ValueError(f"attentions is empty: the model ran with a fused attention such as SDPA; {FUSED}")
     if is_step(entries[0]):
         return merged_steps(entries)
-    return [named_source(f"attentions[{layer}]", pattern) for layer, pattern in enumerate(entries)]
+    return (named_source(f"attentions[{layer}]", pattern) for layer, pattern in enumerate(entries))
 
 
 def _field_of(attentions: Any) -> Any:
@@ -60,7 +61,7 @@ def _field_of(attentions: Any) -> Any:
     return attentions
 
 
-def _mapped_layers(attentions: Mapping[Any, Any]) -> list[Source]:
+def _mapped_layers(attentions: Mapping[Any, Any]) -> Iterator[Source]:
     """The patterns in the order of their layer numbers, none missing."""
     numbered = {_layer_number(key): pattern for key, pattern in attentions.items()}
     if not numbered:
@@ -71,7 +72,7 @@ def _mapped_layers(attentions: Mapping[Any, Any]) -> list[Source]:
             f"attentions must number its layers 0, 1, 2, .. without a gap, got no layer {missing} among "
             f"{sorted(numbered)}; to take some layers only, pass them as a list"
         )
-    return [named_source(f"attentions[{layer}]", numbered[layer]) for layer in sorted(numbered)]
+    return (named_source(f"attentions[{layer}]", numbered[layer]) for layer in sorted(numbered))
 
 
 def _layer_number(key: Any) -> int:

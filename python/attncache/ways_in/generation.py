@@ -7,7 +7,7 @@ of the whole text, [batch, head, S + n, S + n], with zeros to the right of each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ def is_step(entry: Any) -> bool:
     return not entry or any(item is None or hasattr(item, "shape") for item in entry)
 
 
-def merged_steps(steps: Sequence[Any]) -> list[Source]:
-    """One pattern per layer over prompt and answer.
+def merged_steps(steps: Sequence[Any]) -> Iterator[Source]:
+    """One pattern per layer over prompt and answer, merged when its turn comes.
 
     Args:
         steps: one sequence per step, of one pattern per layer. From step to step the keys either grow by one for each
@@ -51,7 +51,7 @@ def merged_steps(steps: Sequence[Any]) -> list[Source]:
             raise ValueError(
                 f"attentions[{number}] must have as many layers as attentions[0], {len(steps[0])}, got {len(step)}"
             )
-    return [_merged_layer([step[layer] for step in steps], layer) for layer in range(len(steps[0]))]
+    return (_merged_layer([step[layer] for step in steps], layer) for layer in range(len(steps[0])))
 
 
 def _merged_layer(patterns: Sequence[Any], layer: int) -> Source:
