@@ -162,9 +162,8 @@ def test_layers_with_other_batch_items_answer_without_tokens() -> None:
     cache = AttentionCache()
     cache.tokens = PER_ITEM
     cache.push(make("soft", (3, 2, 3, 5)))
-    assert type(cache.top_k(1, batch=None)) is TopK
-    assert type(cache.top_k(1, batch=2)) is TopK
-    assert cache.top_k(1, batch=1).tokens()
+    for batch in (None, 0, -1, 2, [1, -1]):
+        assert type(cache.top_k(1, batch=batch)) is TopK
 
 
 def test_an_answer_keeps_the_tokens_of_its_time() -> None:

@@ -131,7 +131,7 @@ def answer_tokens(
         layers, batch, direction: as ``top_k`` has just taken them.
 
     Returns:
-        The tokens of the answer; None if the layers no longer have the batch items that there are tokens for.
+        The tokens of the answer; None if they are for another number of batch items than the layers have.
 
     A query of direction "to" takes the token of the key it is aligned with, the last query with the last key.
     """
@@ -140,12 +140,11 @@ def answer_tokens(
         offset = chosen[0][3] - chosen[0][2] if direction == "to" and chosen else 0
         if not tokens or isinstance(tokens[0], str):
             return AnswerTokens((tokens,), None, offset)  # type: ignore[arg-type]
-        prompts = tuple(_chosen(tokens, batch))
-        if _is_index(batch):
-            return AnswerTokens(prompts, None, offset)
-        fits = not chosen or len(prompts) == len(_chosen(range(chosen[0][0]), batch))
-        return AnswerTokens(prompts, 0 if _is_index(layers) else 1, offset) if fits else None
-    except IndexError:
+        if chosen and chosen[0][0] != len(tokens):
+            return None
+        axis = None if _is_index(batch) else 0 if _is_index(layers) else 1
+        return AnswerTokens(tuple(_chosen(tokens, batch)), axis, offset)
+    except IndexError:  # another thread has cleared the cache since
         return None
 
 
