@@ -3,7 +3,8 @@
 Covered: one pattern per layer and the steps of a generation (growing keys, an encoder's keys, the slots of a static
 cache), as NumPy arrays of every dtype and as what a tiny torch model returns; hook names and tuple names with and
 without the batch axis, patterns and projections; each error with its words. Values compare by equality; a generation
-against one run over the whole text within 2^-20, because eager attention may add in another order.
+against one run over the whole text, and weights computed from projections, within 2^-20, because they may be added in
+another order.
 Sizes: layers of [2, 3, 4, 4] unless said, answers of 3 tokens.
 Not covered: models of a real size, and TransformerLens itself (its names and shapes were checked by hand, version 4.3).
 """
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import DTYPES, Array, assert_same, make, rng
+from patterns import DTYPES, Array, assert_same, make, rng, softmax
 
 BATCH, HEADS, PROMPT, ANSWER = 2, 3, 4, 3
 TEXT = PROMPT + ANSWER
@@ -355,6 +356,16 @@ def test_recorded_hooks_that_are_not_layers_are_refused_with_the_reason(
     with pytest.raises(error, match=words):
         AttentionCache.from_transformer_lens(hooks)
     assert pushed == []
+
+
+@pytest.mark.skipif(not hasattr(AttentionCache, "push_qk"), reason="this version has no factored layers")
+def test_recorded_projections_answer_as_their_pattern_would() -> None:
+    query = QUERY.transpose(0, 2, 1, 3).astype(np.float64)
+    key = KEY.transpose(0, 2, 1, 3).astype(np.float64).repeat(2, axis=1)
+    scores = query @ key.swapaxes(-1, -2) / 8**0.5
+    scores[..., np.triu(np.ones((5, 5), bool), k=1)] = -1e9
+    answer = AttentionCache.from_transformer_lens(ROTARY).rows(0, heads=None, batch=None)
+    np.testing.assert_allclose(answer, softmax(scores), rtol=0, atol=2**-20)
 
 
 def test_windows_that_are_not_one_per_layer_are_refused(pushed: list[Any]) -> None:
