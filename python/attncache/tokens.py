@@ -27,7 +27,8 @@ def checked_tokens(tokens: object, shapes: Sequence[Shape]) -> Tokens | None:
 
     Raises:
         TypeError: tokens is none of these.
-        ValueError: a layer has another number of keys or of batch items, or batch items differ in their number of tokens.
+        ValueError: a layer has another number of keys or of batch items, or batch items differ in how many tokens they
+            have.
 
     >>> checked_tokens(["the", "cat"], [(1, 8, 2, 2)])
     ('the', 'cat')
