@@ -322,7 +322,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def push_qk(_: AttentionCache, query: Any, key: Any, **options: Any) -> None:
         calls.append((query, key, options))
 
-    monkeypatch.setattr(AttentionCache, "push_qk", push_qk, raising=False)
+    monkeypatch.setattr(AttentionCache, "push_qk", push_qk)
     return calls
 
 
@@ -358,13 +358,22 @@ def test_recorded_hooks_that_are_not_layers_are_refused_with_the_reason(
     assert pushed == []
 
 
-@pytest.mark.skipif(not hasattr(AttentionCache, "push_qk"), reason="this version has no factored layers")
+def test_an_error_of_push_qk_names_the_hooks() -> None:
+    hooks = {**ROTARY, "blocks.0.attn.hook_rot_k": KEY[..., :7]}
+    with pytest.raises(ValueError, match=r"blocks.0.attn.hook_rot_q and hook_rot_k: .*7"):
+        AttentionCache.from_transformer_lens(hooks)
+    with pytest.raises((TypeError, ValueError), match=r"blocks.0.attn.hook_rot_q and hook_rot_k: window"):
+        AttentionCache.from_transformer_lens(ROTARY, window=0)
+
+
 def test_recorded_projections_answer_as_their_pattern_would() -> None:
     query = QUERY.transpose(0, 2, 1, 3).astype(np.float64)
     key = KEY.transpose(0, 2, 1, 3).astype(np.float64).repeat(2, axis=1)
     scores = query @ key.swapaxes(-1, -2) / 8**0.5
     scores[..., np.triu(np.ones((5, 5), bool), k=1)] = -1e9
-    answer = AttentionCache.from_transformer_lens(ROTARY).rows(0, heads=None, batch=None)
+    cache = AttentionCache.from_transformer_lens(ROTARY, tokens=("a", "b", "c", "d", "e"))
+    answer = cache.rows(0, heads=None, batch=None)
+    assert cache.shapes == ((BATCH, 4, 5, 5),)
     np.testing.assert_allclose(answer, softmax(scores), rtol=0, atol=2**-20)
 
 

@@ -100,7 +100,7 @@ def push_hooked_layers(
             cache.push(layer)
         else:
             with errors_named(layer.name):
-                cache.push_qk(layer.query, layer.key, window=of_layer, **options)  # type: ignore[attr-defined]
+                cache.push_qk(layer.query, layer.key, window=of_layer, **options)
 
 
 def _found_hooks(keys: Iterable[Any]) -> dict[int, dict[str, Any]]:
