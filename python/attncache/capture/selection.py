@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from operator import index
 from typing import Any
 
+import numpy as np
+
 from attncache.cache import Selector
 
 
@@ -24,8 +26,7 @@ def selected(selector: Selector, size: int, argument: str) -> list[int]:
         return list(range(size))
     if isinstance(selector, slice):
         return list(range(size))[selector]
-    is_one = hasattr(selector, "__index__") or not isinstance(selector, Iterable)
-    items: Iterable[Any] = [selector] if is_one else selector
+    items: Any = selector if isinstance(selector, Iterable) and np.ndim(selector) else [selector]
     return [_one(item, size, argument) for item in items]
 
 
