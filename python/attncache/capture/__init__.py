@@ -35,7 +35,8 @@ def capture(
 ) -> Iterator[AttentionCache]:
     """Capture the attention of a Hugging Face model while it runs.
 
-    The model keeps its attention backend, and computes the same bits as without a capture. One capture holds one run
+    The model keeps its attention backend, and computes the same bits as without a capture (compiled code runs
+    uncompiled meanwhile). One capture holds one run
     over a batch of texts: a forward, or a ``generate`` whose steps append to the layers, so that the cache holds one
     causal pattern over prompt and answer once the context is left (in dense layers the rows of later steps join only
     then). A second text needs a second capture. Captures may be nested, and several models captured at once; one
@@ -112,8 +113,6 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
         raise ImportError(f"capture needs transformers 5 or newer, got {transformers.__version__}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("model must not be compiled, got the result of torch.compile: give capture the model itself")
     if store not in ("pattern", "qk"):
         raise ValueError(f"store must be 'pattern' or 'qk', got {store!r}")
     if not isinstance(progress, bool):

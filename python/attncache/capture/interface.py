@@ -2,7 +2,8 @@
 
 Attention modules ask ``AttentionInterface.get_interface`` for their function at every forward. While at least one
 capture is open, that method hands out the same function with a listener behind it; the configuration of the model, its
-masks and the function itself stay what they are. The last capture to close puts the original method back.
+masks and the function itself stay what they are; only compiled code runs uncompiled. The last capture to close puts
+everything back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import unwrap
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ _WORDS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
-_original: Callable[..., Any] | None = None
+_undo = ExitStack()  # holds what takes the patch back while there are listeners
 
 
 @contextmanager
@@ -43,25 +44,27 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def _add(listener: Listener) -> None:
-    global _original  # noqa: PLW0603 (one interface, one patch)
-    from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
-
     with _lock:
         if not _listeners:
-            _original = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _reporting(_original)
+            _patch()
         _listeners.append(listener)
 
 
 def _remove(listener: Listener) -> None:
-    global _original  # noqa: PLW0603
-    from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
-
     with _lock:
         _listeners.remove(listener)
         if not _listeners:
-            AttentionInterface.get_interface = _original
-            _original = None
+            _undo.close()
+
+
+def _patch() -> None:
+    import torch  # noqa: PLC0415
+    from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
+
+    original = AttentionInterface.get_interface
+    _undo.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph would pass the interface by
+    _undo.callback(setattr, AttentionInterface, "get_interface", original)
+    AttentionInterface.get_interface = _reporting(original)
 
 
 def _reporting(get_interface: Callable[..., Any]) -> Callable[..., Any]:

@@ -54,7 +54,7 @@ def capture_model(model: str, text: str | None) -> Sample:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    tokenizer, network, is_causal = _load(source)
+    tokenizer, network, is_causal = load(source)
     words = TEXT if text is None else text
     inputs = tokenizer(words, return_tensors="pt")
     ids = inputs["input_ids"][0].tolist()
@@ -105,7 +105,7 @@ def _in_folder(folder: Path, name: str) -> Source:
     )
 
 
-def _load(source: Source) -> tuple[Any, Any, bool]:
+def load(source: Source) -> tuple[Any, Any, bool]:
     """Tokenizer, model in float32, and whether it is a causal one.
 
     Raises:
