@@ -437,7 +437,8 @@ def test_an_exception_leaves_the_model_as_it_was() -> None:
             model(**inputs())
             raise KeyError("of the user")
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert caches[0].n_layers == N_LAYERS
     assert {name: dict(module._forward_hooks) for name, module in model.named_modules()} == before
     assert "get_interface" in vars(AttentionInterface)

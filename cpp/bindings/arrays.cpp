@@ -2,7 +2,7 @@
 #include "arrays.hpp"
 
 #include <algorithm>
-#include <chrono>
+#include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -58,17 +58,45 @@ PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> di
     return view;
 }
 
-}  // namespace
-
-ReleaseGilForLargeWork::~ReleaseGilForLargeWork() {
-    if (state_ == nullptr) return;
+void take_gil(PyThreadState* state) {
     try {
-        PyEval_RestoreThread(state_);
+        PyEval_RestoreThread(state);
     } catch (...) {
         // The interpreter is ending: before 3.14 it ends a thread that asks for the GIL by unwinding it, which would
         // run destructors without the GIL and call std::terminate. Wait here for the end of the process instead.
         while (true) std::this_thread::sleep_for(std::chrono::hours(1));
     }
+}
+
+}  // namespace
+
+void ReleaseGilForLargeWork::release() {
+    last_look_ = std::chrono::steady_clock::now();
+    watcher_before_ = std::exchange(watcher_of_this_thread(), static_cast<Watcher*>(this));
+    state_ = PyEval_SaveThread();
+}
+
+ReleaseGilForLargeWork::~ReleaseGilForLargeWork() {
+    if (state_ == nullptr) return;
+    take_gil(state_);
+    watcher_of_this_thread() = watcher_before_;
+}
+
+void ReleaseGilForLargeWork::look(std::int64_t done, std::int64_t total) {
+    constexpr auto kBetweenLooks = std::chrono::milliseconds(100);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_look_ < kBetweenLooks) return;
+    take_gil(state_);
+    std::optional<py::error_already_set> error;
+    try {
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (progress_ && !progress_.is_none()) progress_(done, total);
+    } catch (const py::error_already_set& raised) {
+        error.emplace(raised);
+    }
+    last_look_ = std::chrono::steady_clock::now();
+    state_ = PyEval_SaveThread();
+    if (error) throw py::error_already_set(*error);
 }
 
 DType dtype_named(const std::string& wanted) {
@@ -78,26 +106,49 @@ DType dtype_named(const std::string& wanted) {
     throw py::value_error("dtype must be float16, bfloat16, float32 or float64, got " + wanted);
 }
 
-std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
-                                              bool indexes) {
+SourceArray source_of_array(const py::object& array, DType dtype) {
     auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
     if (!PyArray_Check(array.ptr()) || PyArray_NDIM(ndarray) != 4 ||
         PyArray_ITEMSIZE(ndarray) != static_cast<npy_intp>(item_bytes(dtype))) {
-        throw py::type_error("pattern must be a 4-dimensional NumPy array of its dtype's item size");
+        throw py::type_error("a layer must be a 4-dimensional NumPy array of its dtype's item size");
     }
     const npy_intp* const dims = PyArray_DIMS(ndarray);
     const npy_intp* const strides = PyArray_STRIDES(ndarray);
-    const Shape shape{dims[0], dims[1], dims[2], dims[3]};
-    const auto* const data = static_cast<const std::byte*>(PyArray_DATA(ndarray));
-    const SourceArray source{data, dtype, shape, {strides[0], strides[1], strides[2], strides[3]}};
+    return {static_cast<const std::byte*>(PyArray_DATA(ndarray)),
+            dtype,
+            {dims[0], dims[1], dims[2], dims[3]},
+            {strides[0], strides[1], strides[2], strides[3]}};
+}
+
+std::shared_ptr<StoredLayer> stored_layer(std::shared_ptr<const Layer> layer) {
+    auto result = std::make_shared<StoredLayer>();
+    result->owner = capsule_of(layer);
+    result->indexes.resize(static_cast<std::size_t>(layer->pattern.shape.batch_size));
+    result->layer = std::move(layer);
+    return result;
+}
+
+Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
+    const SourceArray source = source_of_array(array, dtype);
+    if (shares_memory) return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
+    const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr())));
+    const auto copy = copy_layer(source, stored);
+    return {copy->pattern, copy->memory, nullptr};
+}
+
+std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
+                                              bool indexes) {
+    const SourceArray source = source_of_array(array, dtype);
+    const Shape& shape = source.shape;
     indexes = indexes && shape.n_heads > 0;  // the mean of no heads is NaN: nothing to keep
     std::shared_ptr<const Layer> layer;
     std::vector<HeadMeanIndex> built;
     const std::shared_ptr<const void> owner = shares_memory ? keep_alive(array) : nullptr;
     {
-        const ReleaseGilForLargeWork release(shares_memory && !indexes ? 0 : PyArray_NBYTES(ndarray));
+        const npy_intp n_bytes = PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr()));
+        const ReleaseGilForLargeWork release(shares_memory && !indexes ? 0 : n_bytes);
         if (shares_memory) {
-            layer = borrow_layer(data, stored, shape, owner);
+            layer = borrow_layer(source.data, stored, shape, owner);
             for (std::int64_t b = 0; indexes && b < shape.batch_size; ++b) {
                 built.push_back(build_index(layer->pattern, b));
             }
@@ -107,10 +158,7 @@ std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dty
             layer = copy_layer(source, stored);
         }
     }
-    auto result = std::make_shared<StoredLayer>();
-    result->layer = layer;
-    result->owner = capsule_of(layer);
-    result->indexes.resize(static_cast<std::size_t>(shape.batch_size));
+    auto result = stored_layer(std::move(layer));
     for (std::size_t b = 0; b < built.size(); ++b) set_index(result->indexes[b], std::move(built[b]));
     return result;
 }
@@ -119,7 +167,16 @@ PyObject* view_of(const StoredLayer& stored) {
     const PatternView& pattern = stored.layer->pattern;
     const Shape& shape = pattern.shape;
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
-    return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner);
+    if (stored.factored == nullptr) {
+        return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner);
+    }
+    std::shared_ptr<const Layer> dense;
+    {
+        const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge);
+        dense = dense_layer(*stored.factored, DType::float32);
+    }
+    const std::byte* const data = dense->pattern.data;
+    return read_only_view(descriptor_of(DType::float32), dims, data, capsule_of(std::move(dense)));
 }
 
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {

@@ -1,8 +1,10 @@
 // The only place that turns NumPy arrays into patterns and back: dtypes, strides, owners, flags.
 #pragma once
 
+#include <chrono>
 #include <span>
 
+#include "../src/watcher.hpp"
 #include "store.hpp"
 
 namespace attncache::python {
@@ -15,7 +17,17 @@ DType dtype_named(const std::string& name);
 std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
                                               bool indexes);
 
-/// A read-only view of a layer that shares its memory. ImportError for bfloat16 without ml_dtypes.
+/// Queries or keys over the memory of `array` or in a converted copy of it, as `layer_from_array`.
+Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory);
+
+/// `array`, 4-dimensional and of that dtype, as a source to copy from.
+SourceArray source_of_array(const py::object& array, DType dtype);
+
+/// A layer as the store keeps it, with the capsule that owns it.
+std::shared_ptr<StoredLayer> stored_layer(std::shared_ptr<const Layer> layer);
+
+/// A read-only view of a layer that shares its memory, or the pattern of a factored layer computed into memory of its
+/// own. ImportError for bfloat16 without ml_dtypes.
 PyObject* view_of(const StoredLayer& layer);
 
 /// A read-only array over floats that `owner` keeps alive.
@@ -39,18 +51,32 @@ inline void make_read_only(PyObject* array) {
     PyArray_CLEARFLAGS(reinterpret_cast<PyArrayObject*>(array), NPY_ARRAY_WRITEABLE);
 }
 
-/// Releases the GIL for work on that many bytes, if that is worth what it may cost to get it back.
-class ReleaseGilForLargeWork {
+/// Releases the GIL for work on that many bytes, if that is worth what it may cost to get it back. Ten times a second
+/// the work looks for signals, so that Ctrl-C ends it, and tells `progress(done, total)` if that is a callable.
+class ReleaseGilForLargeWork final : Watcher {
 public:
-    explicit ReleaseGilForLargeWork(std::int64_t bytes) : state_(bytes >= kWorthIt ? PyEval_SaveThread() : nullptr) {}
-    ~ReleaseGilForLargeWork();
+    explicit ReleaseGilForLargeWork(std::int64_t bytes, py::object progress = {})
+        : state_(nullptr), progress_(std::move(progress)) {
+        if (bytes >= kWorthIt) release();
+    }
+    ~ReleaseGilForLargeWork() override;
     ReleaseGilForLargeWork(const ReleaseGilForLargeWork&) = delete;
     ReleaseGilForLargeWork& operator=(const ReleaseGilForLargeWork&) = delete;
+
+    /// Work of unknown size, always worth it.
+    static constexpr std::int64_t kLarge = INT64_MAX;
 
 private:
     /// About 50 us of reading: releasing costs 50 ns alone, but much more if another thread then holds the GIL.
     static constexpr std::int64_t kWorthIt = 512 * 1024;
+
+    void release();
+    void look(std::int64_t done, std::int64_t total) override;
+
     PyThreadState* state_;
+    py::object progress_;
+    Watcher* watcher_before_ = nullptr;
+    std::chrono::steady_clock::time_point last_look_;
 };
 
 }  // namespace attncache::python

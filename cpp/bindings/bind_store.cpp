@@ -49,7 +49,9 @@ std::int64_t index_n_bytes(const py::object& self) {
 
 std::int64_t n_bytes(const py::object& self) {
     std::int64_t bytes = index_n_bytes(self);
-    for (const auto& stored : store_of(self).layers) bytes += stored->layer->pattern.n_bytes();
+    for (const auto& stored : store_of(self).layers) {
+        bytes += stored->factored != nullptr ? stored->factored->n_bytes() : stored->layer->pattern.n_bytes();
+    }
     return bytes;
 }
 

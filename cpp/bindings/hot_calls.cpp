@@ -106,21 +106,22 @@ struct GivenBatch {
 };
 
 /// Answers one question about the mean of a batch item: from the index if that is built or now pays, otherwise
-/// directly. `from_index(index)` and `directly(pattern)` give the result; `cost` picks what it costs without an index.
+/// directly. `from_index(index)` and `directly(layer, bytes)` give the result; `cost` picks what it costs without an
+/// index.
 template <class Cost, class FromIndex, class Directly>
 PyObject* answer(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, const Cost& cost,
                  const FromIndex& from_index, const Directly& directly) {
     const BatchIndex& ready = stored->indexes[static_cast<std::size_t>(batch)];
     if (ready.index.is_built()) return from_index(ready);
     const auto layer = stored;  // shared: the GIL may be released from here on
-    const PatternView& pattern = layer->layer->pattern;
-    const std::int64_t bytes = cost(index_costs(pattern));
+    if (layer->factored != nullptr) return directly(*layer, ReleaseGilForLargeWork::kLarge);
+    const std::int64_t bytes = cost(index_costs(layer->layer->pattern));
     if (const BatchIndex* index = index_for_query(store, layer, batch, bytes)) return from_index(*index);
-    return directly(pattern, bytes);
+    return directly(*layer, bytes);
 }
 
-/// The result of `answer` as an array of floats: a view of the index, or what `fill(float*)` writes into `out` or a
-/// new array.
+/// The result of `answer` as an array of floats: a view of the index, or what `fill(layer, float*)`, given the dense or
+/// factored layer, writes into `out` or a new array.
 template <class Cost, class InIndex, class Fill>
 PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
                          std::span<const npy_intp> dims, PyObject* out, const Cost& cost, const InIndex& in_index,
@@ -133,11 +134,11 @@ PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>&
                     static_cast<std::size_t>(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(result.ptr()))));
         return result.release().ptr();
     };
-    const auto directly = [&](const PatternView& pattern, std::int64_t bytes) -> PyObject* {
+    const auto directly = [&](const StoredLayer& layer, std::int64_t bytes) -> PyObject* {
         py::object result = result_array(out, dims);
         {
             const ReleaseGilForLargeWork release(bytes);
-            fill(pattern, floats(result.ptr()));
+            layer.ask([&](const auto& asked) { fill(asked, floats(result.ptr())); });
         }
         if (result.ptr() != out) make_read_only(result.ptr());
         return result.release().ptr();
@@ -162,7 +163,7 @@ PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ss
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.row; },
             [&](const HeadMeanIndex& index) { return index.by_query + query * dims[0]; },
-            [&](const PatternView& pattern, float* out) { mean_row(pattern, batch, query, out); });
+            [&](const auto& layer, float* out) { mean_row(layer, batch, query, out); });
     });
 }
 
@@ -183,7 +184,7 @@ PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssiz
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.column; },
             [&](const HeadMeanIndex& index) { return index.by_key + key * dims[0]; },
-            [&](const PatternView& pattern, float* out) { mean_column(pattern, batch, key, out); });
+            [&](const auto& layer, float* out) { mean_column(layer, batch, key, out); });
     });
 }
 
@@ -201,7 +202,7 @@ PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, 
         return floats_of_mean(
             store, stored, batch, dims, arguments[2], [](const IndexCosts& costs) { return costs.layer; },
             [](const HeadMeanIndex& index) { return index.by_query; },
-            [&](const PatternView& pattern, float* out) { head_mean(pattern, batch, out); });
+            [&](const auto& layer, float* out) { head_mean(layer, batch, out); });
     });
 }
 
@@ -248,11 +249,11 @@ PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssi
                 const auto memory = found.index.memory;  // shared: a long row releases the GIL
                 return list_of_heaviest(found.index.by_query + query * seq_k, seq_k, k);
             },
-            [&](const PatternView& pattern, std::int64_t bytes) {
+            [&](const StoredLayer& layer, std::int64_t bytes) {
                 std::vector<float> row(static_cast<std::size_t>(seq_k));
                 {
                     const ReleaseGilForLargeWork release(bytes);
-                    mean_row(pattern, batch, query, row.data());
+                    layer.ask([&](const auto& asked) { mean_row(asked, batch, query, row.data()); });
                 }
                 return list_of_heaviest(row.data(), seq_k, k);
             });
@@ -412,7 +413,9 @@ Args:
     layer: index of the layer; negative counts from the end.
 
 Returns:
-    Read-only array of shape [batch, head, query, key] that shares the cache's memory and keeps it alive.
+    Read-only array of shape [batch, head, query, key] that shares the cache's memory and keeps it alive. A factored
+    layer has no such memory: its pattern is computed each time, block by block, as a new float32 array of
+    4 * batch * head * query * key bytes.
 
 Raises:
     TypeError: layer is not an int. ImportError: the layer is bfloat16 and ml_dtypes is not installed.

@@ -14,6 +14,9 @@ void build(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch, std::i
     try {
         const ReleaseGilForLargeWork release(build_bytes);
         index = build_index(layer->layer->pattern, batch);
+    } catch (const py::error_already_set&) {  // Ctrl-C
+        layer->indexes[at].is_building = false;
+        throw;
     } catch (const std::exception&) {  // no memory, most likely, for what nobody asked for: go on without it
     }
     BatchIndex& place = layer->indexes[at];
@@ -34,6 +37,7 @@ const BatchIndex* index_for_query(const Store& store, const std::shared_ptr<Stor
                                   std::int64_t query_bytes) {
     BatchIndex& place = layer->indexes[static_cast<std::size_t>(batch)];
     if (place.index.is_built()) return &place;
+    if (layer->factored != nullptr) return nullptr;  // an index would be the square that such a layer avoids
     const bool has_heads = layer->layer->pattern.shape.n_heads > 0;  // the mean of none is NaN: nothing to keep
     if (store.policy == IndexPolicy::off || place.is_building || !has_heads) return nullptr;
     const std::int64_t build_bytes = index_costs(layer->layer->pattern).build;

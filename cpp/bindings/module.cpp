@@ -20,7 +20,9 @@ PYBIND11_MODULE(_core, module) {
     attncache::simd::use_environment();
     attncache::num_threads();  // reads its environment variable, so that a wrong one fails here
     module.attr("__version__") = ATTNCACHE_VERSION;
-    attncache::python::add_hot_calls(attncache::python::bind_store(module));
+    auto store = attncache::python::bind_store(module);
+    attncache::python::bind_factored(store);
+    attncache::python::add_hot_calls(store);
     attncache::python::bind_queries(module);
     attncache::python::bind_settings(module);
 }

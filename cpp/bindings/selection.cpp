@@ -1,6 +1,8 @@
 // layers, heads and batch, in the order in which the errors are checked.
 #include "selection.hpp"
 
+#include "arrays.hpp"
+
 #include <string>
 
 namespace attncache::python {
@@ -66,6 +68,7 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
 }  // namespace
 
 std::int64_t ResolvedSelection::bytes_of(std::int64_t n_items_per_plane) const {
+    if (has_factored) return ReleaseGilForLargeWork::kLarge;
     const auto n_heads = static_cast<std::int64_t>(selection.heads.size());
     const auto n_items = static_cast<std::int64_t>(selection.layers.size() * selection.batches.size()) * n_heads;
     return n_items * n_items_per_plane * 2;
@@ -97,8 +100,10 @@ ResolvedSelection resolve_selection(const Store& store, const py::object& layers
     Selection& selection = resolved.selection;
     for (const auto& layer : resolved.layers) {
         selection.layers.push_back(layer->layer->pattern);
-        resolved.keep_alive.push_back(layer->layer);
+        selection.factored.push_back(layer->factored.get());
+        resolved.has_factored |= layer->factored != nullptr;
     }
+    if (!resolved.has_factored) selection.factored.clear();
     Indices chosen_heads = resolve_heads(heads, {"heads", "n_heads", shape.n_heads}, selection.treat_heads);
     Indices batches = resolve_selector(batch, {"batch", "batch_size", shape.batch_size});
     if (chosen_layers.keeps_axis) resolved.dims.push_back(static_cast<npy_intp>(chosen_layers.values.size()));

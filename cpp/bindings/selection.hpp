@@ -10,10 +10,11 @@ namespace attncache::python {
 /// What a query reads and the leading dimensions of its result. Shares the layers, so that the GIL may be released.
 struct ResolvedSelection {
     Selection selection;
-    Shape shape;                 // of every selected layer
-    std::vector<npy_intp> dims;  // layer, batch, head: those that are kept
-    std::vector<std::shared_ptr<StoredLayer>> layers;
-    std::vector<std::shared_ptr<const void>> keep_alive;  // what `selection` points at
+    Shape shape;                                          // of every selected layer
+    std::vector<npy_intp> dims;                           // layer, batch, head: those that are kept
+    std::vector<std::shared_ptr<StoredLayer>> layers;     // whose memory `selection` points at
+    std::vector<std::shared_ptr<const void>> keep_alive;  // the indexes that it points at
+    bool has_factored = false;
 
     /// Lets a mean over all heads use the indexes of its layers. `cost(costs)` is what this query costs a layer and
     /// batch item without one, in bytes.

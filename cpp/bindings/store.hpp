@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "attncache/factored.hpp"
 #include "attncache/index.hpp"
 #include "attncache/store.hpp"
 #include "numpy_api.hpp"
@@ -21,9 +22,20 @@ struct BatchIndex {
 };
 
 struct StoredLayer {
-    std::shared_ptr<const Layer> layer;
-    py::object owner;  // a capsule that shares the layer: the base of every view of it
+    std::shared_ptr<const Layer> layer;  // of a factored layer: a view with shape and dtype alone
+    py::object owner;                    // a capsule that shares the layer: the base of every view of it
     std::vector<BatchIndex> indexes;
+    std::shared_ptr<const FactoredLayer> factored;
+
+    /// Calls ask(layer) with the dense pattern or the factored layer.
+    template <class Ask>
+    void ask(const Ask& ask) const {
+        if (factored != nullptr) {
+            ask(*factored);
+        } else {
+            ask(layer->pattern);
+        }
+    }
 };
 
 /// Whether indexes are built: never, when they pay, or with each push.

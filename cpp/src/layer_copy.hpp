@@ -17,6 +17,16 @@ struct LayerCopy {
 /// Throws std::length_error if the bytes overflow, std::bad_alloc if they cannot be had.
 LayerCopy allocate_copy(const Shape& shape, DType dtype);
 
+/// Converts all rows of a source into a copy of its shape, in parallel.
+void copy_rows(const SourceArray& source, const LayerCopy& copy);
+
+/// A view as a source to copy from.
+SourceArray source_of(const PatternView& view);
+
+/// Part of a copy: `n` positions (queries) from `first` on, of all heads of the batch items from `batch` on.
+LayerCopy part_of(const LayerCopy& copy, std::int64_t batch, std::int64_t n_batches, std::int64_t first,
+                  std::int64_t n);
+
 /// Converts rows of a source, gathering those whose keys are not contiguous or not aligned. One for each thread.
 class RowCopier {
 public:

@@ -15,6 +15,7 @@
 #endif
 
 #include "attncache/threads.hpp"
+#include "watcher.hpp"
 
 namespace attncache {
 namespace {
@@ -26,6 +27,9 @@ constexpr std::int64_t kBytesPerThread = 512 * 1024;
 /// Ranges per thread: enough that a thread that was descheduled does not make the others wait long.
 constexpr std::int64_t kRangesPerThread = 8;
 
+/// The most that one range may take, so that work can be stopped soon: some 10 ms.
+constexpr std::int64_t kBytesPerRange = 256 * 1024 * 1024;
+
 /// One parallel_for: ranges are handed out by a counter until none are left or one has thrown.
 struct Job {
     const std::function<void(std::int64_t, std::int64_t)>& work;
@@ -35,11 +39,13 @@ struct Job {
     std::atomic<bool> failed{false};
     std::exception_ptr error{};
 
-    void run() {
+    /// Works until nothing is left; `watcher`, if there is one, looks on between ranges.
+    void run(Watcher* watcher) {
         while (!failed.load(std::memory_order_relaxed)) {
             const std::int64_t begin = next.fetch_add(range, std::memory_order_relaxed);
             if (begin >= n) return;
             try {
+                if (watcher != nullptr) watcher->look(begin, n);
                 work(begin, std::min(begin + range, n));
             } catch (...) {
                 if (!failed.exchange(true)) error = std::current_exception();
@@ -63,7 +69,7 @@ public:
             running_ = n_helpers;
         }
         wake_.notify_all();
-        job.run();
+        job.run(watcher_of_this_thread());
         std::unique_lock<std::mutex> lock(mutex_);
         running_ -= wanted_;  // those that have not begun by now find nothing to do
         wanted_ = 0;
@@ -91,7 +97,7 @@ private:
             --wanted_;
             Job& job = *job_;
             lock.unlock();
-            job.run();
+            job.run(nullptr);
             lock.lock();
             if (--running_ == 0) done_.notify_one();
         }
@@ -123,21 +129,22 @@ Pool& pool() {
     return *existing;
 }
 
+thread_local Watcher* this_threads_watcher = nullptr;
+
 }  // namespace
+
+Watcher*& watcher_of_this_thread() { return this_threads_watcher; }
 
 void parallel_for(std::int64_t n, std::int64_t bytes_each,
                   const std::function<void(std::int64_t, std::int64_t)>& work) {
     if (n <= 0) return;
     const std::int64_t bytes = bytes_each > INT64_MAX / n ? INT64_MAX : n * bytes_each;
     const std::int64_t paying = std::min({static_cast<std::int64_t>(num_threads()), bytes / kBytesPerThread, n});
-    if (paying > 1) {
-        Job job{work, n, std::max<std::int64_t>(1, n / (paying * kRangesPerThread))};
-        if (pool().try_run(job, static_cast<int>(paying) - 1)) {
-            if (job.error) std::rethrow_exception(job.error);
-            return;
-        }
-    }
-    work(0, n);
+    const std::int64_t share = paying > 1 ? n / (paying * kRangesPerThread) : n;
+    const std::int64_t short_enough = kBytesPerRange / std::max<std::int64_t>(1, bytes_each);
+    Job job{work, n, std::max<std::int64_t>(1, std::min(share, short_enough))};
+    if (paying <= 1 || !pool().try_run(job, static_cast<int>(paying) - 1)) job.run(watcher_of_this_thread());
+    if (job.error) std::rethrow_exception(job.error);
 }
 
 }  // namespace attncache

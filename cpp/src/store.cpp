@@ -60,8 +60,11 @@ void copy_contiguous(const SourceArray& source, const LayerCopy& copy, const Ker
                  });
 }
 
-void copy_rows(const SourceArray& source, const LayerCopy& copy, const KernelTable& kernels) {
+}  // namespace
+
+void copy_rows(const SourceArray& source, const LayerCopy& copy) {
     const Shape& shape = source.shape;
+    const KernelTable& kernels = active_kernels();
     const auto bytes = static_cast<std::int64_t>(item_bytes(source.dtype) + item_bytes(copy.pattern.dtype));
     parallel_for(shape.batch_size * shape.n_heads * shape.seq_q, bytes * shape.seq_k,
                  [&](std::int64_t begin, std::int64_t end) {
@@ -72,7 +75,20 @@ void copy_rows(const SourceArray& source, const LayerCopy& copy, const KernelTab
                  });
 }
 
-}  // namespace
+SourceArray source_of(const PatternView& view) {
+    const auto item = static_cast<std::int64_t>(item_bytes(view.dtype));
+    return {view.data, view.dtype, view.shape, {view.batch_stride, view.head_stride, view.query_stride, item}};
+}
+
+LayerCopy part_of(const LayerCopy& copy, std::int64_t batch, std::int64_t n_batches, std::int64_t first,
+                  std::int64_t n) {
+    PatternView part = copy.pattern;
+    const std::int64_t offset = batch * part.batch_stride + first * part.query_stride;
+    part.data += offset;
+    part.shape.batch_size = n_batches;
+    part.shape.seq_q = n;
+    return {std::shared_ptr<std::byte>(copy.memory, copy.memory.get() + offset), part};
+}
 
 LayerCopy allocate_copy(const Shape& shape, DType dtype) {
     const auto memory = allocate(checked_bytes(shape, dtype));
@@ -99,7 +115,7 @@ std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) 
         if (is_one_row(source)) {
             copy_contiguous(source, copy, active_kernels());
         } else {
-            copy_rows(source, copy, active_kernels());
+            copy_rows(source, copy);
         }
     }
     return std::make_shared<const Layer>(Layer{copy.pattern, copy.memory});

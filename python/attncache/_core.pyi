@@ -1,15 +1,44 @@
 # The C++ core: cpp/bindings/ holds what this file describes.
 
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 __version__: str
 
+_Source: TypeAlias = tuple[npt.NDArray[Any], str, str, bool]  # array, dtype, dtype to store, whether memory is shared
+
 class Store:
     def __init__(self) -> None: ...
     def _push(self, array: npt.NDArray[Any], dtype: str, stored: str, shares_memory: bool) -> None: ...
+    def _push_qk(
+        self,
+        query: _Source,
+        key: _Source,
+        scale: float,
+        softcap: float,
+        causal: bool,
+        window: int,
+        hidden_keys: Sequence[Sequence[tuple[int, int]]],
+        sinks: npt.NDArray[np.float32] | None,
+        lse: npt.NDArray[np.float32] | None,
+    ) -> None: ...
+    def _append_qk(
+        self,
+        layer: Any,
+        query: npt.NDArray[Any],
+        query_dtype: str,
+        key: npt.NDArray[Any],
+        key_dtype: str,
+        hidden_keys: Sequence[Sequence[tuple[int, int]]],
+    ) -> None: ...
+    def _lse(self, layer: Any, progress: Callable[[int, int], object] | None) -> npt.NDArray[np.float32]: ...
+    def _push_dense_of(self, source: Store, layer: Any, dtype: str) -> None: ...
+    def _move_last_to(self, layer: Any) -> None: ...
+    @property
+    def kinds(self) -> tuple[Literal["dense", "factored"], ...]: ...
     def _reserve(self, n_layers: int) -> None: ...
     def _clear(self) -> None: ...
     def __len__(self) -> int: ...

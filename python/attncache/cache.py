@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.factored import Progress, append_factors, push_factors
 from attncache.results import TopK
-from attncache.sources import StoredDType, read_source, stored_dtype
+from attncache.sources import StoredDType, checked_copy, read_source, stored_dtype
 from attncache.units import readable_bytes
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
@@ -98,15 +99,129 @@ class AttentionCache(_core.Store):
         >>> cache.dtypes
         ('float16',)
         """
-        if copy is not None and not isinstance(copy, bool):
-            raise TypeError(f"copy must be None, True or False, got {type(copy).__name__}")
+        copy = checked_copy(copy)
         source = read_source(pattern)
-        stored = self._dtype or ("float32" if source.dtype == "float64" else source.dtype)
-        reason = source.reason_to_copy(stored)
-        if copy is False and reason is not None:
-            raise ValueError(f"copy=False cannot borrow this pattern: {reason}")
-        borrows = reason is None and (copy is False or (copy is None and not source.is_writable))
-        self._push(source.array, source.dtype, stored, borrows)
+        stored = self._dtype or source.own_dtype
+        self._push(source.array, source.dtype, stored, source.borrows(stored, copy))
+
+    def push_qk(
+        self,
+        query: Any,
+        key: Any,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        key_mask: Any = None,
+        lse: Any = None,
+        sinks: Any = None,
+        bias: None = None,
+        copy: bool | None = None,
+    ) -> None:
+        """Append a factored layer: queries and keys, from which every query computes exact softmax weights on demand.
+
+        It takes (heads * seq_q + key heads * seq_k) * head_dim items instead of heads * seq_q * seq_k, and answers every
+        query as a dense layer does. A weight is e^score / sum of e^score over the visible keys (and the sink) of a row;
+        a score is scale * dot(query, key), then softcap * tanh(score / softcap) if there is a cap. A row without a
+        visible key is all zeros. docs/factored.md has the costs and the error bound.
+
+        Args:
+            query: float16, bfloat16 or float32 array of shape [batch, head, query, item], after rotary embedding.
+            key: the same of shape [batch, key head, key, item]; head h reads key head h // (heads / key heads).
+            scale: factor of the scores; None is item ** -0.5.
+            causal: whether query i sees no key beyond i + seq_k - seq_q (the last query sees the last key).
+            window: None, or how far a query sees, as transformers counts: the last ``window`` keys, its own included, if
+                causal; otherwise the keys at most ``window`` away on either side.
+            softcap: None, or the cap of the scores (before the mask).
+            key_mask: None, or bool (or 0 and 1) array [batch, key]; False hides a key from every query.
+            lse: None, or float array [batch, head, query]: the natural logarithms of the rows' sums, after scale and with
+                sinks, as flash attention returns them. Without it a row's sum is computed when it is needed, and all sums
+                (once, and kept) when a column is asked for.
+            sinks: None, or float array [head]: a learned score that takes part in a row's sum and has no key.
+            bias: nothing but None: a bias or mask of its own for each (query, key) cannot be expressed.
+            copy: as for ``push``, for queries and keys alike.
+
+        Raises:
+            TypeError: query or key is not an array of floats, or an option is of the wrong kind. ValueError: the shapes do
+                not fit, an option is out of its range, both lse and sinks are given, or there is a bias: then push the
+                dense pattern. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
+        >>> cache.rows(0, 1)
+        array([0.5, 0.5, 0. ], dtype=float32)
+        """
+        push_factors(
+            self,
+            self._dtype,
+            query,
+            key,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            key_mask=key_mask,
+            lse=lse,
+            sinks=sinks,
+            bias=bias,
+            copy=copy,
+        )
+
+    def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
+        """Add positions at the end of a factored layer, as a model does that generates.
+
+        Takes time in proportion to the new positions (amortised); views and answers from before stay as they are.
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+            query: float array of shape [batch, head, n, item], after rotary embedding.
+            key: float array of shape [batch, key head, n, item].
+            key_mask: None, or bool (or 0 and 1) array [batch, n] of the new keys.
+
+        Raises:
+            IndexError: there is no such layer. ValueError: it is dense or was pushed with lse, or the shapes do not fit.
+                TypeError: query or key is not an array of floats. The layer is unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
+        >>> cache.append_qk(0, np.zeros((1, 1, 1, 4), np.float32), np.zeros((1, 1, 1, 4), np.float32))
+        >>> cache.shapes
+        ((1, 1, 3, 3),)
+        """
+        append_factors(self, layer, query, key, key_mask)
+
+    def lse(self, layer: int, *, progress: Progress | None = None) -> Weights:
+        """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
+
+        The first call computes the sums of all rows in one blocked, parallel pass and keeps them (8 bytes a row); columns
+        need them. Ctrl-C ends the pass within a second and leaves the layer as it was.
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+            progress: None, or a callable that is told (done, total) about ten times a second.
+
+        Returns:
+            Read-only float32 array of shape [batch, head, query]; -inf for a row without visible keys. Bounded: within
+            D_max + (seq_k / 256 + 30) 2^-24 of the exact value and 2^-24 of its size; D_max as in docs/factored.md.
+
+        Raises:
+            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int, or progress is
+                neither None nor callable.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
+        >>> cache.lse(0).round(4)
+        array([[[0.    , 0.6931]]], dtype=float32)
+        """
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be None or callable, got {type(progress).__name__}")
+        return _core.Store._lse(self, layer, progress)
+
+    def _replace_layer(self, layer: int, pattern: Any) -> None:
+        """Put a dense pattern, as for ``push``, in the place of a layer."""
+        self.push(pattern)
+        self._move_last_to(layer)
 
     def clear(self) -> None:
         """Forget all layers; views of them stay valid, and their memory is freed with the last of these.
@@ -142,12 +257,12 @@ class AttentionCache(_core.Store):
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
-        kinds = {(*shape, dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)}
-        if len(kinds) == 1:
-            *shape, dtype = kinds.pop()
-            layers += f" of {shape} {dtype}"
-        elif kinds:
-            layers += f" of {len(kinds)} shapes and dtypes"
+        forms = {(kind, *shape, dtype) for kind, shape, dtype in zip(self.kinds, self.shapes, self.dtypes, strict=True)}
+        if len(forms) == 1:
+            kind, *shape, dtype = forms.pop()
+            layers += f" of {shape} {dtype}" if kind == "dense" else f" of {shape} as {dtype} queries and keys"
+        elif forms:
+            layers += f" of {len(forms)} shapes and dtypes"
         size = readable_bytes(self.nbytes)
         if self.index_nbytes:
             size += f" of which {readable_bytes(self.index_nbytes)} index"

@@ -1,4 +1,4 @@
-"""Turns whatever holds a pattern into a NumPy array and the name of its dtype, without copying it."""
+"""Turns whatever holds a pattern, queries or keys into a NumPy array and the name of its dtype, without copying it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import numpy.typing as npt
 
 StoredDType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
-_KINDS = "pattern must hold float16, bfloat16, float32 or float64"
+_KINDS = "must hold float16, bfloat16, float32 or float64"
 _DLPACK_CPU = 1
 
 
+class Argument(NamedTuple):
+    """How errors name what was given: the argument, and its axes."""
+
+    name: str
+    axes: str
+
+
+PATTERN = Argument("pattern", "[batch, head, query, key]")
+
+
 class Source(NamedTuple):
-    """A pattern to push.
+    """An array of four axes to store.
 
     Attributes:
         array: the weights in native byte order; bfloat16 as uint16, because NumPy itself has no such dtype.
@@ -28,6 +38,11 @@ class Source(NamedTuple):
     is_writable: bool
     is_converted: bool = False
 
+    @property
+    def own_dtype(self) -> StoredDType:
+        """What it is stored as if nothing else is asked for."""
+        return "float32" if self.dtype == "float64" else self.dtype
+
     def reason_to_copy(self, stored: StoredDType) -> str | None:
         """Why a layer of that dtype cannot lie over the pushed memory as it is, or None if it can."""
         if self.dtype != stored:
@@ -39,6 +54,24 @@ class Source(NamedTuple):
                 f"its memory is not C-contiguous and aligned (shape {self.array.shape}, strides {self.array.strides})"
             )
         return None
+
+    def borrows(self, stored: StoredDType, copy: bool | None, argument: Argument = PATTERN) -> bool:
+        """Whether to lie over the pushed memory: only if it can be done, and if nobody may change it or it is wished.
+
+        Raises:
+            ValueError: copy is False, and a copy is needed.
+        """
+        reason = self.reason_to_copy(stored)
+        if copy is False and reason is not None:
+            raise ValueError(f"copy=False cannot borrow this {argument.name}: {reason}")
+        return reason is None and (copy is False or (copy is None and not self.is_writable))
+
+
+def checked_copy(copy: Any) -> bool | None:
+    """The argument ``copy``: None, True or False."""
+    if copy is not None and not isinstance(copy, bool):
+        raise TypeError(f"copy must be None, True or False, got {type(copy).__name__}")
+    return copy
 
 
 def stored_dtype(dtype: Any) -> StoredDType | None:
@@ -60,67 +93,73 @@ def _dtype_name(dtype: Any) -> str:
         raise TypeError(f"dtype must be None, a name or a NumPy dtype, got {dtype!r}") from None
 
 
-def read_source(pattern: Any) -> Source:
-    """The pattern as an array of four axes, sharing its memory wherever that is possible.
+def read_source(values: Any, argument: Argument = PATTERN) -> Source:
+    """The values as an array of four axes, sharing their memory wherever that is possible.
 
     Raises:
-        TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, or does
+        TypeError: values is not an array of floats. ValueError: it has other than four axes, requires grad, or does
             not lie in CPU memory.
     """
-    source = _from_tensor(pattern) if _is_torch_tensor(pattern) else _from_array(_as_array(pattern))
-    if not isinstance(pattern, np.ndarray) and not hasattr(pattern, "__array__") and hasattr(pattern, "__dlpack__"):
+    source = (
+        _from_tensor(values, argument)
+        if is_torch_tensor(values)
+        else _from_array(_as_array(values, argument), argument)
+    )
+    if not isinstance(values, np.ndarray) and not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
         source = source._replace(is_writable=True)  # older DLPack versions cannot say that memory is read-only
-    if isinstance(pattern, list | tuple):
+    if isinstance(values, list | tuple):
         source = source._replace(is_converted=True)
     if source.array.ndim != 4:
-        raise ValueError(f"pattern must have the 4 axes [batch, head, query, key], got shape {source.array.shape}")
+        raise ValueError(f"{argument.name} must have the 4 axes {argument.axes}, got shape {source.array.shape}")
     if source.array.shape[3] >= 2**32 or source.array.shape[2] >= 2**32:
-        raise ValueError(f"pattern must have fewer than 2**32 queries and keys, got shape {source.array.shape}")
+        raise ValueError(f"{argument.name} must have fewer than 2**32 queries and keys, got shape {source.array.shape}")
     return source
 
 
-def _is_torch_tensor(pattern: Any) -> bool:
-    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(pattern).__mro__)
+def is_torch_tensor(values: Any) -> bool:
+    """Whether it is one, found out without importing torch."""
+    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(values).__mro__)
 
 
-def _from_tensor(tensor: Any) -> Source:
+def _from_tensor(tensor: Any, argument: Argument) -> Source:
+    name = argument.name
     if tensor.device.type != "cpu":
-        raise ValueError(f"pattern must lie in CPU memory, got a tensor on device {tensor.device}; pass pattern.cpu()")
+        raise ValueError(f"{name} must lie in CPU memory, got a tensor on device {tensor.device}; pass {name}.cpu()")
     if tensor.requires_grad:
-        raise ValueError("pattern must not require grad; pass pattern.detach()")
+        raise ValueError(f"{name} must not require grad; pass {name}.detach()")
     if str(tensor.dtype) == "torch.bfloat16":
         import torch  # noqa: PLC0415 (loaded already: it made the tensor)
 
         return Source(tensor.view(torch.int16).numpy().view(np.uint16), "bfloat16", True)
     if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{_KINDS}, got {tensor.dtype}")
-    return _from_array(tensor.numpy())
+        raise TypeError(f"{name} {_KINDS}, got {tensor.dtype}")
+    return _from_array(tensor.numpy(), argument)
 
 
-def _as_array(pattern: Any) -> npt.NDArray[Any]:
-    if isinstance(pattern, np.ndarray):
-        return pattern
-    if hasattr(pattern, "__dlpack__"):
-        device, index = pattern.__dlpack_device__()
+def _as_array(values: Any, argument: Argument) -> npt.NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
+    if hasattr(values, "__dlpack__"):
+        device, index = values.__dlpack_device__()
         if device != _DLPACK_CPU:
             raise ValueError(
-                f"pattern must lie in CPU memory, got an array on DLPack device ({int(device)}, {index}); "
+                f"{argument.name} must lie in CPU memory, got an array on DLPack device ({int(device)}, {index}); "
                 "move it to the CPU first"
             )
-        if not hasattr(pattern, "__array__"):
-            return np.from_dlpack(pattern)
+        if not hasattr(values, "__array__"):
+            return np.from_dlpack(values)
     try:
-        return np.asarray(pattern)
+        return np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"pattern must be an array [batch, head, query, key], got {type(pattern).__name__}") from error
+        raise TypeError(f"{argument.name} must be an array {argument.axes}, got {type(values).__name__}") from error
 
 
-def _from_array(array: npt.NDArray[Any]) -> Source:
+def _from_array(array: npt.NDArray[Any], argument: Argument) -> Source:
     is_writable = array.flags.writeable
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return Source(array.view(np.uint16), "bfloat16", is_writable)
     if array.dtype.name not in ("float16", "float32", "float64"):
-        raise TypeError(f"{_KINDS}, got {array.dtype}")
+        raise TypeError(f"{argument.name} {_KINDS}, got {array.dtype}")
     is_converted = not array.dtype.isnative
     if is_converted:
         array = array.astype(array.dtype.newbyteorder("="))

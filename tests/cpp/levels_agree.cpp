@@ -96,7 +96,7 @@ void run_selection(const Selection& selection, Results& results) {
 void run_queries(const PatternView& pattern, Results& results) {
     const Shape& shape = pattern.shape;
     for (const Heads treat : {Heads::each, Heads::mean}) {
-        run_selection({{pattern}, all(shape.batch_size), all(shape.n_heads), treat, {}}, results);
+        run_selection({{pattern}, all(shape.batch_size), all(shape.n_heads), treat, {}, {}}, results);
     }
     std::vector<float> row(size(shape.seq_k)), column(size(shape.seq_q));
     mean_row(pattern, 0, shape.seq_q - 1, row.data());
@@ -107,7 +107,7 @@ void run_queries(const PatternView& pattern, Results& results) {
 
 /// Whether the mean over all heads has the same bits with these indexes, one for each batch item, as without.
 bool indexes_agree(const PatternView& pattern, const std::vector<HeadMeanIndex>& indexes) {
-    Selection selection{{pattern}, all(pattern.shape.batch_size), all(pattern.shape.n_heads), Heads::mean, {}};
+    Selection selection{{pattern}, all(pattern.shape.batch_size), all(pattern.shape.n_heads), Heads::mean, {}, {}};
     Results direct, indexed, partly;
     run_selection(selection, direct);
     for (const HeadMeanIndex& index : indexes) selection.means.push_back({index.by_query, index.by_key});

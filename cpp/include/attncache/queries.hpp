@@ -1,5 +1,6 @@
-// Every query over dense patterns: signature and contract. All are exact (the same bits on every SIMD level and for
-// every thread count) and trust their arguments: each index is inside its axis, each output is large enough.
+// Every query: signature and contract. On dense layers all are exact, on factored ones bounded
+// (attncache/factored.hpp); on both they have the same bits on every SIMD level and for every thread count. They trust
+// their arguments: each index is inside its axis, each output is large enough.
 //
 // A mean over heads is widened to float, added in the order in which the heads are listed (from +0), then divided by
 // their number; the mean of no heads is NaN.
@@ -8,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "attncache/factored.hpp"
 #include "attncache/pattern_view.hpp"
 
 namespace attncache {
@@ -27,7 +29,9 @@ struct Selection {
     std::vector<std::int64_t> batches;
     std::vector<std::int64_t> heads;
     Heads treat_heads = Heads::mean;
-    std::vector<HeadMeans> means;  // for a mean over all heads in order: of each (layer, batch), or empty
+    std::vector<HeadMeans> means;                // for a mean over all heads in order: of each (layer, batch), or empty
+    std::vector<const FactoredLayer*> factored;  // in the place of a view that has a shape alone: of each layer,
+                                                 // nullptr for a dense one; or empty if all are dense
 
     /// The length of the head axis of a result.
     std::size_t n_head_results() const { return treat_heads == Heads::mean ? 1 : heads.size(); }
@@ -46,6 +50,11 @@ void mean_column(const PatternView& pattern, std::int64_t batch, std::int64_t ke
 
 /// The mean over all heads of a batch item; writes [query, key].
 void head_mean(const PatternView& pattern, std::int64_t batch, float* out);
+
+/// The same of a factored layer. A column needs the sums of all rows, which its layer keeps.
+void mean_row(const FactoredLayer& layer, std::int64_t batch, std::int64_t query, float* out);
+void mean_column(const FactoredLayer& layer, std::int64_t batch, std::int64_t key, float* out);
+void head_mean(const FactoredLayer& layer, std::int64_t batch, float* out);
 
 /// The positions of the k <= n heaviest of n weights, heaviest first, ties and NaN as in `top_k`.
 void heaviest(const float* weights, std::int64_t n, std::int64_t k, std::int64_t* positions);

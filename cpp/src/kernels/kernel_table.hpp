@@ -11,6 +11,15 @@ struct Collected {
     std::size_t n_keys;
 };
 
+/// How many rows of a matrix stand side by side in a panel.
+constexpr std::size_t kPanelRows = 32;
+
+/// What a softmax needs of some of its scores: the greatest, and the sum of e^(score - greatest).
+struct SoftmaxPart {
+    float greatest;
+    float sum;
+};
+
 /// The kernels over one storage type; rows are given as bytes, so that queries need not know it. All are exact: the
 /// same bits on every level.
 struct RowKernels {
@@ -39,6 +48,10 @@ struct RowKernels {
     /// and among equal weights the lower position; the ranks of NaN, -infinity, ..., +infinity ascend from 0.
     Collected (*collect)(const std::byte* row, std::size_t begin, std::size_t n, std::uint32_t least_rank,
                          std::uint64_t* keys, std::size_t capacity);
+
+    /// out[i * kPanelRows + r] = item i of row r as float, of kPanelRows rows that begin `stride` bytes apart; n_items
+    /// is a multiple of 8.
+    void (*panel)(const std::byte* rows, std::int64_t stride, std::size_t n_items, float* out);
 };
 
 /// Converts n contiguous items as NumPy's astype does.
@@ -53,6 +66,23 @@ struct KernelTable {
 
     /// The n_wanted greatest of n sort keys, greatest first; quadratic, for up to a hundred or so.
     void (*order)(const std::uint64_t* keys, std::size_t n, std::size_t n_wanted, std::uint64_t* out);
+
+    /// out[q * out_stride + r] = scale * (0 + queries[q][0] * panel[0][r] + queries[q][1] * panel[1][r] + ...), fused,
+    /// for all kPanelRows rows r of a panel; a query begins query_stride floats after the one before.
+    void (*scores)(const float* queries, std::size_t query_stride, std::size_t n_queries, const float* panel,
+                   std::size_t n_items, float scale, float* out, std::size_t out_stride);
+
+    /// scores[i] = cap * tanh(scores[i] / cap).
+    void (*softcap)(float* scores, std::size_t n, float cap);
+
+    /// The greatest of n scores and the sum of e^(score - greatest); n is a multiple of 16. See softmax.inl.hpp.
+    SoftmaxPart (*softmax_part)(const float* scores, std::size_t n);
+
+    /// scores[i] = e^(scores[i] - greatest) / sum, for scores of one row.
+    void (*row_weights)(float* scores, std::size_t n, SoftmaxPart whole);
+
+    /// scores[i] = e^(scores[i] - greatest[i]) / sums[i], for scores of one column.
+    void (*column_weights)(float* scores, std::size_t n, const float* greatest, const float* sums);
 
     const RowKernels& of(DType dtype) const { return rows[static_cast<int>(dtype)]; }
 };

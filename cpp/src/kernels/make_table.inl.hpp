@@ -5,6 +5,9 @@
 #include "rows/mean.inl.hpp"
 #include "rows/collect.inl.hpp"
 #include "rows/threshold.inl.hpp"
+#include "rows/panel.inl.hpp"
+#include "rows/scores.inl.hpp"
+#include "rows/softmax.inl.hpp"
 
 #define ATTNCACHE_QUOTE_(x) #x
 #define ATTNCACHE_QUOTE(x) ATTNCACHE_QUOTE_(x)
@@ -12,7 +15,8 @@
 namespace attncache::ATTNCACHE_LEVEL {
 
 template <class T>
-constexpr RowKernels row_kernels = {widen<T>, gather<T>, column<T>, mean<T>, mean_column<T>, threshold<T>, collect<T>};
+constexpr RowKernels row_kernels = {widen<T>,       gather<T>,    column<T>,  mean<T>,
+                                    mean_column<T>, threshold<T>, collect<T>, panel<T>};
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
@@ -33,6 +37,11 @@ const KernelTable kernel_table = {
         {convert_streamed<double, half>, convert_streamed<double, bfloat16>, convert_streamed<double, float>},
     },
     order,
+    scores,
+    softcap,
+    softmax_part,
+    row_weights,
+    column_weights,
 };
 
 }  // namespace attncache::ATTNCACHE_LEVEL

@@ -1,6 +1,7 @@
 // columns: who attends to keys. Tiles of neighbouring columns where there are such; a piece of work is a range of
 // queries of one tile, so that even a single column keeps all threads busy.
 #include "../parallel.hpp"
+#include "by_layer.hpp"
 #include "column_tile.hpp"
 
 namespace attncache {
@@ -15,6 +16,15 @@ std::int64_t n_pieces_of(std::int64_t n, std::int64_t piece) { return (n + piece
 void columns(const Selection& selection, std::span<const std::int64_t> positions, float* out) {
     if (selection.n_planes() == 0 || positions.empty()) return;
     const std::int64_t seq_q = selection.layers.front().shape.seq_q;
+    if (!selection.factored.empty()) {
+        const std::int64_t stride = lines_per_layer(selection, positions.size()) * seq_q;
+        return for_each_layer(
+            selection,
+            [&](const FactoredSelection& one, std::int64_t i) {
+                factored_lines(one, Direction::to, positions, out + i * stride);
+            },
+            [&](const Selection& one, std::int64_t i) { columns(one, positions, out + i * stride); });
+    }
     const auto n_positions = static_cast<std::int64_t>(positions.size());
     const std::int64_t n_tiles = n_pieces_of(n_positions, kTileColumns);
     const std::int64_t n_ranges = n_pieces_of(seq_q, kPieceQueries);

@@ -1,6 +1,7 @@
 // edges: the weights of (query, key) pairs. Each is a cache miss of its own, so addresses are listed first and read in
 // one go: many misses are under way at once.
 #include "../parallel.hpp"
+#include "by_layer.hpp"
 #include "plane.hpp"
 
 namespace attncache {
@@ -58,6 +59,15 @@ void edges(const Selection& selection, std::span<const std::int64_t> from_positi
     const auto n_to = static_cast<std::int64_t>(to_positions.size());
     const auto n_pairs = static_cast<std::int64_t>(from_positions.size()) * n_to;
     if (selection.n_planes() == 0 || n_pairs == 0) return;
+    if (!selection.factored.empty()) {
+        const std::int64_t stride = lines_per_layer(selection, from_positions.size()) * n_to;
+        return for_each_layer(
+            selection,
+            [&](const FactoredSelection& one, std::int64_t i) {
+                factored_edges(one, from_positions, to_positions, out + i * stride);
+            },
+            [&](const Selection& one, std::int64_t i) { edges(one, from_positions, to_positions, out + i * stride); });
+    }
     const auto n_results = static_cast<std::int64_t>(selection.n_planes()) * n_pairs;
     parallel_for(n_results, bytes_per_line(selection, 1, kCacheLine), [&](std::int64_t begin, std::int64_t end) {
         EdgeReader reader(out + begin);

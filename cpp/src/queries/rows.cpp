@@ -2,6 +2,7 @@
 // the caches are written past them.
 #include "../memory.hpp"
 #include "../parallel.hpp"
+#include "by_layer.hpp"
 #include "plane.hpp"
 
 namespace attncache {
@@ -15,6 +16,15 @@ void rows(const Selection& selection, std::span<const std::int64_t> positions, f
     if (selection.n_planes() == 0 || positions.empty()) return;
     const PatternView& pattern = selection.layers.front();
     const std::int64_t seq_k = pattern.shape.seq_k;
+    if (!selection.factored.empty()) {
+        const std::int64_t stride = lines_per_layer(selection, positions.size()) * seq_k;
+        return for_each_layer(
+            selection,
+            [&](const FactoredSelection& one, std::int64_t i) {
+                factored_lines(one, Direction::from, positions, out + i * stride);
+            },
+            [&](const Selection& one, std::int64_t i) { rows(one, positions, out + i * stride); });
+    }
     const auto n_positions = static_cast<std::int64_t>(positions.size());
     const auto n_rows = static_cast<std::int64_t>(selection.n_planes()) * n_positions;
     const std::int64_t bytes = bytes_per_line(selection, seq_k, static_cast<std::int64_t>(item_bytes(pattern.dtype)));

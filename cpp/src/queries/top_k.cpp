@@ -1,6 +1,7 @@
 // top_k: the heaviest keys of queries, or queries of keys. A line (a row or column of a plane) is ranked as it is
 // stored where it lies in memory as such, otherwise as floats in a scratch buffer of the thread.
 #include "../parallel.hpp"
+#include "by_layer.hpp"
 #include "column_tile.hpp"
 #include "ranking.hpp"
 
@@ -108,6 +109,17 @@ void rank_columns(const Selection& selection, std::span<const std::int64_t> keys
 void top_k(const Selection& selection, std::span<const std::int64_t> positions, Direction direction, std::int64_t k,
            std::int64_t* top_positions, float* top_weights) {
     if (selection.n_planes() == 0 || positions.empty() || k == 0) return;
+    if (!selection.factored.empty()) {
+        const std::int64_t stride = lines_per_layer(selection, positions.size()) * k;
+        return for_each_layer(
+            selection,
+            [&](const FactoredSelection& one, std::int64_t i) {
+                factored_top_k(one, positions, direction, k, top_positions + i * stride, top_weights + i * stride);
+            },
+            [&](const Selection& one, std::int64_t i) {
+                top_k(one, positions, direction, k, top_positions + i * stride, top_weights + i * stride);
+            });
+    }
     const auto rank = direction == Direction::from ? rank_rows : rank_columns;
     rank(selection, positions, k, top_positions, top_weights);
 }

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from attncache.cache import AttentionCache
 from attncache.capture.masks import Sight
-from attncache.factored import pattern_from_qk
-from attncache.sources import StoredDType
+from attncache.factored import pattern_from_qk, push_pattern_of
+from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -105,10 +105,11 @@ class DenseLayers:
         self._rows: dict[int, list[tuple[int, npt.NDArray[Any]]]] = {}
 
     def begin(self, piece: Piece) -> None:
-        self._cache.push(self._pattern(piece), copy=False)
+        push_pattern_of(self._cache, piece.query, piece.key, dtype=self._dtype_of(piece), **piece.options)
 
     def append(self, layer: int, piece: Piece) -> None:
-        self._rows.setdefault(layer, []).append((piece.first_key, self._pattern(piece)))
+        rows = pattern_from_qk(piece.query, piece.key, dtype=self._dtype_of(piece), **piece.options)
+        self._rows.setdefault(layer, []).append((piece.first_key, rows))
 
     def finish(self, advance: Callable[[], None]) -> None:
         for layer in sorted(self._rows):
@@ -125,6 +126,6 @@ class DenseLayers:
             self._cache._replace_layer(layer, merged)
             advance()
 
-    def _pattern(self, piece: Piece) -> npt.NDArray[Any]:
-        dtype = self._dtype or str(piece.query.dtype).removeprefix("torch.")
-        return pattern_from_qk(piece.query, piece.key, dtype=dtype, **piece.options)
+    def _dtype_of(self, piece: Piece) -> StoredDType:
+        """What the pattern of a piece is stored as."""
+        return self._dtype or stored_dtype(piece.query.dtype) or "float32"

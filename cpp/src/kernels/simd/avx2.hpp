@@ -11,6 +11,7 @@ namespace {
 struct Simd {
     using Vec = __m256;
     static constexpr std::size_t lanes = 8;
+    static constexpr std::size_t registers = 16;
 #if (defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)) || defined(_MSC_VER)
     static constexpr const char* instructions = "avx2 f16c fma";
 #endif
@@ -62,10 +63,25 @@ struct Simd {
     static void finish_streams() { _mm_sfence(); }
 
     static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+    static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+    static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
     static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+    static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+    static Vec min(Vec limit, Vec x) { return _mm256_min_ps(limit, x); }
     static Vec max(Vec x, Vec otherwise) { return _mm256_max_ps(x, otherwise); }
     static std::uint32_t ge(Vec a, Vec b) {
         return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+    }
+    static Vec if_less(Vec a, Vec b, Vec yes, Vec no) {
+        return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+    }
+    static Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), x); }
+    static Vec copy_sign(Vec magnitude, Vec sign) {
+        return _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_set1_ps(-0.0F), sign));
+    }
+    static Vec times_power_of_two(Vec x, Vec n) {
+        return _mm256_castsi256_ps(
+            _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
     }
 
     using Bits = __m256i;
@@ -79,6 +95,28 @@ struct Simd {
         const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(is_ge, _mm256_setzero_si256()), 0b11011000);
         return static_cast<std::uint32_t>(_mm256_movemask_epi8(bytes));
     }
+
+    static Bits load_blocks(const std::byte* first, std::int64_t stride) {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16bit(first)), load_16bit(first + stride), 1);
+    }
+    static Bits interleave_lower16(Bits a, Bits b) { return _mm256_unpacklo_epi16(a, b); }
+    static Bits interleave_upper16(Bits a, Bits b) { return _mm256_unpackhi_epi16(a, b); }
+    static Bits interleave_lower32(Bits a, Bits b) { return _mm256_unpacklo_epi32(a, b); }
+    static Bits interleave_upper32(Bits a, Bits b) { return _mm256_unpackhi_epi32(a, b); }
+    static Bits interleave_lower64(Bits a, Bits b) { return _mm256_unpacklo_epi64(a, b); }
+    static Bits interleave_upper64(Bits a, Bits b) { return _mm256_unpackhi_epi64(a, b); }
+    static void store_widened(Bits v, half, float* p) {
+        _mm256_storeu_ps(p, _mm256_cvtph_ps(_mm256_castsi256_si128(v)));
+        _mm256_storeu_ps(p + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)));
+    }
+    static void store_widened(Bits v, bfloat16, float* p) {
+        const auto widen = [](__m128i bits) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+        };
+        _mm256_storeu_ps(p, widen(_mm256_castsi256_si128(v)));
+        _mm256_storeu_ps(p + 8, widen(_mm256_extracti128_si256(v, 1)));
+    }
+    static void store_widened(Bits v, float, float* p) { _mm256_storeu_ps(p, _mm256_castsi256_ps(v)); }
 
 private:
     static __m128i load_16bit(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }

@@ -84,6 +84,23 @@ inline float round_to_odd(double x) {
     return bits_as<float>(bits | 1);
 }
 
+/// a * b + c with one rounding, where the machine has no instruction for it: the product is exact in double; the sum is
+/// rounded to odd there (its error is known exactly, Knuth's two-sum), so that the second rounding is the only one.
+inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    const double product = static_cast<double>(a) * b;
+    const double addend = c;
+    const double sum = product + addend;
+    const double part = sum - product;
+    const double error = (product - (sum - part)) + (addend - part);
+    auto bits = bits_as<std::uint64_t>(sum);
+    if (error == error && error != 0 && (bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : -1ULL;
+    return static_cast<float>(bits_as<double>(bits));
+#endif
+}
+
 /// Orders weights as unsigned integers: NaN is 0, then -infinity upwards; -0 and +0 share a rank.
 inline std::uint32_t rank_of(float x) {
     if (x != x) return 0;

@@ -9,6 +9,7 @@ namespace {
 struct Simd {
     using Vec = float;
     static constexpr std::size_t lanes = 1;
+    static constexpr std::size_t registers = 16;
     static constexpr const char* instructions = "baseline";
 
     static Vec zero() { return 0; }
@@ -36,9 +37,21 @@ struct Simd {
     static void finish_streams() {}
 
     static Vec add(Vec a, Vec b) { return a + b; }
+    static Vec sub(Vec a, Vec b) { return a - b; }
+    static Vec mul(Vec a, Vec b) { return a * b; }
     static Vec div(Vec a, Vec b) { return a / b; }
+    static Vec fma(Vec a, Vec b, Vec c) { return fused(a, b, c); }
+    static Vec min(Vec limit, Vec x) { return x > limit ? limit : x; }
     static Vec max(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise; }
     static std::uint32_t ge(Vec a, Vec b) { return a >= b; }
+    static Vec if_less(Vec a, Vec b, Vec yes, Vec no) { return a < b ? yes : no; }
+    static Vec abs(Vec x) { return bits_as<float>(bits_as<std::uint32_t>(x) & 0x7fffffff); }
+    static Vec copy_sign(Vec magnitude, Vec sign) {
+        return bits_as<float>(bits_as<std::uint32_t>(magnitude) | (bits_as<std::uint32_t>(sign) & 0x80000000));
+    }
+    static Vec times_power_of_two(Vec x, Vec n) {
+        return bits_as<float>(bits_as<std::uint32_t>(x) + (bits_as<std::uint32_t>(n) << 23));
+    }
 
     using Bits = std::uint16_t;
     static constexpr std::size_t bits_lanes = 1;

@@ -1,0 +1,150 @@
+// Factored layers: push them, extend them, see their pattern and their sums. The Python face has checked every
+// argument.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+
+#include "arrays.hpp"
+#include "bind.hpp"
+#include "indices.hpp"
+
+namespace attncache::python {
+namespace {
+
+/// An array, the dtype of its items, the dtype to store them in, and whether its memory is shared.
+using Source = std::tuple<py::object, std::string, std::string, bool>;
+using Runs = std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>;
+
+Rows rows_of(const Source& source) {
+    const auto& [array, dtype, stored, shares_memory] = source;
+    return rows_from_array(array, dtype_named(dtype), dtype_named(stored), shares_memory);
+}
+
+std::vector<std::vector<Range>> ranges_of(const Runs& runs) {
+    std::vector<std::vector<Range>> ranges;
+    for (const auto& of_batch : runs) {
+        auto& of_result = ranges.emplace_back();
+        for (const auto& [begin, end] : of_batch) of_result.push_back({begin, end});
+    }
+    return ranges;
+}
+
+std::vector<float> floats_of(const py::object& array) {
+    if (array.is_none()) return {};
+    auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
+    if (!PyArray_Check(array.ptr()) || PyArray_TYPE(ndarray) != NPY_FLOAT || !PyArray_ISCARRAY_RO(ndarray)) {
+        throw py::type_error("expected a C-contiguous float32 array");
+    }
+    const float* const items = floats(array.ptr());
+    return {items, items + PyArray_SIZE(ndarray)};
+}
+
+/// The layer as the store keeps it: a shape and a dtype where a dense one has a pattern.
+std::shared_ptr<StoredLayer> stored_factored(std::shared_ptr<const FactoredLayer> factored) {
+    PatternView nowhere;
+    nowhere.shape = factored->view().shape();
+    nowhere.dtype = factored->view().query.dtype;
+    auto stored = stored_layer(std::make_shared<const Layer>(Layer{nowhere, nullptr}));
+    stored->factored = std::move(factored);
+    return stored;
+}
+
+void push_qk(const py::object& self, const Source& query, const Source& key, float scale, float softcap, bool causal,
+             std::int64_t window, const Runs& hidden_keys, const py::object& sinks, const py::object& lse) {
+    FactoredView options;
+    options.scoring = {scale, softcap, causal, window};
+    options.hidden_keys = ranges_of(hidden_keys);
+    options.sinks = floats_of(sinks);
+    auto layer =
+        std::make_shared<const FactoredLayer>(rows_of(query), rows_of(key), std::move(options), floats_of(lse));
+    store_of(self).layers.push_back(stored_factored(std::move(layer)));
+}
+
+/// The layer of that number; ValueError if it is dense.
+std::shared_ptr<const FactoredLayer> factored_at(const py::object& self, const py::object& layer) {
+    const std::int64_t number = whole_number(layer.ptr(), "layer");
+    const Store& store = store_of(self);
+    const std::int64_t position = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers()});
+    const auto& stored = store.layers[static_cast<std::size_t>(position)];
+    if (stored->factored != nullptr) return stored->factored;
+    throw py::value_error("layer must be a factored one, got " + std::string(py::str(layer)) +
+                          ", which is dense: it has a pattern but no queries and keys");
+}
+
+void append_qk(const py::object& self, const py::object& layer, const py::object& query, const std::string& query_dtype,
+               const py::object& key, const std::string& key_dtype, const Runs& hidden_keys) {
+    const auto before = factored_at(self, layer);
+    const SourceArray queries = source_of_array(query, dtype_named(query_dtype));
+    const SourceArray keys = source_of_array(key, dtype_named(key_dtype));
+    std::shared_ptr<const FactoredLayer> after;
+    {
+        const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(key.ptr())));
+        after = before->with_more(queries, keys, ranges_of(hidden_keys));
+    }
+    for (auto& stored : store_of(self).layers) {
+        if (stored->factored == before) {
+            stored = stored_factored(std::move(after));
+            return;
+        }
+    }
+    throw py::value_error("layer was changed or removed by another thread while it was appended to");
+}
+
+py::object lse_of(const py::object& self, const py::object& layer, const py::object& progress) {
+    const auto factored = factored_at(self, layer);
+    const Shape shape = factored->view().shape();
+    std::vector<float> sums;
+    {
+        const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge, progress);
+        sums = log_sums(*factored);
+    }
+    const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q};
+    auto result = py::reinterpret_steal<py::object>(new_array(dims, NPY_FLOAT));
+    std::copy(sums.begin(), sums.end(), floats(result.ptr()));
+    make_read_only(result.ptr());
+    return result;
+}
+
+void push_dense_of(const py::object& self, const py::object& source, const py::object& layer,
+                   const std::string& dtype) {
+    const auto factored = factored_at(source, layer);
+    const DType stored = dtype_named(dtype);
+    std::shared_ptr<const Layer> dense;
+    {
+        const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge);
+        dense = dense_layer(*factored, stored);
+    }
+    store_of(self).layers.push_back(stored_layer(std::move(dense)));
+}
+
+void move_last_to(const py::object& self, const py::object& layer) {
+    Store& store = store_of(self);
+    const std::int64_t number = whole_number(layer.ptr(), "layer");
+    const std::int64_t position = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers() - 1});
+    store.layers[static_cast<std::size_t>(position)] = std::move(store.layers.back());
+    store.layers.pop_back();
+}
+
+py::tuple kinds(const py::object& self) {
+    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
+    py::tuple kinds(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) kinds[i] = py::str(layers[i]->factored ? "factored" : "dense");
+    return kinds;
+}
+
+}  // namespace
+
+void bind_factored(py::class_<Store>& store) {
+    using namespace py::literals;
+    store
+        .def("_push_qk", push_qk, "query"_a, "key"_a, "scale"_a, "softcap"_a, "causal"_a, "window"_a, "hidden_keys"_a,
+             "sinks"_a, "lse"_a)
+        .def("_append_qk", append_qk, "layer"_a, "query"_a, "query_dtype"_a, "key"_a, "key_dtype"_a, "hidden_keys"_a)
+        .def("_lse", lse_of, "layer"_a, "progress"_a)
+        .def("_push_dense_of", push_dense_of, "source"_a, "layer"_a, "dtype"_a)
+        .def("_move_last_to", move_last_to, "layer"_a)
+        .def_property_readonly("kinds", kinds);
+}
+
+}  // namespace attncache::python

@@ -1,0 +1,117 @@
+// Layers that store queries and keys instead of a pattern, and compute exact weights on demand.
+//
+// The score of a query q and a key k is scale * (0 + q[0] k[0] + q[1] k[1] + ...), fused in the order of the items;
+// then softcap * tanh(score / softcap) if there is a cap; then the mask hides keys. A weight is e^(score - m) / s,
+// where m is the greatest visible score of the row and s the sum of e^(score - m): block sums over 256 keys (16 lanes,
+// one tree, relative to the block's own greatest score) are rescaled to m and added in the order of the blocks. So a
+// weight has the same bits on every SIMD level, for every thread count, and whichever query asks for it.
+//
+// Bounded, against exact arithmetic on the stored queries and keys, u = 2^-24, d = head_dim, n = seq_k:
+//   |score error| <= D = (d + 2) u scale sum |q[i] k[i]|     (+ 7 u |score| with a cap)
+//   |weight error| <= weight * (2.1 D_max + (n / 256 + 30) u) + 2^-126, D_max the greatest D of the row.
+// A weight below 2^-126 is 0. A row without a visible key is all zeros, as in torch's SDPA and FlashAttention.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "attncache/store.hpp"
+
+namespace attncache {
+
+/// Positions begin..end-1.
+struct Range {
+    std::int64_t begin;
+    std::int64_t end;
+};
+
+/// How scores are made of products, and which of them a row sees.
+struct Scoring {
+    float scale = 1;
+    float softcap = 0;        // 0: none
+    bool causal = true;       // query i sees keys up to i + seq_k - seq_q: the last query is aligned with the last key
+    std::int64_t window = 0;  // 0: none; causal: the last `window` keys of those, otherwise keys up to `window` away
+};
+
+/// What a factored layer holds: everything but memory.
+struct FactoredView {
+    PatternView query;  // [batch, head, query, item]
+    PatternView key;    // [batch, key head, key, item]; head h reads key head h / (heads / key heads)
+    Scoring scoring;
+    std::vector<std::vector<Range>> hidden_keys;  // by batch item, ascending; empty: none is hidden
+    std::vector<float> sinks;                     // by head: a score that takes part in each sum; empty: none
+
+    /// The shape of the pattern.
+    Shape shape() const { return {query.shape.batch_size, query.shape.n_heads, query.shape.seq_q, key.shape.seq_q}; }
+    std::int64_t head_dim() const { return query.shape.seq_k; }
+    std::int64_t key_head_of(std::int64_t head) const { return head / (query.shape.n_heads / key.shape.n_heads); }
+
+    /// The keys that a query may see, hidden ones among them.
+    Range visible_keys(std::int64_t query_position) const;
+    /// Whether the key mask hides a key.
+    bool hides(std::int64_t batch, std::int64_t key_position) const;
+    /// The queries that may see a key; none if it is hidden.
+    Range visible_queries(std::int64_t batch, std::int64_t key_position) const;
+};
+
+/// The m and s of every row, [batch, head, query]; of a row without visible keys 0 and infinity.
+struct RowSums {
+    std::vector<float> greatest;
+    std::vector<float> sums;
+};
+
+class GrowingRows;
+
+/// Queries or keys and what keeps their memory alive.
+struct Rows {
+    PatternView view;  // [batch, head, position, item]
+    std::shared_ptr<const void> memory;
+    std::shared_ptr<GrowingRows> growing;  // if that memory has room for more positions
+};
+
+/// A layer of queries and keys. Never changes once made but for `row_sums`, which appear; any number of threads may
+/// read.
+class FactoredLayer {
+public:
+    /// `options` is a view without its query and key. `lse`, [batch, head, query] or empty, are the normalisers of all
+    /// rows: the log of the sum of e^score, sinks included.
+    FactoredLayer(Rows query, Rows key, FactoredView options, std::vector<float> lse);
+    ~FactoredLayer();
+    FactoredLayer(const FactoredLayer&) = delete;
+    FactoredLayer& operator=(const FactoredLayer&) = delete;
+
+    const FactoredView& view() const { return view_; }
+    bool has_given_lse() const { return has_given_lse_; }
+    std::int64_t n_bytes() const;
+
+    /// The normalisers if they are known, otherwise nullptr.
+    const RowSums* known_row_sums() const { return row_sums_.load(std::memory_order_acquire); }
+    /// The normalisers: given, or computed in one blocked, parallel pass on the first call and kept. Two threads that
+    /// ask at once may both compute them. Throws std::bad_alloc.
+    const RowSums& row_sums() const;
+    /// Whether to compute them all before `n_rows` are computed once more on their own: as soon as those computed so
+    /// far come to as many as the layer has (never more than twice the work of the better choice in hindsight).
+    bool row_sums_pay(std::int64_t n_rows) const;
+
+    /// A layer with more positions at the end: `query` [batch, head, n, item], `key` [batch, key head, n, item] and the
+    /// hidden ones among those keys by batch item. Takes amortised O(n): the memory of both is shared where it has
+    /// room.
+    std::shared_ptr<const FactoredLayer> with_more(const SourceArray& query, const SourceArray& key,
+                                                   const std::vector<std::vector<Range>>& hidden_keys) const;
+
+private:
+    FactoredView view_;
+    Rows query_;
+    Rows key_;
+    bool has_given_lse_;
+    mutable std::atomic<const RowSums*> row_sums_{nullptr};
+    mutable std::atomic<std::int64_t> rows_summed_{0};
+};
+
+/// The logarithms of the sums of e^score of all rows, [batch, head, query]; -infinity of a row without visible keys.
+std::vector<float> log_sums(const FactoredLayer& layer);
+
+/// The pattern of a factored layer as a dense one in `dtype`, computed block by block. Throws as `copy_layer`.
+std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype);
+
+}  // namespace attncache

@@ -1,0 +1,20 @@
+// Lets the caller of long work be told how far it is, and stop it.
+#pragma once
+
+#include <cstdint>
+
+namespace attncache {
+
+/// Looks after the long work of one thread. Whatever it throws ends that work, as if the work itself had thrown it.
+class Watcher {
+public:
+    virtual ~Watcher() = default;
+
+    /// Called now and then by the thread that asked for the work: `done` of `total` pieces have been begun.
+    virtual void look(std::int64_t done, std::int64_t total) = 0;
+};
+
+/// The watcher of this thread's work, or nullptr. Set by whoever asks for work, for as long as it takes.
+Watcher*& watcher_of_this_thread();
+
+}  // namespace attncache

@@ -1,0 +1,240 @@
+"""Factored layers: checks queries, keys and their options, and hands them to the core as plain numbers and arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from attncache.sources import Argument, Source, StoredDType, checked_copy, is_torch_tensor, read_source
+
+if TYPE_CHECKING:
+    from attncache import _core
+
+Progress: TypeAlias = Callable[[int, int], object]
+Runs: TypeAlias = list[list[tuple[int, int]]]
+
+QUERY = Argument("query", "[batch, head, query, item]")
+KEY = Argument("key", "[batch, key head, key, item]")
+DENSE = "push the dense pattern instead"
+
+
+def pattern_from_qk(
+    query: Any,
+    key: Any,
+    *,
+    dtype: StoredDType | npt.DTypeLike = "float32",
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: Any = None,
+    lse: Any = None,
+    sinks: Any = None,
+) -> npt.NDArray[Any]:
+    """The dense pattern of queries and keys, computed block by block.
+
+    Args:
+        query: float16, bfloat16 or float32 array of shape [batch, head, query, item], after rotary embedding.
+        key: the same of shape [batch, key head, key, item].
+        dtype: "float16", "bfloat16" (which needs ml_dtypes) or "float32".
+        scale, causal, window, softcap, key_mask, lse, sinks: as for ``AttentionCache.push_qk``.
+
+    Returns:
+        A new read-only array of shape [batch, head, query, key], which ``push`` borrows without a copy. Bounded: float32
+        weights as ``AttentionCache.rows`` gives them, rounded once to dtype.
+
+    Raises:
+        As ``AttentionCache.push_qk``.
+
+    >>> pattern_from_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
+    array([[[[1. , 0. ],
+             [0.5, 0.5]]]], dtype=float32)
+    """
+    from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
+
+    dense = AttentionCache(dtype)
+    push_pattern_of(
+        dense,
+        query,
+        key,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        key_mask=key_mask,
+        lse=lse,
+        sinks=sinks,
+    )
+    return dense[0]
+
+
+def push_pattern_of(
+    cache: _core.Store, query: Any, key: Any, *, dtype: StoredDType | None = None, **options: Any
+) -> None:
+    """Append the dense pattern of queries and keys, computed block by block.
+
+    Args:
+        cache: where to.
+        query, key, options: as for ``AttentionCache.push_qk``; the memory of both is borrowed where it can be.
+        dtype: what the pattern is stored as; None is float32.
+    """
+    from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
+
+    factored = AttentionCache()
+    push_factors(factored, None, query, key, copy=None, is_only_read=True, **options)
+    cache._push_dense_of(factored, 0, dtype or getattr(cache, "_dtype", None) or "float32")
+
+
+def push_factors(
+    cache: _core.Store,
+    dtype: StoredDType | None,
+    query: Any,
+    key: Any,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: Any = None,
+    lse: Any = None,
+    sinks: Any = None,
+    bias: None = None,
+    copy: bool | None = None,
+    is_only_read: bool = False,
+) -> None:
+    """``AttentionCache.push_qk`` on a cache that stores ``dtype``; ``is_only_read`` borrows writable memory too."""
+    copy = checked_copy(copy)
+    queries, keys = read_source(query, QUERY), read_source(key, KEY)
+    batch_size, n_heads, seq_q, _ = queries.array.shape
+    seq_k = keys.array.shape[2]
+    _check_shapes(queries.array.shape, keys.array.shape)
+    scale = _scale(scale, queries.array.shape[3])
+    if not isinstance(causal, bool | np.bool_):
+        raise TypeError(f"causal must be True or False, got {type(causal).__name__}")
+    hidden = _hidden_runs(key_mask, (batch_size, seq_k))
+    sums = _floats(lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
+    sink_scores = _floats(sinks, "sinks", "[head]", (n_heads,))
+    if sums is not None and sink_scores is not None:
+        raise ValueError("lse and sinks must not both be given: lse is the logarithm of the sum that counts the sinks")
+    if bias is not None:
+        raise ValueError(f"bias must be None, got {type(bias).__name__}: a factored layer cannot express it; {DENSE}")
+
+    def prepared(source: Source, argument: Argument) -> tuple[npt.NDArray[Any], str, str, bool]:
+        if is_only_read:
+            source = source._replace(is_writable=False)
+        stored = dtype or source.own_dtype
+        return source.array, source.dtype, stored, source.borrows(stored, copy, argument)
+
+    cache._push_qk(
+        prepared(queries, QUERY),
+        prepared(keys, KEY),
+        scale,
+        _softcap(softcap),
+        bool(causal),
+        _window(window),
+        hidden,
+        sink_scores,
+        sums,
+    )
+
+
+def append_factors(cache: _core.Store, layer: int, query: Any, key: Any, key_mask: Any) -> None:
+    """``AttentionCache.append_qk``."""
+    queries, keys = read_source(query, QUERY), read_source(key, KEY)
+    _check_shapes(queries.array.shape, keys.array.shape)
+    hidden = _hidden_runs(key_mask, (keys.array.shape[0], keys.array.shape[2]))
+    cache._append_qk(layer, queries.array, queries.dtype, keys.array, keys.dtype, hidden)
+
+
+def _check_shapes(query: tuple[int, ...], key: tuple[int, ...]) -> None:
+    """One batch size and item size, and whole groups of heads for each key head."""
+    if query[0] != key[0]:
+        raise ValueError(f"query and key must have one batch size, got {query[0]} and {key[0]}")
+    if query[3] != key[3] or query[3] == 0:
+        raise ValueError(f"query and key must have the same number of items, at least 1, got {query[3]} and {key[3]}")
+    if key[1] == 0 or query[1] == 0 or query[1] % key[1] != 0:
+        raise ValueError(f"the heads of query must be a multiple of those of key, got {query[1]} and {key[1]}")
+
+
+def _number(value: Any, name: str) -> float:
+    """A finite real number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or None, got {type(value).__name__}") from None
+    if not math.isfinite(np.float32(number) if abs(number) < 3.4e38 else math.inf):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
+def _scale(scale: Any, head_dim: int) -> float:
+    return head_dim**-0.5 if scale is None else _number(scale, "scale")
+
+
+def _softcap(softcap: Any) -> float:
+    """The cap; 0 stands for none."""
+    if softcap is None:
+        return 0.0
+    cap = _number(softcap, "softcap")
+    if not np.float32(cap) > 0:
+        raise ValueError(f"softcap must be greater than 0, got {softcap}")
+    return cap
+
+
+def _window(window: Any) -> int:
+    """The window; 0 stands for none."""
+    if window is None:
+        return 0
+    if isinstance(window, bool) or not hasattr(window, "__index__"):
+        raise TypeError(f"window must be an int or None, got {type(window).__name__}")
+    number = int(window.__index__())
+    if number < 1:
+        raise ValueError(f"window must be at least 1, got {number}")
+    return min(number, 2**40)
+
+
+def _plain_array(values: Any, name: str) -> npt.NDArray[Any]:
+    """What NumPy makes of it; a tensor may require grad, be bfloat16, or lie on another device."""
+    if is_torch_tensor(values):
+        values = values.detach().cpu()
+        values = values.float().numpy() if values.dtype.is_floating_point else values.numpy()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {type(values).__name__}") from error
+
+
+def _hidden_runs(key_mask: Any, shape: tuple[int, int]) -> Runs:
+    """The hidden keys of each batch item as ascending (begin, end); an empty list if no key of any item is hidden."""
+    if key_mask is None:
+        return []
+    mask = _plain_array(key_mask, "key_mask")
+    if mask.shape != shape:
+        rule = f"key_mask must be [batch, key] = {list(shape)}, got shape {list(mask.shape)}"
+        whole = f": a mask of its own for each query cannot be expressed; {DENSE}" if mask.ndim > 2 else ""
+        raise ValueError(rule + whole)
+    if mask.dtype.kind not in "biu":
+        raise TypeError(f"key_mask must hold bools, or 0 and 1, got {mask.dtype}: an additive mask cannot be expressed")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"key_mask must hold bools, or 0 and 1, got values from {mask.min()} to {mask.max()}")
+    edges = np.diff(np.pad(mask == 0, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    runs = [list(zip(*(np.flatnonzero(row == side).tolist() for side in (1, -1)), strict=True)) for row in edges]
+    return runs if any(runs) else []
+
+
+def _floats(
+    values: Any, name: Literal["lse", "sinks"], axes: str, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32] | None:
+    """A small float array of that shape as float32, or None."""
+    if values is None:
+        return None
+    array = _plain_array(values, name)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must hold floats, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must be {axes} = {list(shape)}, got shape {list(array.shape)}")
+    return np.ascontiguousarray(array, np.float32)
