@@ -1,4 +1,4 @@
-"""The attention of a Hugging Face model: run it with eager attention, push each layer's tensor, and ask.
+"""The attention of a Hugging Face model: capture it while it runs, and ask.
 
 Two sentences with one word in common go in as one batch; who does that word look at in each of them?
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from attncache import AttentionCache
+from attncache import capture
 
 SENTENCES = ["they sat on the bank of the river and watched the water", "the bank raised the interest on every loan"]
 WORD = "bank"
@@ -27,7 +27,7 @@ def find_model() -> Path:
 
 
 def main() -> None:
-    """Push what the model computed, ask every layer in one call, print the answer."""
+    """Capture one forward, ask every layer in one call, print the answer."""
     try:
         import torch  # noqa: PLC0415
         from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415
@@ -36,14 +36,10 @@ def main() -> None:
 
     folder = find_model()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    model = AutoModel.from_pretrained(folder).eval()
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs, output_attentions=True)
-
-    cache = AttentionCache(dtype="float16")
-    for attention in outputs.attentions:  # one tensor [batch, head, query, key] per layer
-        cache.push(attention)
+    with torch.no_grad(), capture(model) as cache:  # the model keeps its attention backend
+        model(**inputs)
     print(cache)
 
     for batch, sentence in enumerate(SENTENCES):

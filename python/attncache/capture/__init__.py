@@ -61,8 +61,8 @@ def capture(
         or their queries and keys.
 
     Raises:
-        TypeError: model is not a module, or an argument of the wrong kind. ImportError: transformers is missing or
-            older than 5. IndexError: a layer or head is out of range.
+        TypeError: model is not a module, or an argument of the wrong kind. ImportError: torch or transformers is
+            missing or too old. IndexError: a layer or head is out of range.
         ValueError: no attention of the model can be captured; or, from the model's forward, that of a layer cannot:
             it is biased, sparse or packed, it continues no run so far, or its cache was reordered by beam search.
             After any exception the model is as it was, and the cache holds what came before, its steps not joined.
@@ -109,8 +109,9 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
         from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(f"capture needs torch and transformers ({error}): pip install torch transformers") from error
-    if not hasattr(AttentionInterface, "get_interface"):
-        raise ImportError(f"capture needs transformers 5 or newer, got {transformers.__version__}")
+    if not (hasattr(AttentionInterface, "get_interface") and hasattr(torch.compiler, "set_stance")):
+        versions = f"{transformers.__version__} and {torch.__version__}"
+        raise ImportError(f"capture needs transformers 5 and torch 2.6, or newer, got {versions}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if store not in ("pattern", "qk"):

@@ -88,7 +88,9 @@ def _reporting(get_interface: Callable[..., Any]) -> Callable[..., Any]:
 
 def attention_modules(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
     """The modules of a model that use the attention interface, in the order of its layers, each with its path."""
-    found = {module: path for path, module in model.named_modules() if _uses_interface(type(module))}
+    paths = {module: path for path, module in model.named_modules()}
+    kinds = {kind for kind in set(map(type, paths)) if _uses_interface(kind)}
+    found = {module: path for module, path in paths.items() if type(module) in kinds}
     numbers = [getattr(module, "layer_idx", None) for module in found]
     if all(isinstance(number, int) for number in numbers) and len(set(numbers)) == len(numbers):
         return dict(sorted(found.items(), key=lambda item: item[0].layer_idx))

@@ -162,7 +162,8 @@ class Recorder:
         if n_old <= 0 or not layer.sight.causal or (n_old < n_before and layer.sight.window is None):
             raise ValueError(
                 f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
-                f"continue the {n_before} before: open another capture for another text; generate with use_cache=True"
+                f"continue the {n_before} before: open another capture for another text; generate with use_cache=True; "
+                "a layer that a model runs several times in one forward cannot be captured"
             )
         n_known = min(n_old, layer.last_keys.shape[2])
         now = call.key[:, :, n_old - n_known : n_old]
