@@ -10,6 +10,7 @@ Not covered: flash attention and devices other than the CPU, which need hardware
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -155,6 +156,48 @@ def test_a_forward_that_tracks_gradients_can_be_captured() -> None:
         loss.backward()
     assert cache.n_layers == N_LAYERS
     assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("padding", PADDING)
+def test_inference_mode_is_captured_too(padding: str) -> None:
+    model = make("mistral: window")
+    with torch.inference_mode(), capture(model) as cache:
+        model(**inputs(padding))
+    with capture(model) as other:
+        model(**inputs(padding))
+    for pattern, same in zip(cache, other, strict=True):
+        assert np.array_equal(pattern, same)
+
+
+PEAK = """
+import resource, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from attncache import capture
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=8)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=99, max_position_embeddings=4096, **sizes)).eval()
+ids = torch.randint(5, 90, (1, 2048))
+options = dict(attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+with capture(model):
+    model.generate(ids[:, :64], **{**options, "attention_mask": options["attention_mask"][:, :64]})
+model.generate(ids, **options)
+before = peak()
+with capture(model) as cache:
+    model.generate(ids, **options)
+print(peak() - before, cache.nbytes, cache.n_layers)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux counts it")
+def test_dense_layers_take_the_result_and_one_layer_more() -> None:
+    """Half a layer is for queries, keys and the allocator; steps of generation join layer by layer."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300)
+    growth, nbytes, n_layers = map(int, done.stdout.split())
+    assert nbytes == 4 * 8 * 2050 * 2050 * 2
+    assert growth <= nbytes + 1.5 * nbytes / n_layers
 
 
 # ---- selections

@@ -141,7 +141,8 @@ class Recorder:
         if call.mask is None:
             return read_sight(call)
         known = self._sights.setdefault(call.mask, {})
-        key = (call.mask._version, call.query.shape[2], call.key.shape[2], call.window, call.causal)
+        version = 0 if call.mask.is_inference() else call.mask._version  # inference mode does not count changes
+        key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal)
         if key not in known:
             known[key] = read_sight(call)
         found: Sight = known[key]
@@ -153,6 +154,8 @@ class Recorder:
         Raises:
             ValueError: they are not.
         """
+        import torch  # noqa: PLC0415
+
         n_before, n_new, n_given = layer.sight.n_keys, call.query.shape[2], call.key.shape[2]
         if call.query.shape[0] != layer.last_keys.shape[0]:
             raise ValueError(
@@ -167,7 +170,8 @@ class Recorder:
             )
         n_known = min(n_old, layer.last_keys.shape[2])
         now = call.key[:, :, n_old - n_known : n_old]
-        if not bool((now == layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]).all()):
+        before = layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]
+        if not torch.equal(now.nan_to_num(), before.nan_to_num()):
             raise ValueError(
                 f"one capture holds one run over a text, got other keys before position {n_before} than there were: "
                 "beam search reorders them (use num_beams=1), and another text needs another capture"
