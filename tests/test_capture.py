@@ -384,6 +384,16 @@ def test_a_second_text_needs_a_second_capture(second: Any, words: str) -> None:
     assert cache.shapes == ((BATCH, N_HEADS, LENGTH, LENGTH),) * N_LAYERS
 
 
+def test_tokens_taken_back_are_refused() -> None:
+    model = make("llama: grouped heads")
+    ids = inputs()["input_ids"]
+    with capture(model):
+        past = model(ids).past_key_values
+        past.crop(LENGTH - 2)
+        with pytest.raises(ValueError, match="got 1 more queries over 11 keys that do not continue the 12 before"):
+            model(ids[:, :1], past_key_values=past)
+
+
 def test_generation_without_a_cache_says_to_use_one() -> None:
     model = make("llama: grouped heads")
     with pytest.raises(ValueError, match="generate with use_cache=True"), capture(model):
@@ -456,13 +466,34 @@ def test_a_layer_that_passes_the_interface_by_is_refused() -> None:
     assert "it computed its attention without transformers' attention interface" in refused(model)
 
 
+def test_a_layer_that_passes_the_interface_by_in_its_second_call_is_refused() -> None:
+    model = make("gpt2: one key head per head", attn_implementation="eager")
+    with capture(model, layers=0):
+        past = model(**inputs()).past_key_values
+        model.transformer.h[0].attn.reorder_and_upcast_attn = True
+        with pytest.raises(ValueError, match="without transformers' attention interface"):
+            model(inputs()["input_ids"][:, :1], past_key_values=past)
+
+
+def run_layer(model: Any, number: int) -> None:
+    hidden = torch.zeros(1, 3, 32)
+    model.model.layers[number](hidden, position_embeddings=model.model.rotary_emb(hidden, torch.arange(3)[None]))
+
+
 def test_layers_that_never_run_are_named() -> None:
     model = make("llama: grouped heads")
-    hidden = torch.zeros(1, 3, 32)
-    rotary = model.model.rotary_emb(hidden, torch.arange(3)[None])
     words = r"got none of layer 2 \(model\.layers\.2\.self_attn\)"
     with pytest.raises(ValueError, match=words), capture(model, layers=[1, 2]):
-        model.model.layers[1](hidden, position_embeddings=rotary)
+        run_layer(model, 1)
+
+
+def test_layers_that_run_in_another_order_than_the_models_are_refused() -> None:
+    model = make("llama: grouped heads")
+    with capture(model) as cache:
+        run_layer(model, 1)
+        with pytest.raises(ValueError, match=r"layer 0 .* it runs after layer 1 \(model\.layers\.1\.self_attn\)"):
+            run_layer(model, 0)
+    assert cache.n_layers == 1
 
 
 # ---- the model afterwards
@@ -617,13 +648,15 @@ def test_the_unused_slots_of_a_static_cache_are_left_out() -> None:
         continued(sight, call(None, queries=1, keys=20))
 
 
-@pytest.mark.parametrize("what", ["one more key", "one key less", "per head", "integers", "nothing like it"])
+@pytest.mark.parametrize("what", ["one more key", "one key less", "prefix", "per head", "integers", "nothing like it"])
 def test_a_mask_that_differs_in_one_place_is_refused(what: str) -> None:
     mask = mask_of(True, None, SHOWN["none"])
     if what == "one more key":
         mask[1, 0, 2, 5] = True
     elif what == "one key less":
         mask[0, 0, 6, 3] = False
+    elif what == "prefix":
+        mask[:, :, :3, :3] = True
     elif what == "per head":
         mask = mask.repeat(1, 4, 1, 1)
         mask[0, 2, 3, 1] = False

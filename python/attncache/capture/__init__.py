@@ -36,11 +36,12 @@ def capture(
     """Capture the attention of a Hugging Face model while it runs.
 
     The model keeps its attention backend, and computes the same bits as without a capture (compiled code runs
-    uncompiled meanwhile). One capture holds one run
-    over a batch of texts: a forward, or a ``generate`` whose steps append to the layers, so that the cache holds one
-    causal pattern over prompt and answer once the context is left (in dense layers the rows of later steps join only
-    then). A second text needs a second capture. Captures may be nested, and several models captured at once; one
-    model runs in one thread at a time.
+    uncompiled meanwhile). Captures may be nested, and several models captured at once; one model runs in one thread
+    at a time.
+
+    One capture holds one run over a batch of texts: a forward, or a ``generate`` whose steps append to the layers, so
+    that the cache holds one causal pattern over prompt and answer once the context is left (the rows of later steps
+    join dense layers only then). A second text needs a second capture.
 
     A query that sees no key, as the padding at the left of a batch, has a row of zeros. Dropout is not part of a
     pattern. Padding, sliding windows, soft-capping and learned sinks are read from what the model's attention
