@@ -1,4 +1,4 @@
-"""The attention of a Hugging Face model: capture it while it runs, and ask.
+"""The attention of a Hugging Face model: run it with eager attention, take its attentions in, and ask.
 
 Two sentences with one word in common go in as one batch; who does that word look at in each of them?
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from attncache import capture
+from attncache import AttentionCache
 
 SENTENCES = ["they sat on the bank of the river and watched the water", "the bank raised the interest on every loan"]
 WORD = "bank"
@@ -27,7 +27,7 @@ def find_model() -> Path:
 
 
 def main() -> None:
-    """Capture one forward, ask every layer in one call, print the answer."""
+    """Take in what the model computed, ask every layer in one call, print the answer."""
     try:
         import torch  # noqa: PLC0415
         from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415
@@ -36,19 +36,21 @@ def main() -> None:
 
     folder = find_model()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    with torch.no_grad(), capture(model) as cache:  # the model keeps its attention backend
-        model(**inputs)
+    with torch.no_grad():
+        outputs = model(**inputs, output_attentions=True)
+
+    cache = AttentionCache.from_attentions(outputs, dtype="float16")  # one tensor [batch, head, query, key] per layer
+    cache.tokens = words = [tokenizer.convert_ids_to_tokens(ids) for ids in inputs["input_ids"].tolist()]
     print(cache)
 
     for batch, sentence in enumerate(SENTENCES):
-        tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][batch].tolist())
-        found = cache.top_k(4, positions=tokens.index(WORD), batch=batch)
+        found = cache.top_k(4, positions=words[batch].index(WORD), batch=batch)
         print(f"\n{sentence!r}: what {WORD!r} attends to, mean over heads")
-        for layer in range(cache.n_layers):
-            answer = zip(found.positions[layer].tolist(), found.weights[layer].tolist(), strict=True)
-            print(f"  layer {layer}: " + ", ".join(f"{tokens[key]} {weight:.2f}" for key, weight in answer))
+        for layer, (tokens, weights) in enumerate(zip(found.tokens(), found.weights.tolist(), strict=True)):
+            answer = zip(tokens, weights, strict=True)
+            print(f"  layer {layer}: " + ", ".join(f"{token} {weight:.2f}" for token, weight in answer))
 
 
 if __name__ == "__main__":

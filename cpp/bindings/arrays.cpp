@@ -19,9 +19,11 @@ std::shared_ptr<const void> keep_alive(const py::object& object) {
             }};
 }
 
-py::object capsule_of(std::shared_ptr<const Layer> layer) {
-    return py::capsule(new std::shared_ptr<const Layer>(std::move(layer)),
-                       [](void* p) { delete static_cast<std::shared_ptr<const Layer>*>(p); });
+/// A Python object that shares a layer, to be the base of views of its memory.
+template <class T>
+py::object capsule_of(std::shared_ptr<T> shared) {
+    return py::capsule(new std::shared_ptr<T>(std::move(shared)),
+                       [](void* p) { delete static_cast<std::shared_ptr<T>*>(p); });
 }
 
 /// A new reference to NumPy's dtype for the items of a layer.
@@ -45,11 +47,11 @@ PyArray_Descr* descriptor_of(DType dtype) {
     return descriptor;
 }
 
-/// A read-only C-contiguous array; steals the descriptor.
+/// A read-only array, C-contiguous unless strides are given; steals the descriptor.
 PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> dims, const void* data,
-                         const py::object& owner) {
+                         const py::object& owner, const npy_intp* strides = nullptr) {
     PyObject* const view = PyArray_NewFromDescr(&PyArray_Type, descriptor, static_cast<int>(dims.size()), dims.data(),
-                                                nullptr, const_cast<void*>(data), 0, nullptr);
+                                                strides, const_cast<void*>(data), 0, nullptr);
     if (view == nullptr) throw py::error_already_set();
     if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), owner.inc_ref().ptr()) < 0) {
         Py_DECREF(view);
@@ -177,6 +179,14 @@ PyObject* view_of(const StoredLayer& stored) {
     }
     const std::byte* const data = dense->pattern.data;
     return read_only_view(descriptor_of(DType::float32), dims, data, capsule_of(std::move(dense)));
+}
+
+PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer) {
+    const Shape& shape = rows.shape;
+    const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
+    const npy_intp strides[] = {rows.batch_stride, rows.head_stride, rows.query_stride,
+                                static_cast<npy_intp>(item_bytes(rows.dtype))};
+    return read_only_view(descriptor_of(rows.dtype), dims, rows.data, capsule_of(std::move(layer)), strides);
 }
 
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {

@@ -30,6 +30,9 @@ std::shared_ptr<StoredLayer> stored_layer(std::shared_ptr<const Layer> layer);
 /// own. ImportError for bfloat16 without ml_dtypes.
 PyObject* view_of(const StoredLayer& layer);
 
+/// A read-only view of the queries or keys of a factored layer.
+PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer);
+
 /// A read-only array over floats that `owner` keeps alive.
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner);
 

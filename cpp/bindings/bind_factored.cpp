@@ -72,11 +72,32 @@ std::shared_ptr<const FactoredLayer> factored_at(const py::object& self, const p
                           ", which is dense: it has a pattern but no queries and keys");
 }
 
+void check_size(const char* what, std::int64_t got, std::int64_t wanted) {
+    if (got == wanted) return;
+    throw py::value_error(std::string(what) + " must be " + std::to_string(wanted) + " as in the layer, got " +
+                          std::to_string(got));
+}
+
+/// Whether more positions fit behind those of a layer.
+void check_more(const FactoredLayer& layer, const SourceArray& query, const SourceArray& key) {
+    const FactoredView& view = layer.view();
+    if (layer.has_given_lse())
+        throw py::value_error("layer must be one that was pushed without lse: its sums would change");
+    check_size("the batch size of query and key", query.shape.batch_size, view.query.shape.batch_size);
+    check_size("the heads of query", query.shape.n_heads, view.query.shape.n_heads);
+    check_size("the heads of key", key.shape.n_heads, view.key.shape.n_heads);
+    check_size("the items of query and key", query.shape.seq_k, view.head_dim());
+    if (query.shape.seq_q == key.shape.seq_q) return;
+    throw py::value_error("query and key must have as many positions as each other, got " +
+                          std::to_string(query.shape.seq_q) + " and " + std::to_string(key.shape.seq_q));
+}
+
 void append_qk(const py::object& self, const py::object& layer, const py::object& query, const std::string& query_dtype,
                const py::object& key, const std::string& key_dtype, const Runs& hidden_keys) {
     const auto before = factored_at(self, layer);
     const SourceArray queries = source_of_array(query, dtype_named(query_dtype));
     const SourceArray keys = source_of_array(key, dtype_named(key_dtype));
+    check_more(*before, queries, keys);
     std::shared_ptr<const FactoredLayer> after;
     {
         const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(key.ptr())));
@@ -89,6 +110,16 @@ void append_qk(const py::object& self, const py::object& layer, const py::object
         }
     }
     throw py::value_error("layer was changed or removed by another thread while it was appended to");
+}
+
+py::object queries_of(const py::object& self, const py::object& layer) {
+    const auto factored = factored_at(self, layer);
+    return py::reinterpret_steal<py::object>(view_of_rows(factored->view().query, factored));
+}
+
+py::object keys_of(const py::object& self, const py::object& layer) {
+    const auto factored = factored_at(self, layer);
+    return py::reinterpret_steal<py::object>(view_of_rows(factored->view().key, factored));
 }
 
 py::object lse_of(const py::object& self, const py::object& layer, const py::object& progress) {
@@ -141,6 +172,8 @@ void bind_factored(py::class_<Store>& store) {
         .def("_push_qk", push_qk, "query"_a, "key"_a, "scale"_a, "softcap"_a, "causal"_a, "window"_a, "hidden_keys"_a,
              "sinks"_a, "lse"_a)
         .def("_append_qk", append_qk, "layer"_a, "query"_a, "query_dtype"_a, "key"_a, "key_dtype"_a, "hidden_keys"_a)
+        .def("_queries", queries_of, "layer"_a)
+        .def("_keys", keys_of, "layer"_a)
         .def("_lse", lse_of, "layer"_a, "progress"_a)
         .def("_push_dense_of", push_dense_of, "source"_a, "layer"_a, "dtype"_a)
         .def("_move_last_to", move_last_to, "layer"_a)

@@ -10,9 +10,12 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.factored import Progress, append_factors, push_factors
-from attncache.results import TopK
+from attncache.results import TopK, TopKWithTokens
 from attncache.sources import StoredDType, checked_copy, read_source, stored_dtype
+from attncache.tokens import Tokens, answer_tokens, checked_tokens
 from attncache.units import readable_bytes
+from attncache.ways_in.attentions import attention_layers
+from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
 HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
@@ -51,6 +54,7 @@ class AttentionCache(_core.Store):
         super().__init__()
         self._dtype = stored_dtype(dtype)
         self._set_index_policy(index)
+        self._tokens: Tokens | None = None
 
     @classmethod
     def with_capacity(
@@ -75,6 +79,98 @@ class AttentionCache(_core.Store):
             raise ValueError(f"n_layers must be at least 0, got {n_layers}")
         cache = cls(dtype, index=index)
         cache._reserve(n_layers)
+        return cache
+
+    @classmethod
+    def from_attentions(
+        cls,
+        attentions: Any,
+        *,
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        index: Literal["off", "auto", "eager"] = "auto",
+        tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    ) -> AttentionCache:
+        """A cache of the attentions that a Hugging Face model returned, or of any patterns in the order of the layers.
+
+        Args:
+            attentions: one pattern [batch, head, query, key] per layer, as a sequence (``outputs.attentions``, or the
+                decoder's, encoder's or cross attentions) or as a mapping of the layer numbers 0, 1, 2, ..; or one such
+                sequence per step of ``generate``, which become one pattern per layer over prompt and answer, zeros to
+                the right of each row; or the output that has them as ``attentions``.
+            dtype, index: as for AttentionCache.
+            tokens: the cache's ``tokens``.
+
+        Raises:
+            TypeError: attentions is none of these, or an entry is not a pattern.
+            ValueError: there are no attentions, because the model was not asked for them or computed them in a fused
+                kernel such as SDPA; a layer has none; layer numbers have a gap; steps are of a beam search or a
+                sliding window, or otherwise do not add up to one pattern; a pattern or tokens do not fit.
+
+        >>> prompt = np.array([[[[1.0, 0.0], [0.5, 0.5]]]], np.float32)
+        >>> answer = np.array([[[[0.25, 0.25, 0.5]]]], np.float32)
+        >>> cache = AttentionCache.from_attentions(((prompt,), (answer,)), tokens=["the", "cat", "sat"])
+        >>> cache[0]
+        array([[[[1.  , 0.  , 0.  ],
+                 [0.5 , 0.5 , 0.  ],
+                 [0.25, 0.25, 0.5 ]]]], dtype=float32)
+        """
+        cache = cls(dtype, index=index)
+        for pattern in attention_layers(attentions):
+            cache.push(pattern)
+        cache.tokens = tokens
+        return cache
+
+    @classmethod
+    def from_transformer_lens(
+        cls,
+        activation_cache: Any,
+        *,
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        index: Literal["off", "auto", "eager"] = "auto",
+        tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | Sequence[int | None] | None = None,
+        softcap: float | None = None,
+        key_mask: Any = None,
+    ) -> AttentionCache:
+        """A cache of the patterns, or of the queries and keys, that TransformerLens recorded.
+
+        A layer whose pattern is there is stored as it is; one without becomes a factored layer of its queries and
+        keys, which the options from ``scale`` on describe.
+
+        Args:
+            activation_cache: an ActivationCache or any mapping with the keys ``blocks.N.attn.hook_pattern`` or
+                ("pattern", N): [batch, head, query, key]; or ``hook_rot_q`` and ``hook_rot_k``, or in models without
+                rotary embedding ``hook_q`` and ``hook_k``: [batch, position, head, d_head]. The batch axis may be
+                missing.
+            dtype, index: as for AttentionCache.
+            tokens: the cache's ``tokens``.
+            scale: as for ``push_qk``: what scores are multiplied by, where TransformerLens divides by ``attn_scale``.
+            causal, softcap, key_mask: as for ``push_qk``.
+            window: as for ``push_qk``; a sequence has one for each layer.
+
+        Raises:
+            TypeError: activation_cache is not a mapping, or an entry is not an array.
+            ValueError: no layer is there, one is missing between others, or has only one half of its queries and keys;
+                or those before rotary embedding, or of a model that adds a bias to its scores; or as for ``push``,
+                ``push_qk`` and ``tokens``.
+
+        >>> cache = AttentionCache.from_transformer_lens({("pattern", 0): np.full((8, 3, 3), 1 / 3, np.float32)})
+        >>> cache.shapes
+        ((1, 8, 3, 3),)
+        """
+        cache = cls(dtype, index=index)
+        push_hooked_layers(
+            cache,
+            hooked_layers(activation_cache),
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            key_mask=key_mask,
+        )
+        cache.tokens = tokens
         return cache
 
     def push(self, pattern: Any, copy: bool | None = None) -> None:
@@ -191,6 +287,46 @@ class AttentionCache(_core.Store):
         """
         append_factors(self, layer, query, key, key_mask)
 
+    def queries(self, layer: int) -> npt.NDArray[Any]:
+        """The queries of a factored layer.
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+
+        Returns:
+            Read-only array of shape [batch, head, query, item] that shares the cache's memory and keeps it alive; after
+            ``append_qk`` it need not be contiguous.
+
+        Raises:
+            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int. ImportError: it is
+                bfloat16 and ml_dtypes is not installed.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
+        >>> cache.queries(0).shape, cache.keys(0).shape
+        ((1, 2, 3, 4), (1, 1, 3, 4))
+        """
+        return _core.Store._queries(self, layer)
+
+    def keys(self, layer: int) -> npt.NDArray[Any]:
+        """The keys of a factored layer, as ``queries``: read-only, of shape [batch, key head, key, item].
+
+        Args:
+            layer: index of the layer; negative counts from the end.
+
+        Returns:
+            As ``queries``.
+
+        Raises:
+            As ``queries``.
+
+        >>> cache = AttentionCache()
+        >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
+        >>> cache.keys(0).flags.writeable
+        False
+        """
+        return _core.Store._keys(self, layer)
+
     def lse(self, layer: int, *, progress: Progress | None = None) -> Weights:
         """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
 
@@ -203,7 +339,7 @@ class AttentionCache(_core.Store):
 
         Returns:
             Read-only float32 array of shape [batch, head, query]; -inf for a row without visible keys. Bounded: within
-            D_max + (seq_k / 256 + 30) 2^-24 of the exact value and 2^-24 of its size; D_max as in docs/factored.md.
+            D_max + (seq_k / 256 + 60 + its size) 2^-24 of the exact value; D_max as in docs/factored.md.
 
         Raises:
             IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int, or progress is
@@ -224,7 +360,7 @@ class AttentionCache(_core.Store):
         self._move_last_to(layer)
 
     def clear(self) -> None:
-        """Forget all layers; views of them stay valid, and their memory is freed with the last of these.
+        """Forget all layers and the tokens; views stay valid, and memory is freed with the last of these.
 
         >>> cache = AttentionCache()
         >>> cache.push([[[[1.0]]]])
@@ -233,6 +369,7 @@ class AttentionCache(_core.Store):
         True
         """
         _core.Store._clear(self)
+        self._tokens = None
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -246,6 +383,33 @@ class AttentionCache(_core.Store):
         0
         """
         _core.Store._drop_index(self)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The text of each key: None, a tuple of ``seq_k`` strings, or one such tuple per batch item.
+
+        May be set to any sequence of strings, or one sequence per batch item; None forgets them. ``top_k`` then says
+        which token each position is. Later pushes are not checked against the tokens, so that a prompt may grow.
+
+        Raises:
+            TypeError: set to something else. ValueError: their number is not that of the keys (or, for one sequence
+                per batch item, of the batch items) of every layer. The tokens are unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.tokens = ["the", "cat"]
+        >>> cache.tokens
+        ('the', 'cat')
+        >>> cache.top_k(2, layers=0)
+        TopK of shape [2, 2]: position, token, weight
+        [0]  0 the 1.000  1 cat 0.000
+        [1]  1 cat 0.750  0 the 0.250
+        """
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
+        self._tokens = checked_tokens(tokens, self.shapes)
 
     @property
     def patterns(self) -> tuple[npt.NDArray[Any], ...]:
@@ -385,6 +549,7 @@ class AttentionCache(_core.Store):
         Returns:
             TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
             the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact.
+            If the cache has ``tokens``, the answer shows them and gives them as ``tokens()``.
 
         Raises:
             As ``rows``; ValueError also if k is negative or direction is neither.
@@ -396,4 +561,9 @@ class AttentionCache(_core.Store):
                [1]]), weights=array([[1.  ],
                [0.75]], dtype=float32))
         """
-        return TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
+        found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
+        tokens = self._tokens  # read once: another thread may set it
+        if tokens is None:
+            return found
+        known = answer_tokens(tokens, self.shapes, layers, batch, direction)
+        return found if known is None else TopKWithTokens.of(*found, known)

@@ -1,4 +1,4 @@
-"""Lays out tokens, weights and tables as plain text; used by what ``attncache demo`` and ``attncache info`` print."""
+"""Lays out tokens, weights and tables as plain text; for ``attncache demo``, ``attncache info`` and the repr of TopK."""
 
 from __future__ import annotations
 

@@ -104,6 +104,72 @@ def heaviest(weights: Weights, k: int) -> Positions:
     return by_weight[..., :k].astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Factored:
+    """The meaning of a factored layer in float64, and what float32 may be off.
+
+    Attributes:
+        pattern: float64 [batch, head, query, key], zero where a key is not visible.
+        bound: the largest error of a weight, of the same shape; derived in cpp/include/attncache/factored.hpp.
+        lse: float64 [batch, head, query]: log of the sum of e^score, sinks included; -inf of a row without visible keys.
+        lse_bound: the largest error of these.
+    """
+
+    pattern: npt.NDArray[np.float64]
+    bound: npt.NDArray[np.float64]
+    lse: npt.NDArray[np.float64]
+    lse_bound: npt.NDArray[np.float64]
+
+
+def visible_keys(seq_q: int, seq_k: int, causal: bool, window: int | None) -> npt.NDArray[np.bool_]:
+    """Which keys each query sees, [query, key]: the last query is aligned with the last key."""
+    distance = (np.arange(seq_q)[:, None] + seq_k - seq_q) - np.arange(seq_k)
+    if causal:
+        return (distance >= 0) & (distance < (window or seq_k + seq_q))
+    return np.abs(distance) <= (window or seq_k + seq_q)
+
+
+def factored(
+    query: Pattern,
+    key: Pattern,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    key_mask: npt.NDArray[np.bool_] | None = None,
+    sinks: Weights | None = None,
+) -> Factored:
+    """What queries [batch, head, query, item] and keys [batch, key head, key, item] mean, as stored (float16 or wider)."""
+    unit = 2.0**-24
+    queries, keys = query.astype(np.float64), key.astype(np.float64)
+    keys = keys.repeat(queries.shape[1] // keys.shape[1], axis=1)
+    scale = np.float32(queries.shape[3] ** -0.5 if scale is None else scale).item()
+    with np.errstate(all="ignore"):
+        scores = scale * (queries @ keys.swapaxes(-1, -2))
+        off = (queries.shape[3] + 2) * unit * abs(scale) * (np.abs(queries) @ np.abs(keys).swapaxes(-1, -2))
+        if softcap is not None:
+            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+            off += 7 * unit * np.abs(scores)
+        visible = np.broadcast_to(visible_keys(*scores.shape[2:], causal, window), scores.shape)
+        if key_mask is not None:
+            visible = visible & key_mask[:, None, None, :]
+        scores = np.where(visible, scores, -np.inf)
+        off = np.where(visible, off, 0).max(axis=-1, keepdims=True, initial=0)
+        sink = np.full((1, scores.shape[1], 1, 1), -np.inf) if sinks is None else np.reshape(sinks, (1, -1, 1, 1))
+        greatest = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), sink)
+        base = np.where(greatest == -np.inf, 0, greatest)
+        powers = np.exp(scores - base)
+        total = powers.sum(axis=-1, keepdims=True) + np.exp(sink - base)
+        pattern = np.where(total == 0, 0, powers / np.where(total == 0, 1, total))
+        steps = scores.shape[3] / 256 + 60
+        distance = np.where(pattern > 0, base - np.where(pattern > 0, scores, 0), 0)
+        bound = pattern * (np.expm1(2 * off) + (distance + steps) * unit) + 2.0**-126
+        lse = np.log(total) + base
+        lse_bound = off + (steps + np.where(np.isfinite(lse), np.abs(lse), 0)) * unit
+    return Factored(pattern, bound, lse[..., 0], lse_bound[..., 0])
+
+
 @query("exact")
 def attention_from_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
     """What one query attends to: float32 [seq_k], the mean over heads."""

@@ -94,12 +94,14 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def read_source(values: Any, argument: Argument = PATTERN) -> Source:
-    """The values as an array of four axes, sharing their memory wherever that is possible.
+    """The values as an array of four axes, sharing their memory wherever that is possible; a Source is one already.
 
     Raises:
         TypeError: values is not an array of floats. ValueError: it has other than four axes, requires grad, or does
             not lie in CPU memory.
     """
+    if isinstance(values, Source):
+        return values
     source = (
         _from_tensor(values, argument)
         if is_torch_tensor(values)

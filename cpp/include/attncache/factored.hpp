@@ -7,9 +7,14 @@
 // weight has the same bits on every SIMD level, for every thread count, and whichever query asks for it.
 //
 // Bounded, against exact arithmetic on the stored queries and keys, u = 2^-24, d = head_dim, n = seq_k:
-//   |score error| <= D = (d + 2) u scale sum |q[i] k[i]|     (+ 7 u |score| with a cap)
-//   |weight error| <= weight * (2.1 D_max + (n / 256 + 30) u) + 2^-126, D_max the greatest D of the row.
-// A weight below 2^-126 is 0. A row without a visible key is all zeros, as in torch's SDPA and FlashAttention.
+//   |score error| <= D = (d + 2) u |scale| sum |q[i] k[i]|     (+ 7 u |score| with a cap)
+//   |weight error| <= weight * (e^(2 D_max) - 1 + (m - score + n / 256 + 60) u) + 2^-126, D_max the greatest D of the
+//   row.
+// The terms: a chain of d fused products and the scale; numerator and sum moved by D_max each; the rounding of score -
+// m; n / 256 blocks; 20 additions in a block, four exponentials of 2 u, the division, and for the sum, where light
+// weights are many, the rounding of their distance to m, at most log n on average. A weight below 2^-126 is 0. A row
+// that sees NaN is NaN everywhere, as in NumPy. A row without a visible key is all zeros, as in torch's SDPA and
+// FlashAttention.
 #pragma once
 
 #include <atomic>
@@ -58,6 +63,7 @@ struct FactoredView {
 struct RowSums {
     std::vector<float> greatest;
     std::vector<float> sums;
+    bool has_nan = false;  // in the sums
 };
 
 class GrowingRows;

@@ -6,6 +6,7 @@
 
 #include "../layer_copy.hpp"
 #include "growing_rows.hpp"
+#include "row_sums.hpp"
 #include "weight_lines.hpp"
 
 namespace attncache {
@@ -17,10 +18,12 @@ std::unique_ptr<RowSums> row_sums_of(const std::vector<float>& lse) {
     rows->greatest = lse;
     rows->sums.assign(lse.size(), 1.0F);
     for (std::size_t i = 0; i < lse.size(); ++i) {
+        if (std::isnan(lse[i])) rows->sums[i] = lse[i];
         if (!std::isinf(lse[i])) continue;  // a row without visible keys: libraries give one infinity or the other
         rows->greatest[i] = 0.0F;
         rows->sums[i] = std::numeric_limits<float>::infinity();
     }
+    rows->has_nan = has_nan(rows->sums);
     return rows;
 }
 

@@ -26,6 +26,10 @@ Range blocks_of(const FactoredView& view, std::int64_t batch, std::span<const Li
 
 }  // namespace
 
+bool has_nan(const std::vector<float>& sums) {
+    return std::any_of(sums.begin(), sums.end(), [](float sum) { return std::isnan(sum); });
+}
+
 std::int64_t work_of_score(const FactoredView& view) {
     constexpr std::int64_t kFlopsPerByte = 8;  // 250 GFLOP/s and 28 GB/s on one AVX-512 core of 2025
     return view.head_dim() * 2 / kFlopsPerByte + 4;
@@ -108,6 +112,7 @@ const RowSums& FactoredLayer::row_sums() const {
             }
         }
     });
+    computed->has_nan = has_nan(computed->sums);
     const RowSums* expected = nullptr;
     if (row_sums_.compare_exchange_strong(expected, computed.get(), std::memory_order_acq_rel)) {
         return *computed.release();

@@ -14,6 +14,9 @@ SoftmaxPart whole_row(const SoftmaxPart* parts, std::size_t n_parts, const float
 void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const Line> lines, const KernelTable& kernels,
               SoftmaxPart* out);
 
+/// Whether any of them is.
+bool has_nan(const std::vector<float>& sums);
+
 /// About the work of scoring one line against one item, in the bytes that take as long to read.
 std::int64_t work_of_score(const FactoredView& view);
 

@@ -4,6 +4,7 @@
 #include "weight_lines.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -157,13 +158,17 @@ private:
             }
             parts_[index_of(head, position) * static_cast<std::size_t>(n_blocks_) +
                    static_cast<std::size_t>(first / kBlock)] = part;
-        } else if (sees_any) {
+        } else if (sees_any || has_nan()) {
+            if (!sees_any) std::fill_n(scores.line(i), n, -std::numeric_limits<float>::infinity());
             make_weights(scores.line(i), head, position, first, n);
             std::memcpy(out, scores.line(i), n_bytes);
         } else {
             std::memset(out, 0, n_bytes);
         }
     }
+
+    /// Whether some hidden weight is not 0: in a row whose sum is NaN, every weight is NaN.
+    bool has_nan() const { return row_sums_ != nullptr && row_sums_->has_nan; }
 
     void make_weights(float* scores, std::size_t head, std::size_t position, std::int64_t first, std::int64_t n) {
         const auto count = static_cast<std::size_t>(n);
@@ -207,9 +212,10 @@ private:
         float* const out = out_of(head, position);
         Range visible = visible_to(view_, Direction::from, batch_, {heads_[head], positions_[position]});
         visible = {std::clamp(visible.begin, first, last), std::clamp(visible.end, first, last)};
-        std::fill(out + first, out + visible.begin, 0.0F);
+        const float hidden = std::isnan(whole_[i].sum) ? whole_[i].sum : 0.0F;
+        std::fill(out + first, out + visible.begin, hidden);
         kernels_.row_weights(out + visible.begin, static_cast<std::size_t>(visible.end - visible.begin), whole_[i]);
-        std::fill(out + visible.end, out + last, 0.0F);
+        std::fill(out + visible.end, out + last, hidden);
     }
 
     const FactoredView& view_;

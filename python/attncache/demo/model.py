@@ -64,7 +64,6 @@ def capture_model(model: str, text: str | None) -> Sample:
     cache.tokens = tuple(str(tokenizer.decode([token])) for token in ids)
     return Sample(
         cache=cache,
-        tokens=cache.tokens,
         model=source.name,
         next_token=str(tokenizer.decode([int(outputs.logits[0, -1].argmax())])) if is_causal else None,
         command=f"attncache demo --model {shlex.quote(model)}" + (f" --text {shlex.quote(text)}" if text else ""),

@@ -12,7 +12,7 @@ from attncache.layout import label, numbered
 
 @dataclass(frozen=True)
 class Sample:
-    """A cache with the patterns of one text, its tokens, and which model they come from.
+    """A cache with the patterns and tokens of one text, and which model they come from.
 
     Attributes:
         next_token: what the model goes on with; None if it predicts none.
@@ -21,11 +21,15 @@ class Sample:
     """
 
     cache: AttentionCache
-    tokens: tuple[str, ...]
     model: str
     next_token: str | None
     command: str = "attncache demo"
     is_causal: bool = True
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens of the one prompt there is."""
+        return tuple(map(str, self.cache.tokens or ()))
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,14 @@ class Choice:
 
 
 def load_sample() -> Sample:
-    """Read the sample and push it into a cache, layer by layer."""
+    """Read the sample and push it into a cache, layer by layer, with its tokens."""
     file = read_patterns(sample_path())
     cache = AttentionCache.with_capacity(len(file.patterns))
     for pattern in file.patterns:
         cache.push(pattern)
+    cache.tokens = file.tokens
     model = str(file.metadata.get("model", "unknown model"))
-    return Sample(cache, file.tokens or (), model, str(file.metadata.get("next_token", "")))
+    return Sample(cache, model, str(file.metadata.get("next_token", "")))
 
 
 def choose(sample: Sample, layer: int | None, head: int | None, position: int, top: int) -> Choice:
