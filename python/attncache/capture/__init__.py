@@ -100,7 +100,8 @@ def _hooked(recorder: Recorder) -> Iterator[None]:
 
 
 def _check_arguments(model: Any, store: Any, progress: Any) -> None:
-    """
+    """Refuse arguments and packages that cannot be used.
+
     Raises:
         TypeError, ValueError: one of these arguments is not what it must be. ImportError: a package is missing.
     """
@@ -122,7 +123,8 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
 
 
 def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) -> None:
-    """
+    """Refuse models without layers to capture.
+
     Raises:
         ValueError: nothing in the model can be captured, or not as one stack of layers.
     """
