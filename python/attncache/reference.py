@@ -123,10 +123,9 @@ class Factored:
 
 def visible_keys(seq_q: int, seq_k: int, causal: bool, window: int | None) -> npt.NDArray[np.bool_]:
     """Which keys each query sees, [query, key]: the last query is aligned with the last key."""
-    distance = (np.arange(seq_q)[:, None] + seq_k - seq_q) - np.arange(seq_k)
-    if causal:
-        return (distance >= 0) & (distance < (window or seq_k + seq_q))
-    return np.abs(distance) <= (window or seq_k + seq_q)
+    distance: npt.NDArray[np.int64] = (np.arange(seq_q)[:, None] + seq_k - seq_q) - np.arange(seq_k)
+    reach = window or seq_k + seq_q
+    return (distance >= 0) & (distance < reach) if causal else np.abs(distance) <= reach
 
 
 def factored(
@@ -151,7 +150,7 @@ def factored(
         if softcap is not None:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
             off += 7 * unit * np.abs(scores)
-        visible = np.broadcast_to(visible_keys(*scores.shape[2:], causal, window), scores.shape)
+        visible = np.broadcast_to(visible_keys(scores.shape[2], scores.shape[3], causal, window), scores.shape)
         if key_mask is not None:
             visible = visible & key_mask[:, None, None, :]
         scores = np.where(visible, scores, -np.inf)
