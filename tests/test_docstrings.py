@@ -16,6 +16,7 @@ import pytest
 
 import attncache
 from attncache import cache, simd, units
+from attncache.capture import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,8 +41,8 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(cache, "AttentionCache"), (units, "readable_bytes"), (simd, "use")],
-    ids=["AttentionCache", "readable_bytes", "simd.use"],
+    [(cache, "AttentionCache"), (selection, "key_heads_for"), (units, "readable_bytes"), (simd, "use")],
+    ids=["AttentionCache", "key_heads_for", "readable_bytes", "simd.use"],
 )
 def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> None:
     run_examples(getattr(module, name).__doc__ or "", name, vars(module))

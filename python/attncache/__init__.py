@@ -10,6 +10,7 @@
 from attncache import simd
 from attncache._core import __version__, get_num_threads, set_num_threads
 from attncache.cache import AttentionCache
+from attncache.capture import capture
 from attncache.factored import pattern_from_qk
 from attncache.results import TopK
 
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionCache",
     "TopK",
     "__version__",
+    "capture",
     "get_num_threads",
     "pattern_from_qk",
     "set_num_threads",

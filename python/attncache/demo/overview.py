@@ -6,7 +6,7 @@ import numpy as np
 
 from attncache.demo.answers import (
     LEFT_OUT,
-    SINK,
+    about_the_sink,
     each,
     edge_cells,
     key_cells,
@@ -64,7 +64,7 @@ def to_first_token_in_every_layer(sample: Sample, choice: Choice) -> list[str]:
             f"Who attends to {quoted(sample, 0)}, the first token? ({whose(sample, choice)})",
             f"cache.columns(positions=0{choice.keywords}); cache.top_k(1{choice.keywords}).positions == 0",
         ),
-        *paragraph(SINK, "   "),
+        *paragraph(about_the_sink(sample), "   "),
         "",
         *lines,
     ]
@@ -90,13 +90,13 @@ def suggestion(sample: Sample) -> list[str]:
     """Where to look next: the head that best finds what followed the last token when it occurred before."""
     last = len(sample.tokens) - 1
     before = [position for position in range(last) if sample.tokens[position] == sample.tokens[last]]
-    if not before:
+    if sample.next_token is None or not before:
         return []
     weights = sample.cache.edges(last, before[-1] + 1)
     layer, head = np.unravel_index(int(weights.argmax()), weights.shape)
     followed = quoted(sample, before[-1] + 1)
     text = (
-        f"Look closer: attncache demo --layer {layer} --head {head}. At the last token, that head looks up what "
+        f"Look closer: {sample.command} --layer {layer} --head {head}. At the last token, that head looks up what "
         f"followed the same word before: {followed}, weight {weights.max():.2f}. "
         f'The model goes on with "{label(sample.next_token)}".'
     )

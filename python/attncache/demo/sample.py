@@ -1,4 +1,4 @@
-"""What the demo looks at: the packaged patterns in a cache, and which layer, head and position were asked for."""
+"""What the demo looks at: patterns in a cache, the packaged ones first, and which layer, head and position to show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from attncache.layout import label, numbered
 
 @dataclass(frozen=True)
 class Sample:
-    """The cache with the packaged patterns and tokens in it, and which model they come from."""
+    """A cache with the patterns and tokens of one text, and which model they come from.
+
+    Attributes:
+        next_token: what the model goes on with; None if it predicts none.
+        command: what shows this sample again.
+        is_causal: whether a token sees none after it.
+    """
 
     cache: AttentionCache
     model: str
-    next_token: str
+    next_token: str | None
+    command: str = "attncache demo"
+    is_causal: bool = True
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -104,17 +104,18 @@ def columns(patterns: Sequence[Pattern], cache: AttentionCache) -> Question:
 
 def tops(patterns: Sequence[Pattern], cache: AttentionCache) -> Question:
     """Which keys does a position attend to most?"""
+    k = min(K, patterns[0].shape[3])
 
     def with_numpy(layer: int, position: int) -> Any:
         weights = patterns[layer][0, :, position].mean(0, dtype=np.float32)
-        heaviest = np.argpartition(weights, -K)[-K:]
+        heaviest = np.argpartition(weights, -k)[-k:]
         heaviest = heaviest[np.argsort(-weights[heaviest], kind="stable")]
         return list(zip(heaviest.tolist(), weights[heaviest].tolist(), strict=True))
 
     def with_cache(layer: int, position: int) -> Any:
-        return cache.top_attended_positions(layer, position, K)
+        return cache.top_attended_positions(layer, position, k)
 
-    return Question(f"top_attended_positions, k={K}", with_numpy, with_cache, same_weights)
+    return Question(f"top_attended_positions, k={k}", with_numpy, with_cache, same_weights)
 
 
 def same_weights(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> bool:

@@ -1,0 +1,142 @@
+"""``attncache.capture``: the attention of a Hugging Face model into a cache, while the model runs as it always does.
+
+calls.py reads what an attention function receives, masks.py what its queries see, recorder.py decides which layer it
+belongs to, stores.py keeps it; interface.py is the only part that touches transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy.typing as npt
+
+from attncache.cache import AttentionCache, Selector
+from attncache.capture.interface import attention_modules, listening
+from attncache.capture.progress import Progress
+from attncache.capture.recorder import Recorder
+from attncache.capture.stores import DenseLayers, FactoredLayers
+from attncache.sources import StoredDType, stored_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def capture(
+    model: torch.nn.Module,
+    store: Literal["pattern", "qk"] = "pattern",
+    layers: Selector = None,
+    heads: Selector = None,
+    dtype: npt.DTypeLike | StoredDType | None = "float16",
+    *,
+    progress: bool = False,
+) -> Iterator[AttentionCache]:
+    """Capture the attention of a Hugging Face model while it runs.
+
+    The model keeps its attention backend, and computes the same bits as without a capture (compiled code runs
+    uncompiled meanwhile). Captures may be nested, and several models captured at once; one model runs in one thread
+    at a time.
+
+    One capture holds one run over a batch of texts: a forward, or a ``generate`` whose steps append to the layers, so
+    that the cache holds one causal pattern over prompt and answer once the context is left (the rows of later steps
+    join dense layers only then). A second text needs a second capture.
+
+    A query that sees no key, as the padding at the left of a batch, has a row of zeros. Dropout is not part of a
+    pattern. Padding, sliding windows, soft-capping and learned sinks are read from what the model's attention
+    function receives, and proved against its mask.
+
+    Args:
+        model: a causal or encoder model of transformers, or the part of one whose attention is wanted, such as
+            ``model.get_encoder()`` or the language model inside a multimodal one.
+        store: "pattern" computes dense layers as the model runs, one at a time; "qk" keeps queries and keys after
+            rotary embedding, far fewer bytes for long texts, and the cache computes weights when asked.
+        layers: which layers, a selector over the model's attention layers in their order; they keep that order.
+        heads: which query heads of each layer, a selector; they keep the order of the selector.
+        dtype: what the layers are stored as, as for AttentionCache; None keeps the model's own.
+        progress: whether to show a bar over the layers once it takes longer than a second.
+
+    Yields:
+        An AttentionCache with a layer for each chosen layer that has run: patterns of shape [batch, head, query, key],
+        or their queries and keys.
+
+    Raises:
+        TypeError: model is not a module, or an argument of the wrong kind. ImportError: torch or transformers is
+            missing or too old. IndexError: a layer or head is out of range.
+        ValueError: no attention of the model can be captured; or, from the model's forward, that of a layer cannot:
+            it is biased, sparse or packed, it continues no run so far, or its cache was reordered by beam search.
+            After any exception the model is as it was, and the cache holds what came before, its steps not joined.
+
+    Example::
+
+        with attncache.capture(model) as cache:
+            model(**tokenizer("They sat on the bank", return_tensors="pt"))
+        cache.top_k(5, positions=-1)
+    """
+    _check_arguments(model, store, progress)
+    stored = stored_dtype(dtype)
+    modules = attention_modules(model)
+    _check_modules(model, modules)
+    cache = AttentionCache(stored)
+    layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache)
+    shown = Progress(progress)
+    recorder = Recorder(modules, layers, heads, layers_of_cache, shown)
+    try:
+        with _hooked(recorder), listening(recorder):
+            yield cache
+        recorder.finish()
+    finally:
+        shown.close()
+
+
+@contextmanager
+def _hooked(recorder: Recorder) -> Iterator[None]:
+    """The recorder sees every forward of its modules until the context ends."""
+    with ExitStack() as hooks:
+        for module in recorder.names:
+            hooks.callback(module.register_forward_hook(recorder.after_forward).remove)
+        yield
+
+
+def _check_arguments(model: Any, store: Any, progress: Any) -> None:
+    """Refuse arguments and packages that cannot be used.
+
+    Raises:
+        TypeError, ValueError: one of these arguments is not what it must be. ImportError: a package is missing.
+    """
+    try:
+        import torch  # noqa: PLC0415
+        import transformers  # noqa: PLC0415
+        from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(f"capture needs torch and transformers ({error}): pip install torch transformers") from error
+    if not (hasattr(AttentionInterface, "get_interface") and hasattr(torch.compiler, "set_stance")):
+        versions = f"{transformers.__version__} and {torch.__version__}"
+        raise ImportError(f"capture needs transformers 5 and torch 2.6, or newer, got {versions}")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if store not in ("pattern", "qk"):
+        raise ValueError(f"store must be 'pattern' or 'qk', got {store!r}")
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
+
+
+def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) -> None:
+    """Refuse models without layers to capture.
+
+    Raises:
+        ValueError: nothing in the model can be captured, or not as one stack of layers.
+    """
+    name = type(model).__name__
+    if not modules:
+        raise ValueError(
+            f"{name} cannot be captured: none of its modules uses transformers' attention interface; run it with "
+            "output_attentions=True, if it has that, and push the dense patterns"
+        )
+    parts = {part for path in modules.values() for part in path.split(".")}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and {"encoder", "decoder"} <= parts:
+        raise ValueError(
+            f"{name} cannot be captured: its encoder, decoder and cross-attention are not one stack of layers; "
+            "give capture the encoder alone, model.get_encoder()"
+        )

