@@ -12,6 +12,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -517,6 +519,38 @@ def test_progress_is_told_and_may_stop_the_pass() -> None:
     assert np.isfinite(cache.lse(0)).all()
     with pytest.raises(TypeError, match="progress must be None or callable, got int"):
         cache.lse(0, progress=3)  # type: ignore[arg-type]
+
+
+ASKS_A_LONG_LAYER = """
+import resource
+import numpy as np
+import attncache
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+rng = np.random.default_rng(0)
+query, key = (rng.standard_normal((1, heads, 20000, 16), np.float32) for heads in (4, 2))
+cache = attncache.AttentionCache()
+cache.push_qk(query, key)
+before = peak()
+cache.rows(0, [0, 9999, -1], heads=None)
+cache.lse(0)
+cache.columns(0, [0, 5, 19999])
+cache.attention_to_position(0, 7)
+cache.top_k(3, positions=slice(0, 20000, 100), heads=None)
+cache.top_k(3, positions=[1, 2], direction="to")
+cache.edges(slice(0, 200), slice(0, 200))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process in the unit that Linux has")
+def test_no_query_holds_the_square_of_a_long_sequence() -> None:
+    run = subprocess.run([sys.executable, "-c", ASKS_A_LONG_LAYER], capture_output=True, text=True, check=True)
+    dense = 4 * 4 * 20000**2
+    slab, buffers = 64 * 2**20, 60 * 2**20
+    assert int(run.stdout) < slab + buffers < dense / 50
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
