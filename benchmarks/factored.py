@@ -17,11 +17,12 @@ import numpy as np
 from benchmarks import bandwidth, goals, machine, table, timing
 from benchmarks.answers import WrongAnswerError
 from benchmarks.bandwidth import Limit, best_of
-from benchmarks.case import NUMPY, OURS, TORCH
+from benchmarks.case import NUMPY, OURS, TORCH, TORCH_ALONE
+from benchmarks.curves import faster_torch
 from benchmarks.factored_cases import BOTH, CASES, LARGE, LONG, MODEL, NUMPY_WIDE, TINY, TINY_LONG, TORCH_WIDE
 from benchmarks.factored_cases import FactoredCase as Case
 from benchmarks.factored_world import FactoredWorld, Shape, all_seen
-from benchmarks.measuring import answer_of, sweep_of
+from benchmarks.measuring import answer_of, sweep_of, with_threads
 from benchmarks.run import chosen_cases, pin_threads
 from benchmarks.table import MISSING, NONE, aligned, percent, timing_text
 from benchmarks.timing import Timing
@@ -115,7 +116,12 @@ def measure(case: Case, world: FactoredWorld, plan: timing.Plan) -> Result:
     check(case, world)
     pool = [case.draw(world) for _ in range(POOL if case.arguments else 1)]
     sweeps = {name: sweep_of(code, case.arguments, world.names) for name, code in runnable(case, world).items()}
-    timings = timing.interleaved(sweeps, pool, plan)
+    if world.torch is not None and TORCH in sweeps:
+        pin = world.torch.set_num_threads
+        alone = {} if case.limit == "sgemm" else {TORCH_ALONE: with_threads(sweeps[TORCH], pin, 1)}
+        many = {name: with_threads(sweeps[name], pin, world.threads) for name in (TORCH, TORCH_WIDE) if name in sweeps}
+        sweeps |= many | alone
+    timings = faster_torch(timing.interleaved(sweeps, pool, plan))
     return Result(case, world.shape, world.dtype, case.work(world), timings)
 
 
@@ -153,7 +159,9 @@ def described(threads: int, arguments: Sequence[str]) -> dict[str, str]:
     return about | {
         "command": about["command"].replace("benchmarks", "benchmarks.factored", 1),
         "numpy": f"{np.__version__}, 1 thread, its BLAS as many as it chooses",
-        "torch": "not installed" if torch is None else f"{torch.__version__}, {threads} threads",
+        "torch": "not installed"
+        if torch is None
+        else f"{torch.__version__}, {threads} threads, or 1 if that is faster",
     }
 
 

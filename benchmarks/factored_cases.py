@@ -260,7 +260,7 @@ LAYERS = (
         (),
         nothing,
         {
-            OURS: "pattern_from_qk(query, key, dtype=dtype)[0]",
+            OURS: "pattern_from_qk(query, key, dtype=dtype, causal=causal)[0]",
             NUMPY: "numpy_pattern(factors, dtype)",
             TORCH: "torch_pattern(tensors, dtype)",
         },
@@ -291,7 +291,7 @@ STORE = (
         (),
         nothing,
         {
-            OURS: "pushed_qk(query, key, copy=True)",
+            OURS: "pushed_qk(query, key, causal=causal, copy=True)",
             NUMPY: "(query.copy(), key.copy())",
             TORCH: "(tensors.query[None].clone(), tensors.key[None].clone())",
         },
@@ -304,7 +304,7 @@ STORE = (
         "push_qk, borrowed",
         (),
         nothing,
-        {OURS: "pushed_qk(query, key, copy=False)"},
+        {OURS: "pushed_qk(query, key, causal=causal, copy=False)"},
         lambda world: SameItems(world.factors, row_of(world, world.shape.seq_q - 1)),
         lambda _world: 0,
         None,

@@ -264,10 +264,10 @@ def torch_head_mean(factors: Factors) -> Tensor:
 # A cache's own changes
 
 
-def pushed_qk(query: Array, key: Array, *, copy: bool) -> AttentionCache:
+def pushed_qk(query: Array, key: Array, *, causal: bool, copy: bool) -> AttentionCache:
     """A fresh cache, one factored layer pushed."""
     cache = AttentionCache()
-    cache.push_qk(query, key, copy=copy)
+    cache.push_qk(query, key, causal=causal, copy=copy)
     return cache
 
 

@@ -146,6 +146,7 @@ class FactoredWorld:
             "last_query": self.query[:, :, last],
             "last_key": self.key[:, :, last],
             "dtype": self.dtype,
+            "causal": self.shape.causal,
             "factors": self.factors,
             "tensors": self.as_tensors(self.factors),
             **({} if self.dtype == "float32" else {"wide": self.wide, "wide_tensors": self.as_tensors(self.wide)}),

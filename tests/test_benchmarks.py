@@ -306,3 +306,85 @@ def test_without_valgrind_nothing_is_counted(
     monkeypatch.setattr(instructions.shutil, "which", lambda _name: None)
     assert instructions.main([]) == 2
     assert "valgrind is not installed" in capsys.readouterr().err
+
+
+@pytest.fixture
+def factored(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The command that measures factored layers, with bandwidths measured on little memory."""
+    monkeypatch.setattr(importlib.import_module("benchmarks.bandwidth"), "QUICK_BYTES", 1 << 16)
+    return importlib.import_module("benchmarks.factored")
+
+
+def test_every_factored_case_answers_within_its_bound(factored: ModuleType) -> None:
+    world = importlib.import_module("benchmarks.factored_world")
+    for causal in (True, False):
+        for dtype in ("float32", "float16"):
+            layer = world.FactoredWorld(world.Shape(4, 2, 8, 24, 24, causal), dtype, threads=1)
+            for case in factored.CASES:
+                factored.check(case, layer)
+
+
+def test_quick_factored_run_writes_table_goals_and_json(
+    factored: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["attention_from_position", "edges", "lse", "append_qk"]
+    files = [tmp_path / "numbers.json", tmp_path / "report.md"]
+    chosen = [part for name in names for part in ("--only", name)]
+    assert factored.main(["--quick", *chosen, "--json", str(files[0]), "--write", str(files[1])]) == 0
+    printed = capsys.readouterr().out
+    assert "command: python -m benchmarks.factored --quick" in printed
+    written = json.loads(files[0].read_text(encoding="utf-8"))
+    assert {result["operation"].partition(",")[0] for result in written["results"]} == set(names)
+    assert all(result["timings"]["attncache"]["median"] > 0 for result in written["results"])
+    judged = [goal["goal"].partition(",")[0] for goal in written["goals"]]
+    assert judged.count("attention_from_position") == 2
+    assert judged.count("lse") == 8
+    assert "| lse " in files[1].read_text(encoding="utf-8")
+
+
+def test_without_torch_its_factored_cells_say_not_measured(
+    factored: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bandwidth", "machine", "run", "factored", "factored_world"):
+        monkeypatch.setattr(importlib.import_module(f"benchmarks.{name}"), "torch_or_none", lambda: None)
+    assert factored.main(["--quick", "--only", "lse"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch: not installed" in printed
+    (layer, *_) = [line for line in printed.splitlines() if line.startswith("lse ")]
+    assert layer.split("  ")[-1].strip() == "not measured"
+
+
+@pytest.mark.parametrize("contender", ["attncache", "NumPy"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("attention_from_position, first", "np.roll({}, 1)"),
+        ("lse", "np.asarray({}) + np.float32(1e-2)"),
+        ("attention_to_position, sums known", "np.asarray({}) * 1.01"),
+        ("top_k, one query of the mean, k=10, first", "tuple(part[::-1] for part in {})"),
+        ("get_layer, sums known", "np.zeros_like({})"),
+    ],
+)
+def test_a_wrong_answer_of_a_factored_layer_is_refused(
+    factored: ModuleType, contender: str, name: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = (case for case in factored.CASES if case.name == name)
+    planted = {**case.contenders, contender: wrong.format(case.contenders[contender])}
+    assert factored.main(["--quick"], [replace(case, contenders=planted)]) == 1
+    printed = capsys.readouterr()
+    assert f"{contender} answers" in printed.err
+    assert "share of limit" not in printed.out
+
+
+def test_bounds_of_factored_answers_are_kept_to_the_last_bit() -> None:
+    answers = importlib.import_module("benchmarks.factored_answers")
+    values, bounds = np.array([0.25, 0.5, 0.125]), (np.full(3, 2.0**-20), np.full(3, 2.0**-10))
+    right = answers.Bounded(values, bounds)
+    assert right.accepts(values + bounds[0], ours=True)
+    assert not right.accepts(values + 1.01 * bounds[0], ours=True)
+    assert right.accepts(values + 1.01 * bounds[0], ours=False)
+    assert not right.accepts(values * np.nan, ours=False)
+    ranked = answers.Bounded(values, bounds, is_ranking=True)
+    assert ranked.accepts((np.array([1, 0]), np.array([0.5, 0.25])), ours=True)
+    assert not ranked.accepts((np.array([1, 2]), np.array([0.5, 0.125])), ours=True)  # a heavier one is left out
+    assert not ranked.accepts((np.array([1, 1]), np.array([0.5, 0.5])), ours=True)
