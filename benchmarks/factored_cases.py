@@ -96,13 +96,13 @@ def key_bytes(world: FactoredWorld) -> int:
 
 def row_of(world: FactoredWorld, position: int) -> Bounded:
     """One row of every head, [head, key]."""
-    exact = of_heads(exact_rows(world.factors, np.array([position])))
+    exact = of_heads(exact_rows(world.stored, np.array([position])))
     return Bounded(exact.values[:, 0], (exact.bounds[0][:, 0], exact.bounds[1][:, 0]))
 
 
 def mean_row_of(world: FactoredWorld, position: int) -> Bounded:
     """One row of the mean, [key]."""
-    exact = of_mean(exact_rows(world.factors, np.array([position])))
+    exact = of_mean(exact_rows(world.stored, np.array([position])))
     return Bounded(exact.values[0], (exact.bounds[0][0], exact.bounds[1][0]))
 
 
@@ -118,7 +118,7 @@ def sampled(world: FactoredWorld, of: Callable[[ExactRows], Bounded]) -> Bounded
 
 def edges_of(world: FactoredWorld, first: Array, second: Array) -> Bounded:
     """Some queries with some keys, [head, query, key]."""
-    exact = exact_rows(world.factors, first)
+    exact = exact_rows(world.stored, first)
     return Bounded(exact.weights[..., second], (exact.bounds[0][..., second], exact.bounds[1][..., second]))
 
 

@@ -28,7 +28,7 @@ class Factors(NamedTuple):
 
     query: Any  # [head, query, item]
     key: Any  # [key head, key, item]
-    lse: Any  # float32 [head, query]
+    lse: Any  # float32 [head, query], or None
     scale: float
     causal: bool
 

@@ -108,9 +108,14 @@ class FactoredWorld:
         return self.fresh(copy=True)
 
     @cached_property
+    def stored(self) -> Factors:
+        """The layer as NumPy arrays without a batch; its normalisers not known."""
+        return Factors(self.query[0], self.key[0], None, self.scale, self.shape.causal)
+
+    @cached_property
     def factors(self) -> Factors:
         """The layer as NumPy arrays without a batch, and its normalisers."""
-        return Factors(self.query[0], self.key[0], self.cache.lse(0)[0].copy(), self.scale, self.shape.causal)
+        return self.stored._replace(lse=self.cache.lse(0)[0].copy())
 
     @cached_property
     def wide(self) -> Factors:
@@ -129,7 +134,7 @@ class FactoredWorld:
     @cached_property
     def sampled_rows(self) -> ExactRows:
         """The exact rows of ``sample``, for answers about the whole layer."""
-        return exact_rows(self.factors, self.sample)
+        return exact_rows(self.stored, self.sample)
 
     @cached_property
     def names(self) -> dict[str, Any]:

@@ -198,7 +198,15 @@ def test_thread_count_is_handed_to_attncache(run: ModuleType, monkeypatch: pytes
     assert asked == [3]
 
 
-FIGURES = ("latency-by-seq", "latency-by-heads", "top-k-by-k", "top-k-hard-rows", "threads", "asked-often")
+FIGURES = (
+    "latency-by-seq",
+    "latency-by-heads",
+    "top-k-by-k",
+    "top-k-hard-rows",
+    "threads",
+    "asked-often",
+    "factored-by-seq",
+)
 
 
 @pytest.fixture(scope="module")
