@@ -35,7 +35,7 @@ QUICK_SHAPES = {
     LARGE: Shape(4, 1, 8, 300, 300),
     all_seen(LARGE): all_seen(Shape(4, 1, 8, 300, 300)),
 }
-FULL = timing.Plan(sample=3e-3, budget=0.6, least=3, most=15)
+FULL = timing.Plan(sample=3e-3, budget=0.4, least=3, most=15)
 SIDE, QUICK_SIDE = 4096, 64  # of the matrices whose product is the limit of computing
 POOL, CHECKED = 64, 2
 ROW_SHARE = 0.6

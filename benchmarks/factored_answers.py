@@ -1,7 +1,7 @@
 """Whether an answer of a factored layer is right: within its bound of float64 arithmetic on the same queries and keys.
 
-Ours must keep the bound that cpp/include/attncache/factored.hpp states. Others get the one that holds for float32 sums
-in any order, with scores scaled before or after: twice the error of a score, and n instead of n / 256 for n summands.
+Ours must keep the bound that cpp/include/attncache/factored.hpp states and derives. Others get the one that holds for
+float32 sums in any order, with scores scaled before or after: twice the error of a score, n instead of n / 256 summands.
 On float16 layers their exponentials may be as coarse as float16, which torch's attention forward makes use of.
 """
 
@@ -35,7 +35,8 @@ class ExactRows(NamedTuple):
 def exact_rows(factors: Factors, positions: Array) -> ExactRows:
     """The weights and normalisers of some queries, in float64 from the stored items."""
     shape = (len(factors.query), len(positions), factors.key.shape[1])
-    weights, spread, lse = np.empty(shape), np.empty((*shape[:2], 1)), np.empty((*shape[:2], 1))
+    weights, distance = np.empty(shape), np.empty(shape)
+    spread, lse = np.empty((*shape[:2], 1)), np.empty((*shape[:2], 1))
     unseen = hidden(factors, positions, np.arange(shape[2]))
     scale = float(np.float32(factors.scale))
     for heads, queries, keys in factors.by_key_head():
@@ -44,15 +45,16 @@ def exact_rows(factors: Factors, positions: Array) -> ExactRows:
         magnitudes = abs(scale) * (np.abs(wide_queries) @ np.abs(wide_keys, out=wide_keys).T)
         scores[:, unseen], magnitudes[:, unseen] = -np.inf, 0
         greatest = scores.max(axis=-1, keepdims=True)
+        distance[heads] = np.where(np.isfinite(scores), greatest - scores, 0)
         exponentials = np.exp(scores - greatest)
         sums = exponentials.sum(axis=-1, keepdims=True)
         weights[heads], lse[heads] = exponentials / sums, greatest + np.log(sums)
         spread[heads] = (keys.shape[1] + 2) * ROUNDING * magnitudes.max(axis=-1, keepdims=True)
 
     def bound(times: float, summands: float, rounded: float) -> tuple[Doubles, Doubles]:
-        sums = (summands + 30) * ROUNDING + rounded
+        sums = (summands + 60) * ROUNDING + rounded
         of_lse = times * spread + sums + ROUNDING * np.abs(lse)
-        return weights * (2.1 * times * spread + sums) + SMALLEST, of_lse[..., 0]
+        return weights * (np.expm1(2 * times * spread) + times * distance * ROUNDING + sums) + SMALLEST, of_lse[..., 0]
 
     ours = bound(1, shape[2] / 256, 0)
     others = bound(2, shape[2], HALF_ROUNDING if factors.query.dtype == np.float16 else 0)

@@ -71,39 +71,42 @@ def column_of(world: FactoredWorld, position: int) -> Bounded:
 
 
 def add_first(panel: Panel, world: FactoredWorld, names: dict[str, Any], plan: timing.Plan, position: int) -> None:
-    """Append what the first column costs, all from queries and keys; what takes seconds is asked once."""
-    codes = {FACTORED_FIRST: "fresh().attention_to_position(0, position)"}
+    """Append what the first column costs, all from queries and keys; what takes seconds is asked once.
+
+    ``names["cache"]`` knows the sums of all rows afterwards.
+    """
+    codes = {FACTORED_FIRST: ("cache", "fresh()")}
     if "dense" in names:
-        codes[DENSE] = "made_dense(world).attention_to_position(0, position)"
+        codes[DENSE] = ("made_dense(world)", "made_dense(world)")
     names = {**names, "made_dense": made_dense, "world": world}
-    for label, code in codes.items():
-        sweep = sweep_of(code, ("position",), names)
-        took = timing.seconds(sweep, [(position,)])
-        once = timing.Timing(took, took, took, 1, 1)
-        panel.add(label, world.shape.seq_k, once if took > ONCE else timed({"": code}, names, [position], plan)[""])
+    for label, (once, often) in codes.items():
+        first, again = (f"{cache}.attention_to_position(0, position)" for cache in (once, often))
+        took = timing.seconds(sweep_of(first, ("position",), names), [(position,)])
+        alone = timing.Timing(took, took, took, 1, 1)
+        panel.add(label, world.shape.seq_k, alone if took > ONCE else timed({"": again}, names, [position], plan)[""])
 
 
 def add_questions(panels: Sequence[Panel], world: FactoredWorld, plan: timing.Plan) -> None:
     """Append one length to the panels: a row, a column, the first column, bytes."""
     row, column, first, size = panels
-    seq, shape = world.shape.seq_k, world.shape
+    seq = world.shape.seq_k
     names: dict[str, Any] = {"fresh": world.fresh, "cache": world.fresh()}
-    if dense_bytes(shape, world.itemsize) <= DENSE_BYTES:
+    if dense_bytes(world.shape, world.itemsize) <= DENSE_BYTES:
         names["dense"] = made_dense(world)
         size.curves.setdefault(DENSE, Curve()).add(seq, names["dense"].nbytes)
     position = int(world.rng.integers(seq // 2))
     known = {FACTORED: "cache"} | ({DENSE: "dense"} if "dense" in names else {})
     rows = {label: f"{cache}.attention_from_position(0, position)" for label, cache in known.items()}
-    columns = {label: f"{cache}.attention_to_position(0, position)" for label, cache in known.items()}
-    checked(columns, position, names, column_of(world, position))  # from here on the sums are known
     rows[FACTORED_FIRST] = "fresh().attention_from_position(0, position)"
+    columns = {label: f"{cache}.attention_to_position(0, position)" for label, cache in known.items()}
+    add_first(first, world, names, plan, position)
+    checked(columns, position, names, column_of(world, position))
     checked(rows, position, names, mean_row_of(world, position))
     size.curves.setdefault(FACTORED, Curve()).add(seq, names["cache"].nbytes)
     positions = world.rng.integers(seq, size=256).tolist()
     for panel, codes in ((row, rows), (column, columns)):
         for label, found in timed(codes, names, positions, plan).items():
             panel.add(label, seq, found)
-    add_first(first, world, names, plan, position)
 
 
 def pays_from(row: Panel, first: Panel) -> dict[int, float]:

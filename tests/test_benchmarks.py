@@ -1,8 +1,9 @@
 """The benchmarks themselves: complete, able to run to the end, and unwilling to time a wrong answer.
 
-Covered at tiny sizes: every registered query has a case, the command's output, planted wrong answers, the judgement of
-goals and of instruction counts, the data of every figure and (with matplotlib) its file.
-Not covered: any number the benchmarks print; counting under valgrind, which is a stage of .ci/run.
+Covered at tiny sizes: every registered query has a case, the commands' output, planted wrong answers, the judgement of
+goals and of instruction counts, the data of every figure and (with matplotlib) its file; of the long context, its
+comparison with float64 (with torch).
+Not covered: any number the benchmarks print; the model of the long context; counting under valgrind, which is a stage of .ci/run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from attncache import reference
+from attncache import AttentionCache, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -396,3 +397,61 @@ def test_bounds_of_factored_answers_are_kept_to_the_last_bit() -> None:
     assert ranked.accepts((np.array([1, 0]), np.array([0.5, 0.25])), ours=True)
     assert not ranked.accepts((np.array([1, 2]), np.array([0.5, 0.125])), ours=True)  # a heavier one is left out
     assert not ranked.accepts((np.array([1, 1]), np.array([0.5, 0.5])), ours=True)
+
+
+def test_a_figure_without_room_for_the_pattern_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, timing = (
+        importlib.import_module("benchmarks.factored_pictures"),
+        importlib.import_module("benchmarks.timing"),
+    )
+    curves = importlib.import_module("benchmarks.curves")
+    monkeypatch.setattr(pictures, "DENSE_BYTES", 9 * 16 * 16 * 2)
+    drawn = pictures.factored_by_seq((16, 32), curves.Bench(1, timing.QUICK, 0.0))
+    for panel in drawn.panels:
+        assert {label: curve.xs for label, curve in panel.curves.items() if label == pictures.DENSE} == {
+            pictures.DENSE: [16]
+        }
+        assert all(curve.xs == [16, 32] for label, curve in panel.curves.items() if label != pictures.DENSE)
+
+
+def test_memory_breaks_even_where_both_forms_take_as_many_bytes() -> None:
+    pictures, world = (
+        importlib.import_module("benchmarks.factored_pictures"),
+        importlib.import_module("benchmarks.factored_world"),
+    )
+    seq = round(pictures.smaller_from(world.Shape(9, 3, 64, 1, 1), 2))
+    shape = world.Shape(9, 3, 64, seq, seq)
+    layer = world.FactoredWorld(shape, "float16", threads=1)
+    assert abs(layer.cache.nbytes - pictures.dense_bytes(shape, 2)) < 0.02 * layer.cache.nbytes
+    longer = world.FactoredWorld(replace(shape, seq_q=2 * seq, seq_k=2 * seq), "float16", threads=1)
+    assert longer.cache.nbytes < pictures.dense_bytes(longer.shape, 2)
+
+
+class Kept(AttentionCache):
+    """A cache whose queries and keys can be seen."""
+
+    def queries(self, layer: int) -> np.ndarray:
+        return self.factors[layer][0]
+
+    def keys(self, layer: int) -> np.ndarray:
+        return self.factors[layer][1]
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_long_context_compares_all_layers_with_float64(is_wrong: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="the long context is compared in torch")
+    module = importlib.import_module("benchmarks.long_context")
+    rng = np.random.default_rng(7)
+    cache = Kept()
+    cache.factors = [[rng.standard_normal((1, heads, 40, 8)).astype("f2") for heads in (4, 2)] for _ in range(3)]
+    for query, key in cache.factors:
+        cache.push_qk(query, key)
+    positions = np.array([11, 20, 39])
+    report = module.Report()
+    answers = module.asked(cache, positions, np.array([0, 5, 30]), report)
+    if is_wrong:
+        answers["columns"] = answers["columns"] * np.float32(1.001)
+    module.compare(cache, positions, np.array([0, 5, 30]), answers, report)
+    assert report.is_right is not is_wrong
+    assert [row[0] for row in report.rows] == ["rows", "columns, at those rows", "top_k, k=10"]
+    assert "the same bits" in capsys.readouterr().out
