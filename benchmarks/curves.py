@@ -20,7 +20,7 @@ LIMIT, EMPTY = "limit: bytes / read bandwidth", "limit: an empty call"
 
 @dataclass
 class Curve:
-    """One line of a plot: seconds with their quartiles at each x."""
+    """One line of a plot: seconds (or bytes) with their quartiles at each x."""
 
     xs: list[float | str] = field(default_factory=list)
     medians: list[float] = field(default_factory=list)
@@ -47,12 +47,16 @@ class Limited(NamedTuple):
 
 @dataclass
 class Panel:
-    """One plot: curves by label, and the bytes whose limits are drawn once the run knows its best bandwidth."""
+    """One plot: curves by label, and the bytes whose limits are drawn once the run knows its best bandwidth.
+
+    unit: of the curves, "seconds" or "bytes".
+    """
 
     title: str
     x_label: str
     curves: dict[str, Curve] = field(default_factory=dict)
     limits: list[Limited] = field(default_factory=list)
+    unit: str = "seconds"
 
     def add(self, label: str, x: float | str, timing: Timing, times: float = 1.0) -> None:
         """Append a timing, multiplied."""
@@ -82,7 +86,7 @@ def pictures_from(content: Sequence[Mapping[str, Any]]) -> list[Picture]:
 
     def panel_from(panel: Mapping[str, Any]) -> Panel:
         curves = {label: Curve(**curve) for label, curve in panel["curves"].items()}
-        return Panel(panel["title"], panel["x_label"], curves)
+        return Panel(panel["title"], panel["x_label"], curves, unit=panel.get("unit", "seconds"))
 
     return [
         Picture(picture["name"], picture["title"], picture["kind"], [panel_from(panel) for panel in picture["panels"]])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from benchmarks.case import NUMPY, OURS, TORCH
 from benchmarks.curves import DIRECT, EMPTY, INDEXED, KEPT, LIMIT, Picture, threads_label
+from benchmarks.factored_pictures import DENSE, FACTORED, FACTORED_FIRST
 from benchmarks.pictures import FIRST, POLICIES
 from benchmarks.table import duration
 
@@ -38,6 +41,9 @@ STYLES = {
     POLICIES["auto"]: Style(RED, "X"),
     POLICIES["eager"]: Style(GREEN, "s"),
     FIRST: Style(ORANGE, "v", "--"),
+    DENSE: Style(ORANGE, "^"),
+    FACTORED_FIRST: Style(BLUE, "o"),
+    FACTORED: Style(GREEN, "s"),
 }
 DOTS_PER_INCH = 150
 COLOURS = 64  # enough for smooth edges, and a third of the bytes
@@ -82,13 +88,19 @@ def lines(new_figure: Any, picture: Picture) -> tuple[Figure, list[Axes]]:
             if marker:
                 ax.fill_between(curve.xs, curve.lowers, curve.uppers, color=colour, alpha=0.18, lw=0)
         ax.set_xscale("log", base=2)
-        ticks = next(iter(panel.curves.values())).xs
-        ax.set_xticks(ticks, [f"{x}" for x in ticks])
+        ticks = max((curve.xs for curve in panel.curves.values()), key=len)
+        ax.set_xticks(ticks, [count_text(x, ticks) for x in ticks])
         ax.minorticks_off()
         ax.set_xlabel(panel.x_label)
-        seconds_axis(ax, "y")
+        (bytes_axis if panel.unit == "bytes" else partial(seconds_axis, which="y"))(ax)
         ax.set_title(panel.title, loc="left")
     return figure, axes
+
+
+def count_text(count: float | str, ticks: Sequence[float | str]) -> str:
+    """A tick; in thousands of 1024 where the largest would not fit."""
+    largest = max(float(tick) for tick in ticks)
+    return f"{int(count) // 1024}k" if largest > 1 << 14 and int(count) % 1024 == 0 else f"{count}"
 
 
 def kinds(new_figure: Any, picture: Picture) -> tuple[Figure, list[Axes]]:
@@ -147,6 +159,28 @@ def bars(new_figure: Any, picture: Picture) -> tuple[Figure, list[Axes]]:
     for row in range(1, len(names)):
         ax.axhline(row - 0.5, color="#dddddd", lw=0.8)
     return figure, [ax]
+
+
+def bytes_axis(ax: Axes) -> None:
+    """A log axis in readable units of memory, with a faint grid."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(base=10, numticks=20))
+    ax.yaxis.set_minor_locator(LogLocator(base=10, subs=(2, 5), numticks=20))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda n_bytes, _: bytes_text(n_bytes)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="y", which="major", color="#dddddd", lw=0.8)
+    ax.set_axisbelow(True)
+    ax.set_ylabel("bytes of a layer")
+
+
+def bytes_text(n_bytes: float) -> str:
+    """Bytes to three digits in a readable unit of 1000."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= 0.9995 * scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
 
 
 def seconds_axis(ax: Axes, which: str) -> None:

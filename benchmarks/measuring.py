@@ -30,7 +30,8 @@ def answer_of(expression: str, arguments: Sequence[str], names: dict[str, Any]) 
 
 def sweep_of(expression: str, arguments: Sequence[str], names: dict[str, Any]) -> timing.Sweep:
     """The expression in a bare loop over calls, as a user's own hot loop would hold it."""
-    loop = f"def sweep(calls):\n    for ({', '.join(arguments)},) in calls:\n        {expression}"
+    target = f"({', '.join(arguments)},)" if arguments else "()"
+    loop = f"def sweep(calls):\n    for {target} in calls:\n        {expression}"
     return compiled(loop, "sweep", names)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from benchmarks import cases, hot_cases
 from benchmarks.case import NUMPY, OURS, READY, TORCH, Case
 from benchmarks.curves import Bench, Panel, Picture, add_point, together, with_thread_counts
+from benchmarks.factored_pictures import factored_by_seq
 from benchmarks.measuring import measure
 from benchmarks.worlds import SEED, Size, World, causal_softmax
 
@@ -32,6 +33,7 @@ class Scale:
     many_heads: int = 32
     middle: int = 1024
     long: int = 2048
+    long_seqs: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
     weights: int = 1 << 29  # in all layers together: one layer at least, eight at most
 
     def size(self, heads: int, seq: int) -> Size:
@@ -50,6 +52,7 @@ QUICK = Scale(
     many_heads=4,
     middle=16,
     long=16,
+    long_seqs=(16, 32),
     weights=1 << 12,
 )
 
@@ -183,6 +186,11 @@ def asked_often(scale: Scale, bench: Bench) -> Picture:
     return Picture("asked-often", title, "lines", panels)
 
 
+def factored(scale: Scale, bench: Bench) -> Picture:
+    """A layer as pattern and as queries and keys."""
+    return factored_by_seq(scale.long_seqs, bench)
+
+
 PICTURES: dict[str, Callable[[Scale, Bench], Picture]] = {
     "latency-by-seq": latency_by_seq,
     "latency-by-heads": latency_by_heads,
@@ -190,4 +198,5 @@ PICTURES: dict[str, Callable[[Scale, Bench], Picture]] = {
     "top-k-hard-rows": top_k_of_hard_rows,
     "threads": threads,
     "asked-often": asked_often,
+    "factored-by-seq": factored,
 }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import attncache
 from benchmarks import bandwidth, goals, machine, table, timing
@@ -36,7 +37,18 @@ def small_calls(world: World, plan: timing.Plan) -> dict[str, timing.Timing]:
     return timing.interleaved({code: sweep_of(code, ("layer", "position"), names) for code in SMALL_CALLS}, pool, plan)
 
 
-def chosen_cases(only: Sequence[str] | None, cases: Sequence[Case]) -> list[Case]:
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+
+
+AnyCase = TypeVar("AnyCase", bound=Named)
+
+
+def chosen_cases(only: Sequence[str] | None, cases: Sequence[AnyCase]) -> list[AnyCase]:
     """The cases called by ``only``, by name or by the part before the comma; all if None."""
     if only is None:
         return list(cases)

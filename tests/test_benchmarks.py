@@ -1,8 +1,9 @@
 """The benchmarks themselves: complete, able to run to the end, and unwilling to time a wrong answer.
 
-Covered at tiny sizes: every registered query has a case, the command's output, planted wrong answers, the judgement of
-goals and of instruction counts, the data of every figure and (with matplotlib) its file.
-Not covered: any number the benchmarks print; counting under valgrind, which is a stage of .ci/run.
+Covered at tiny sizes: every registered query has a case, the commands' output, planted wrong answers, the judgement of
+goals and of instruction counts, the data of every figure and (with matplotlib) its file; of the long context, its
+comparison with float64 (with torch).
+Not covered: any number the benchmarks print; the model of the long context; counting under valgrind, which is a stage of .ci/run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from attncache import reference
+from attncache import AttentionCache, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -198,7 +199,15 @@ def test_thread_count_is_handed_to_attncache(run: ModuleType, monkeypatch: pytes
     assert asked == [3]
 
 
-FIGURES = ("latency-by-seq", "latency-by-heads", "top-k-by-k", "top-k-hard-rows", "threads", "asked-often")
+FIGURES = (
+    "latency-by-seq",
+    "latency-by-heads",
+    "top-k-by-k",
+    "top-k-hard-rows",
+    "threads",
+    "asked-often",
+    "factored-by-seq",
+)
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +315,143 @@ def test_without_valgrind_nothing_is_counted(
     monkeypatch.setattr(instructions.shutil, "which", lambda _name: None)
     assert instructions.main([]) == 2
     assert "valgrind is not installed" in capsys.readouterr().err
+
+
+@pytest.fixture
+def factored(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The command that measures factored layers, with bandwidths measured on little memory."""
+    monkeypatch.setattr(importlib.import_module("benchmarks.bandwidth"), "QUICK_BYTES", 1 << 16)
+    return importlib.import_module("benchmarks.factored")
+
+
+def test_every_factored_case_answers_within_its_bound(factored: ModuleType) -> None:
+    world = importlib.import_module("benchmarks.factored_world")
+    for causal in (True, False):
+        for dtype in ("float32", "float16"):
+            layer = world.FactoredWorld(world.Shape(4, 2, 8, 24, 24, causal), dtype, threads=1)
+            for case in factored.CASES:
+                factored.check(case, layer)
+
+
+def test_quick_factored_run_writes_table_goals_and_json(
+    factored: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["attention_from_position", "edges", "lse", "append_qk"]
+    files = [tmp_path / "numbers.json", tmp_path / "report.md"]
+    chosen = [part for name in names for part in ("--only", name)]
+    assert factored.main(["--quick", *chosen, "--json", str(files[0]), "--write", str(files[1])]) == 0
+    printed = capsys.readouterr().out
+    assert "command: python -m benchmarks.factored --quick" in printed
+    written = json.loads(files[0].read_text(encoding="utf-8"))
+    assert {result["operation"].partition(",")[0] for result in written["results"]} == set(names)
+    assert all(result["timings"]["attncache"]["median"] > 0 for result in written["results"])
+    judged = [goal["goal"].partition(",")[0] for goal in written["goals"]]
+    assert judged.count("attention_from_position") == 2
+    assert judged.count("lse") == 8
+    assert "| lse " in files[1].read_text(encoding="utf-8")
+
+
+def test_without_torch_its_factored_cells_say_not_measured(
+    factored: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bandwidth", "machine", "run", "factored", "factored_world"):
+        monkeypatch.setattr(importlib.import_module(f"benchmarks.{name}"), "torch_or_none", lambda: None)
+    assert factored.main(["--quick", "--only", "lse"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch: not installed" in printed
+    (layer, *_) = [line for line in printed.splitlines() if line.startswith("lse ")]
+    assert layer.split("  ")[-1].strip() == "not measured"
+
+
+@pytest.mark.parametrize("contender", ["attncache", "NumPy"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("attention_from_position, first", "np.roll({}, 1)"),
+        ("lse", "np.asarray({}) + np.float32(1e-2)"),
+        ("attention_to_position, sums known", "np.asarray({}) * 1.01"),
+        ("top_k, one query of the mean, k=10, first", "tuple(part[::-1] for part in {})"),
+        ("get_layer, sums known", "np.zeros_like({})"),
+    ],
+)
+def test_a_wrong_answer_of_a_factored_layer_is_refused(
+    factored: ModuleType, contender: str, name: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = (case for case in factored.CASES if case.name == name)
+    planted = {**case.contenders, contender: wrong.format(case.contenders[contender])}
+    assert factored.main(["--quick"], [replace(case, contenders=planted)]) == 1
+    printed = capsys.readouterr()
+    assert f"{contender} answers" in printed.err
+    assert "share of limit" not in printed.out
+
+
+def test_bounds_of_factored_answers_are_kept_to_the_last_bit() -> None:
+    answers = importlib.import_module("benchmarks.factored_answers")
+    values, bounds = np.array([0.25, 0.5, 0.125]), (np.full(3, 2.0**-20), np.full(3, 2.0**-10))
+    right = answers.Bounded(values, bounds)
+    assert right.accepts(values + bounds[0], ours=True)
+    assert not right.accepts(values + 1.01 * bounds[0], ours=True)
+    assert right.accepts(values + 1.01 * bounds[0], ours=False)
+    assert not right.accepts(values * np.nan, ours=False)
+    ranked = answers.Bounded(values, bounds, is_ranking=True)
+    assert ranked.accepts((np.array([1, 0]), np.array([0.5, 0.25])), ours=True)
+    assert not ranked.accepts((np.array([1, 2]), np.array([0.5, 0.125])), ours=True)  # a heavier one is left out
+    assert not ranked.accepts((np.array([1, 1]), np.array([0.5, 0.5])), ours=True)
+
+
+def test_a_figure_without_room_for_the_pattern_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, timing = (
+        importlib.import_module("benchmarks.factored_pictures"),
+        importlib.import_module("benchmarks.timing"),
+    )
+    curves = importlib.import_module("benchmarks.curves")
+    monkeypatch.setattr(pictures, "DENSE_BYTES", 9 * 16 * 16 * 2)
+    drawn = pictures.factored_by_seq((16, 32), curves.Bench(1, timing.QUICK, 0.0))
+    for panel in drawn.panels:
+        assert {label: curve.xs for label, curve in panel.curves.items() if label == pictures.DENSE} == {
+            pictures.DENSE: [16]
+        }
+        assert all(curve.xs == [16, 32] for label, curve in panel.curves.items() if label != pictures.DENSE)
+
+
+def test_memory_breaks_even_where_both_forms_take_as_many_bytes() -> None:
+    pictures, world = (
+        importlib.import_module("benchmarks.factored_pictures"),
+        importlib.import_module("benchmarks.factored_world"),
+    )
+    seq = round(pictures.smaller_from(world.Shape(9, 3, 64, 1, 1), 2))
+    shape = world.Shape(9, 3, 64, seq, seq)
+    layer = world.FactoredWorld(shape, "float16", threads=1)
+    assert abs(layer.cache.nbytes - pictures.dense_bytes(shape, 2)) < 0.02 * layer.cache.nbytes
+    longer = world.FactoredWorld(replace(shape, seq_q=2 * seq, seq_k=2 * seq), "float16", threads=1)
+    assert longer.cache.nbytes < pictures.dense_bytes(longer.shape, 2)
+
+
+class Kept(AttentionCache):
+    """A cache whose queries and keys can be seen."""
+
+    def queries(self, layer: int) -> np.ndarray:
+        return self.factors[layer][0]
+
+    def keys(self, layer: int) -> np.ndarray:
+        return self.factors[layer][1]
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_long_context_compares_all_layers_with_float64(is_wrong: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="the long context is compared in torch")
+    module = importlib.import_module("benchmarks.long_context")
+    rng = np.random.default_rng(7)
+    cache = Kept()
+    cache.factors = [[rng.standard_normal((1, heads, 40, 8)).astype("f2") for heads in (4, 2)] for _ in range(3)]
+    for query, key in cache.factors:
+        cache.push_qk(query, key)
+    positions = np.array([11, 20, 39])
+    report = module.Report()
+    answers = module.asked(cache, positions, np.array([0, 5, 30]), report)
+    if is_wrong:
+        answers["columns"] = answers["columns"] * np.float32(1.001)
+    module.compare(cache, positions, np.array([0, 5, 30]), answers, report)
+    assert report.is_right is not is_wrong
+    assert [row[0] for row in report.rows] == ["rows", "columns, at those rows", "top_k, k=10"]
+    assert "the same bits" in capsys.readouterr().out
