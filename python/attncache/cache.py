@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.factored import Progress, append_factors, push_factors
+from attncache.factored import Options, Progress, append_factors, push_factors
 from attncache.results import TopK, TopKWithTokens
 from attncache.sources import StoredDType, checked_copy, read_source, stored_dtype
 from attncache.tokens import Tokens, answer_tokens, checked_tokens
@@ -248,21 +248,8 @@ class AttentionCache(_core.Store):
         >>> cache.rows(0, 1)
         array([0.5, 0.5, 0. ], dtype=float32)
         """
-        push_factors(
-            self,
-            self._dtype,
-            query,
-            key,
-            scale=scale,
-            causal=causal,
-            window=window,
-            softcap=softcap,
-            key_mask=key_mask,
-            lse=lse,
-            sinks=sinks,
-            bias=bias,
-            copy=copy,
-        )
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        push_factors(self, self._dtype, query, key, options, copy=copy)
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         """Add positions at the end of a factored layer, as a model does that generates.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from attncache.sources import Argument, Source, StoredDType, checked_copy, is_torch_tensor, read_source
+from attncache.sources import Argument, Source, StoredDType, checked_copy, is_torch_tensor, read_source, stored_dtype
 
 if TYPE_CHECKING:
     from attncache import _core
@@ -20,6 +20,19 @@ Runs: TypeAlias = list[list[tuple[int, int]]]
 QUERY = Argument("query", "[batch, head, query, item]")
 KEY = Argument("key", "[batch, key head, key, item]")
 DENSE = "push the dense pattern instead"
+
+
+class Options(NamedTuple):
+    """How weights come from queries and keys: the keyword arguments of ``AttentionCache.push_qk``, not yet checked."""
+
+    scale: float | None = None
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    key_mask: Any = None
+    lse: Any = None
+    sinks: Any = None
+    bias: Any = None
 
 
 def pattern_from_qk(
@@ -54,39 +67,32 @@ def pattern_from_qk(
     array([[[[1. , 0. ],
              [0.5, 0.5]]]], dtype=float32)
     """
+    options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
+    return dense_pattern(query, key, options, stored_dtype(dtype) or "float32")
+
+
+def dense_pattern(query: Any, key: Any, options: Options, dtype: StoredDType) -> npt.NDArray[Any]:
+    """``pattern_from_qk`` with its options as one value."""
     from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
 
-    dense = AttentionCache(dtype)
-    push_pattern_of(
-        dense,
-        query,
-        key,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        key_mask=key_mask,
-        lse=lse,
-        sinks=sinks,
-    )
+    dense = AttentionCache()
+    push_pattern_of(dense, query, key, options, dtype)
     return dense[0]
 
 
-def push_pattern_of(
-    cache: _core.Store, query: Any, key: Any, *, dtype: StoredDType | None = None, **options: Any
-) -> None:
+def push_pattern_of(cache: _core.Store, query: Any, key: Any, options: Options, dtype: StoredDType) -> None:
     """Append the dense pattern of queries and keys, computed block by block.
 
     Args:
         cache: where to.
         query, key, options: as for ``AttentionCache.push_qk``; the memory of both is borrowed where it can be.
-        dtype: what the pattern is stored as; None is float32.
+        dtype: what the pattern is stored as.
     """
     from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
 
     factored = AttentionCache()
-    push_factors(factored, None, query, key, copy=None, is_only_read=True, **options)
-    cache._push_dense_of(factored, 0, dtype or getattr(cache, "_dtype", None) or "float32")
+    push_factors(factored, None, query, key, options, is_only_read=True)
+    cache._push_dense_of(factored, 0, dtype)
 
 
 def push_factors(
@@ -94,34 +100,28 @@ def push_factors(
     dtype: StoredDType | None,
     query: Any,
     key: Any,
+    options: Options,
     *,
-    scale: float | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    softcap: float | None = None,
-    key_mask: Any = None,
-    lse: Any = None,
-    sinks: Any = None,
-    bias: None = None,
     copy: bool | None = None,
     is_only_read: bool = False,
 ) -> None:
     """``AttentionCache.push_qk`` on a cache that stores ``dtype``; ``is_only_read`` borrows writable memory too."""
     copy = checked_copy(copy)
     queries, keys = read_source(query, QUERY), read_source(key, KEY)
-    batch_size, n_heads, seq_q, _ = queries.array.shape
-    seq_k = keys.array.shape[2]
+    batch_size, n_heads, seq_q, head_dim = queries.array.shape
     _check_shapes(queries.array.shape, keys.array.shape)
-    scale = _scale(scale, queries.array.shape[3])
-    if not isinstance(causal, bool | np.bool_):
-        raise TypeError(f"causal must be True or False, got {type(causal).__name__}")
-    hidden = _hidden_runs(key_mask, (batch_size, seq_k))
-    sums = _floats(lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
-    sink_scores = _floats(sinks, "sinks", "[head]", (n_heads,))
-    if sums is not None and sink_scores is not None:
+    scale = _scale(options.scale, head_dim)
+    if not isinstance(options.causal, bool | np.bool_):
+        raise TypeError(f"causal must be True or False, got {type(options.causal).__name__}")
+    window, softcap = _window(options.window), _softcap(options.softcap)
+    hidden = _hidden_runs(options.key_mask, (batch_size, keys.array.shape[2]))
+    lse = _floats(options.lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
+    sinks = _floats(options.sinks, "sinks", "[head]", (n_heads,))
+    if lse is not None and sinks is not None:
         raise ValueError("lse and sinks must not both be given: lse is the logarithm of the sum that counts the sinks")
-    if bias is not None:
-        raise ValueError(f"bias must be None, got {type(bias).__name__}: a factored layer cannot express it; {DENSE}")
+    if options.bias is not None:
+        kind = type(options.bias).__name__
+        raise ValueError(f"bias must be None, got {kind}: a factored layer cannot express it; {DENSE}")
 
     def prepared(source: Source, argument: Argument) -> tuple[npt.NDArray[Any], str, str, bool]:
         if is_only_read:
@@ -133,12 +133,12 @@ def push_factors(
         prepared(queries, QUERY),
         prepared(keys, KEY),
         scale,
-        _softcap(softcap),
-        bool(causal),
-        _window(window),
+        softcap,
+        bool(options.causal),
+        window,
         hidden,
-        sink_scores,
-        sums,
+        sinks,
+        lse,
     )
 
 

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "../layer_copy.hpp"
+#include "../positions.hpp"
 #include "growing_rows.hpp"
 #include "row_sums.hpp"
 #include "weight_lines.hpp"
@@ -25,12 +25,6 @@ std::unique_ptr<RowSums> row_sums_of(const std::vector<float>& lse) {
     }
     rows->has_nan = has_nan(rows->sums);
     return rows;
-}
-
-std::vector<std::int64_t> up_to(std::int64_t n) {
-    std::vector<std::int64_t> numbers(static_cast<std::size_t>(n));
-    std::iota(numbers.begin(), numbers.end(), 0);
-    return numbers;
 }
 
 }  // namespace
@@ -70,8 +64,8 @@ std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype
     constexpr std::int64_t slab_floats = 4 * 1024 * 1024;  // 16 MiB of weights on their way to another dtype
     const Shape shape = layer.view().shape();
     const LayerCopy copy = allocate_copy(shape, dtype);
-    const auto heads = up_to(shape.n_heads);
-    const auto queries = up_to(shape.seq_q);
+    const auto heads = first_positions(shape.n_heads);
+    const auto queries = first_positions(shape.seq_q);
     const std::int64_t row_floats = std::max<std::int64_t>(1, shape.n_heads * shape.seq_k);
     const std::int64_t together = std::max<std::int64_t>(1, slab_floats / row_floats);
     std::vector<float> slab;

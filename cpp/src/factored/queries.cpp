@@ -4,21 +4,15 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "../memory.hpp"
+#include "../positions.hpp"
 #include "weight_lines.hpp"
 
 namespace attncache {
 namespace {
 
 constexpr std::int64_t kSlabBytes = 64 * 1024 * 1024;
-
-std::vector<std::int64_t> up_to(std::int64_t n) {
-    std::vector<std::int64_t> numbers(static_cast<std::size_t>(n));
-    std::iota(numbers.begin(), numbers.end(), 0);
-    return numbers;
-}
 
 /// Which lines of a pattern: rows of queries or columns of keys, whole or (rows) at the `listed` keys alone.
 struct Lines {
@@ -70,7 +64,7 @@ void for_each_slab(const FactoredSelection& selection, const Lines& lines, const
         }
         compute(selection, lines, part, {reinterpret_cast<float*>(memory.get()), part.n * lines.length, lines.length});
         const PatternView slab = contiguous_view(memory.get(), DType::float32, {1, n_heads, part.n, lines.length});
-        use(part, Selection{{slab}, {0}, up_to(n_heads), selection.treat_heads, {}, {}});
+        use(part, Selection{{slab}, {0}, first_positions(n_heads), selection.treat_heads, {}, {}});
     });
 }
 
@@ -80,7 +74,7 @@ void write_lines(const FactoredSelection& selection, const Lines& lines, float* 
     if (selection.treat_heads == Heads::mean) {
         for_each_slab(selection, lines, [&](const Part& part, const Selection& slab) {
             const std::int64_t line = static_cast<std::int64_t>(part.index) * n_lines + part.first;
-            rows(slab, up_to(part.n), out + line * lines.length);
+            rows(slab, first_positions(part.n), out + line * lines.length);
         });
         return;
     }
@@ -99,7 +93,7 @@ std::int64_t length_of(const FactoredSelection& selection, Direction direction) 
 /// The mean over all heads of one batch item.
 void mean_lines(const FactoredLayer& layer, std::int64_t batch, Direction direction,
                 std::span<const std::int64_t> positions, float* out) {
-    const std::vector<std::int64_t> heads = up_to(layer.view().shape().n_heads);
+    const std::vector<std::int64_t> heads = first_positions(layer.view().shape().n_heads);
     factored_lines({layer, {&batch, 1}, heads, Heads::mean}, direction, positions, out);
 }
 
@@ -127,7 +121,7 @@ void factored_top_k(const FactoredSelection& selection, std::span<const std::int
         const auto n_heads = static_cast<std::int64_t>(slab.n_head_results());
         found.resize(static_cast<std::size_t>(n_heads * part.n * k));
         weights.resize(found.size());
-        top_k(slab, up_to(part.n), Direction::from, k, found.data(), weights.data());
+        top_k(slab, first_positions(part.n), Direction::from, k, found.data(), weights.data());
         for (std::int64_t head = 0; head < n_heads; ++head) {
             const std::int64_t to =
                 ((static_cast<std::int64_t>(part.index) * n_heads + head) * n_lines + part.first) * k;
@@ -147,7 +141,7 @@ void mean_column(const FactoredLayer& layer, std::int64_t batch, std::int64_t ke
 }
 
 void head_mean(const FactoredLayer& layer, std::int64_t batch, float* out) {
-    mean_lines(layer, batch, Direction::from, up_to(layer.view().shape().seq_q), out);
+    mean_lines(layer, batch, Direction::from, first_positions(layer.view().shape().seq_q), out);
 }
 
 }  // namespace attncache

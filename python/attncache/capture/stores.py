@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from attncache.cache import AttentionCache
 from attncache.capture.masks import Sight
-from attncache.factored import pattern_from_qk, push_pattern_of
+from attncache.factored import Options, dense_pattern, push_pattern_of
 from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ class Piece:
     sinks: npt.NDArray[np.float32] | None
 
     @property
-    def options(self) -> dict[str, Any]:
-        """How the pattern comes from query and key, as keyword arguments of ``push_qk``."""
-        return {
-            "scale": self.scale,
-            "causal": self.sight.causal,
-            "window": self.sight.window,
-            "softcap": self.softcap,
-            "key_mask": self.key_mask(self.first_key),
-            "sinks": self.sinks,
-        }
+    def options(self) -> Options:
+        """How the pattern comes from query and key."""
+        return Options(
+            scale=self.scale,
+            causal=self.sight.causal,
+            window=self.sight.window,
+            softcap=self.softcap,
+            key_mask=self.key_mask(self.first_key),
+            sinks=self.sinks,
+        )
 
     def key_mask(self, first: int) -> npt.NDArray[np.bool_] | None:
         """Which keys from position ``first`` on may be seen, bool [batch, key], or None if all may."""
@@ -80,7 +80,7 @@ class FactoredLayers:
         self._cache = cache
 
     def begin(self, piece: Piece) -> None:
-        self._cache.push_qk(piece.query, piece.key, **piece.options)
+        self._cache.push_qk(piece.query, piece.key, **piece.options._asdict())
 
     def append(self, layer: int, piece: Piece) -> None:
         n_new = piece.query.shape[2]
@@ -105,10 +105,10 @@ class DenseLayers:
         self._rows: dict[int, list[tuple[int, npt.NDArray[Any]]]] = {}
 
     def begin(self, piece: Piece) -> None:
-        push_pattern_of(self._cache, piece.query, piece.key, dtype=self._dtype_of(piece), **piece.options)
+        push_pattern_of(self._cache, piece.query, piece.key, piece.options, self._dtype_of(piece))
 
     def append(self, layer: int, piece: Piece) -> None:
-        rows = pattern_from_qk(piece.query, piece.key, dtype=self._dtype_of(piece), **piece.options)
+        rows = dense_pattern(piece.query, piece.key, piece.options, self._dtype_of(piece))
         self._rows.setdefault(layer, []).append((piece.first_key, rows))
 
     def finish(self, advance: Callable[[], None]) -> None:
