@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from benchmarks.factored_answers import Bounded, exact_rows, of_mean, rounded_to
 from benchmarks.factored_cases import mean_row_of
 from benchmarks.factored_world import FactoredWorld, Shape
 from benchmarks.measuring import answer_of, sweep_of
+from benchmarks.timing import Timing
 
 DENSE_BYTES = 5_000_000_000  # a pattern that is larger is not made
 DENSE = f"dense layer, up to {DENSE_BYTES / 1e9:.0f} GB"
@@ -56,7 +59,7 @@ def checked(answers: Expressions, position: int, names: dict[str, Any], right: B
             raise WrongAnswerError(f"{label} answers {code} with position={position} outside its bound of float64")
 
 
-def timed(codes: Expressions, names: dict[str, Any], positions: Sequence[int], plan: timing.Plan) -> dict[str, Any]:
+def timed(codes: Expressions, names: dict[str, Any], positions: Sequence[int], plan: timing.Plan) -> dict[str, Timing]:
     """The timings of all expressions, which take turns."""
     sweeps = {label: sweep_of(code, ("position",), names) for label, code in codes.items()}
     return timing.interleaved(sweeps, [(position,) for position in positions], plan)
@@ -70,39 +73,40 @@ def column_of(world: FactoredWorld, position: int) -> Bounded:
     return Bounded(mean.values[:, position], (ours, others), queries, axis=-1)
 
 
-def add_first(panel: Panel, world: FactoredWorld, names: dict[str, Any], plan: timing.Plan, position: int) -> None:
-    """Append what the first column costs, all from queries and keys; what takes seconds is asked once.
-
-    ``names["cache"]`` knows the sums of all rows afterwards.
-    """
-    codes = {FACTORED_FIRST: ("cache", "fresh()")}
-    if "dense" in names:
-        codes[DENSE] = ("made_dense(world)", "made_dense(world)")
-    names = {**names, "made_dense": made_dense, "world": world}
-    for label, (once, often) in codes.items():
-        first, again = (f"{cache}.attention_to_position(0, position)" for cache in (once, often))
-        took = timing.seconds(sweep_of(first, ("position",), names), [(position,)])
-        alone = timing.Timing(took, took, took, 1, 1)
-        panel.add(label, world.shape.seq_k, alone if took > ONCE else timed({"": again}, names, [position], plan)[""])
+def made_and_asked(
+    make: Callable[[], AttentionCache], position: int, plan: timing.Plan
+) -> tuple[AttentionCache, Timing]:
+    """A cache that has answered its first question, and what making and asking took; if seconds, it is done once."""
+    start = time.perf_counter()
+    cache = make()
+    cache.attention_to_position(0, position)
+    took = time.perf_counter() - start
+    if took > ONCE:
+        return cache, Timing(took, took, took, 1, 1)
+    return cache, timed({"": "make().attention_to_position(0, position)"}, {"make": make}, [position], plan)[""]
 
 
 def add_questions(panels: Sequence[Panel], world: FactoredWorld, plan: timing.Plan) -> None:
     """Append one length to the panels: a row, a column, the first column, bytes."""
     row, column, first, size = panels
     seq = world.shape.seq_k
-    names: dict[str, Any] = {"fresh": world.fresh, "cache": world.fresh()}
-    if dense_bytes(world.shape, world.itemsize) <= DENSE_BYTES:
-        names["dense"] = made_dense(world)
-        size.curves.setdefault(DENSE, Curve()).add(seq, names["dense"].nbytes)
     position = int(world.rng.integers(seq // 2))
-    known = {FACTORED: "cache"} | ({DENSE: "dense"} if "dense" in names else {})
+    names: dict[str, Any] = {"fresh": world.fresh}
+    known: dict[str, str] = {}
+    if dense_bytes(world.shape, world.itemsize) <= DENSE_BYTES:
+        known[DENSE] = "dense"
+        names["dense"], took = made_and_asked(partial(made_dense, world), position, plan)
+        first.add(DENSE, seq, took)
+    names["factored"], took = made_and_asked(world.fresh, position, plan)
+    first.add(FACTORED_FIRST, seq, took)
+    known[FACTORED] = "factored"
     rows = {label: f"{cache}.attention_from_position(0, position)" for label, cache in known.items()}
     rows[FACTORED_FIRST] = "fresh().attention_from_position(0, position)"
     columns = {label: f"{cache}.attention_to_position(0, position)" for label, cache in known.items()}
-    add_first(first, world, names, plan, position)
     checked(columns, position, names, column_of(world, position))
     checked(rows, position, names, mean_row_of(world, position))
-    size.curves.setdefault(FACTORED, Curve()).add(seq, names["cache"].nbytes)
+    for label, cache in known.items():
+        size.curves.setdefault(label, Curve()).add(seq, names[cache].nbytes)
     positions = world.rng.integers(seq, size=256).tolist()
     for panel, codes in ((row, rows), (column, columns)):
         for label, found in timed(codes, names, positions, plan).items():
@@ -124,7 +128,7 @@ def factored_by_seq(seqs: Sequence[int], bench: Bench) -> Picture:
         Panel("one row: attention_from_position", "positions"),
         Panel("one column: attention_to_position", "positions"),
         Panel("the first column, from queries and keys", "positions"),
-        Panel(f"memory: less from {smaller_from(shape, 2):.0f} positions on", "positions", unit="bytes"),
+        Panel(f"memory, sums included: less from {smaller_from(shape, 2):.0f} positions on", "positions", unit="bytes"),
     ]
     for seq in seqs:
         print(f"measuring {seq} positions", file=sys.stderr)

@@ -114,6 +114,11 @@ def forward(model: Any, ids: Any) -> None:
         model(ids, use_cache=False)
 
 
+def spread_positions(length: int, n: int) -> Array:
+    """Random ascending positions, one from each n-th of the text."""
+    return ((np.arange(n) + np.random.default_rng([length, n]).random(n)) * length / n).astype(np.int64)
+
+
 def exact_rows(query: Array, key: Array, positions: Array) -> Bounded:
     """Rows [head, position, key] of one causal layer in float64, from query [head, query, item] and its keys."""
     torch = importlib.import_module("torch")
@@ -195,9 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (batch_size, n_heads, seq_q, seq_k), *_ = cache.shapes
     dense = cache.n_layers * batch_size * n_heads * seq_q * seq_k * 2
     print(f"{cache}: {bytes_text(cache.nbytes)}; the patterns in float16 would take {bytes_text(dense)}", flush=True)
-    rng = np.random.default_rng(0)
-    queries = np.append(np.sort(rng.choice(seq_q - 1, options.positions - 1, replace=False)), seq_q - 1)
-    keys = np.append(0, np.sort(rng.choice(np.arange(1, seq_k), options.positions - 1, replace=False)))
+    queries, keys = spread_positions(seq_q, options.positions), spread_positions(seq_k, options.positions)
+    queries[-1], keys[0] = seq_q - 1, 0  # the longest row, and the key that all see
     print(f"queries {queries.tolist()}, keys {keys.tolist()}")
     answers = asked(cache, queries, keys, report)
     print(f"with the sums of all rows the cache takes {bytes_text(cache.nbytes)}")
