@@ -161,7 +161,7 @@ def asked(cache: Any, queries: Array, keys: Array, report: Report) -> dict[str, 
 def compare(cache: Any, queries: Array, keys: Array, answers: dict[str, Any], report: Report) -> None:
     """Compare the answers about all layers with float64."""
     layers = range(cache.n_layers)
-    right = [exact_rows(cache.queries(layer)[0], cache.keys(layer)[0], queries) for layer in layers]
+    right = [exact_rows(cache.get_queries(layer)[0], cache.get_keys(layer)[0], queries) for layer in layers]
     report.compared("rows", answers["rows"], right)
     crossings = [Bounded(rows.values[..., keys], (rows.bounds[0][..., keys],) * 2) for rows in right]
     columns = [columns[..., queries].swapaxes(-1, -2) for columns in answers["columns"]]

@@ -321,8 +321,8 @@ def test_a_cache_stores_queries_and_keys_in_its_dtype() -> None:
     cache = AttentionCache(dtype="float16")
     cache.push_qk(query, key)
     assert cache.dtypes == ("float16",)
-    assert_same(cache.queries(0), query.astype(np.float16))
-    assert_same(cache.keys(0), key.astype(np.float16))
+    assert_same(cache.get_queries(0), query.astype(np.float16))
+    assert_same(cache.get_keys(0), key.astype(np.float16))
     assert_same(all_rows(cache), all_rows(cache_of(query.astype(np.float16), key.astype(np.float16))))
 
 
@@ -330,18 +330,18 @@ def test_read_only_arrays_are_borrowed_and_writable_ones_are_copied() -> None:
     query, key = layer()
     query.flags.writeable = False
     cache = cache_of(query, key)
-    assert cache.queries(0).ctypes.data == query.ctypes.data
-    assert cache.keys(0).ctypes.data != key.ctypes.data
+    assert cache.get_queries(0).ctypes.data == query.ctypes.data
+    assert cache.get_keys(0).ctypes.data != key.ctypes.data
     shared = cache_of(query, key, copy=False)
-    assert shared.keys(0).ctypes.data == key.ctypes.data
-    assert cache_of(query, key, copy=True).queries(0).ctypes.data != query.ctypes.data
+    assert shared.get_keys(0).ctypes.data == key.ctypes.data
+    assert cache_of(query, key, copy=True).get_queries(0).ctypes.data != query.ctypes.data
 
 
 def test_borrowed_arrays_live_as_long_as_their_layer_and_its_views() -> None:
     query, key = layer()
     expected = all_rows(cache_of(query, key))
     cache = cache_of(query, key, copy=False)
-    view = cache.queries(0)
+    view = cache.get_queries(0)
     kept = query.copy()
     del query, key
     assert_same(all_rows(cache), expected)
@@ -365,14 +365,14 @@ def test_positions_appended_one_by_one_equal_those_pushed_at_once() -> None:
     for position in range(90, 130):
         cache.append_qk(0, query[:, :, [position]], key[:, :, [position + 20]])
         if position == 100:
-            before, rows = cache.queries(0), all_rows(cache)
+            before, rows = cache.get_queries(0), all_rows(cache)
             cache.lse(0)
     assert cache.shapes == whole.shapes
     assert_same(all_rows(cache), all_rows(whole))
     assert_queries_have_the_bits_of(cache, all_rows(whole))
     assert_same(before, query[:, :, :101])
     assert_same(rows[..., :100, :], all_rows(whole)[..., :100, :121])
-    assert_same(cache.keys(0), key)
+    assert_same(cache.get_keys(0), key)
 
 
 def test_appending_keeps_the_options_and_extends_the_mask() -> None:
@@ -447,7 +447,7 @@ def test_bad_input_is_named_and_leaves_the_cache_as_it_was(case: str) -> None:
 def test_what_a_dense_layer_does_not_have_is_refused() -> None:
     cache = AttentionCache()
     cache.push(np.ones((1, 1, 2, 2), np.float32))
-    for ask in (cache.lse, cache.queries, cache.keys):
+    for ask in (cache.lse, cache.get_queries, cache.get_keys):
         with pytest.raises(ValueError, match="layer must be a factored one, got 0, which is dense"):
             ask(0)
         with pytest.raises(IndexError, match="layer 1 is out of range for n_layers=1"):

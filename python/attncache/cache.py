@@ -274,7 +274,7 @@ class AttentionCache(_core.Store):
         """
         append_factors(self, layer, query, key, key_mask)
 
-    def queries(self, layer: int) -> npt.NDArray[Any]:
+    def get_queries(self, layer: int) -> npt.NDArray[Any]:
         """The queries of a factored layer.
 
         Args:
@@ -290,26 +290,26 @@ class AttentionCache(_core.Store):
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
-        >>> cache.queries(0).shape, cache.keys(0).shape
+        >>> cache.get_queries(0).shape, cache.get_keys(0).shape
         ((1, 2, 3, 4), (1, 1, 3, 4))
         """
         return _core.Store._queries(self, layer)
 
-    def keys(self, layer: int) -> npt.NDArray[Any]:
-        """The keys of a factored layer, as ``queries``: read-only, of shape [batch, key head, key, item].
+    def get_keys(self, layer: int) -> npt.NDArray[Any]:
+        """The keys of a factored layer, as ``get_queries``: read-only, of shape [batch, key head, key, item].
 
         Args:
             layer: index of the layer; negative counts from the end.
 
         Returns:
-            As ``queries``.
+            As ``get_queries``.
 
         Raises:
-            As ``queries``.
+            As ``get_queries``.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
-        >>> cache.keys(0).flags.writeable
+        >>> cache.get_keys(0).flags.writeable
         False
         """
         return _core.Store._keys(self, layer)

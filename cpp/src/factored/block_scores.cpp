@@ -123,7 +123,7 @@ void BlockScores::compute(std::int64_t begin, std::int64_t n, std::span<const st
     }
     for (std::size_t i = 0; i < lines_.size(); ++i) {
         if (!sees_any(i)) continue;
-        if (view_.scoring.softcap != 0) kernels_.softcap(line(i), static_cast<std::size_t>(n), view_.scoring.softcap);
+        cap(line(i), i, begin, n);
         if (is_listed_) {
             hide_listed(line(i), i, listed.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)));
         } else {
@@ -131,6 +131,13 @@ void BlockScores::compute(std::int64_t begin, std::int64_t n, std::span<const st
         }
         std::fill(line(i) + n, line(i) + rounded_up(n, 16), kHidden);
     }
+}
+
+void BlockScores::cap(float* scores, std::size_t index, std::int64_t begin, std::int64_t n) {
+    if (view_.scoring.softcap == 0) return;
+    const Range seen =
+        is_listed_ ? Range{0, n} : clipped(visible_[index].begin - begin, visible_[index].end - begin, n);
+    kernels_.softcap(scores + seen.begin, static_cast<std::size_t>(seen.end - seen.begin), view_.scoring.softcap);
 }
 
 bool BlockScores::sees_any(std::size_t index) const {

@@ -50,6 +50,7 @@ private:
     float* scores() { return reinterpret_cast<float*>(scores_.get()); }
     float* panel() { return reinterpret_cast<float*>(panel_.get()); }
     void turn_panel(std::int64_t begin, std::int64_t n, std::span<const std::int64_t> listed);
+    void cap(float* scores, std::size_t index, std::int64_t begin, std::int64_t n);
     void hide(float* scores, std::size_t index, std::int64_t begin, std::int64_t n);
     void hide_listed(float* scores, std::size_t index, std::span<const std::int64_t> listed);
 

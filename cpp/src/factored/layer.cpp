@@ -61,24 +61,30 @@ std::shared_ptr<const FactoredLayer> FactoredLayer::with_more(
 }
 
 std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype) {
-    constexpr std::int64_t slab_floats = 4 * 1024 * 1024;  // 16 MiB of weights on their way to another dtype
+    constexpr std::int64_t kTogether = 4 * 1024 * 1024;  // weights: 16 MiB on their way to another dtype
     const Shape shape = layer.view().shape();
     const LayerCopy copy = allocate_copy(shape, dtype);
     const auto heads = first_positions(shape.n_heads);
     const auto queries = first_positions(shape.seq_q);
     const std::int64_t row_floats = std::max<std::int64_t>(1, shape.n_heads * shape.seq_k);
-    const std::int64_t together = std::max<std::int64_t>(1, slab_floats / row_floats);
+    const std::int64_t together = std::max<std::int64_t>(1, kTogether / row_floats);
     std::vector<float> slab;
     for (std::int64_t batch = 0; batch < shape.batch_size; ++batch) {
         for (std::int64_t first = 0; first < shape.seq_q; first += together) {
             const std::int64_t n = std::min(together, shape.seq_q - first);
             const auto chosen =
                 std::span(queries).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n));
+            const LayerCopy part = part_of(copy, batch, 1, first, n);
+            if (dtype == DType::float32) {
+                auto* const out = reinterpret_cast<float*>(part.memory.get());
+                weight_lines(layer, batch, heads, Direction::from, chosen, {},
+                             {out, shape.seq_q * shape.seq_k, shape.seq_k});
+                continue;
+            }
             slab.resize(static_cast<std::size_t>(n * shape.n_heads * shape.seq_k));
             weight_lines(layer, batch, heads, Direction::from, chosen, {}, {slab.data(), n * shape.seq_k, shape.seq_k});
-            const PatternView weights = contiguous_view(reinterpret_cast<const std::byte*>(slab.data()), DType::float32,
-                                                        {1, shape.n_heads, n, shape.seq_k});
-            copy_rows(source_of(weights), part_of(copy, batch, 1, first, n));
+            const auto* const weights = reinterpret_cast<const std::byte*>(slab.data());
+            copy_rows(source_of(contiguous_view(weights, DType::float32, part.pattern.shape)), part);
         }
     }
     return std::make_shared<const Layer>(Layer{copy.pattern, copy.memory});
