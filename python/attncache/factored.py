@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from attncache import _core
 from attncache.sources import Argument, Source, StoredDType, checked_copy, is_torch_tensor, read_source, stored_dtype
-
-if TYPE_CHECKING:
-    from attncache import _core
 
 Progress: TypeAlias = Callable[[int, int], object]
 Runs: TypeAlias = list[list[tuple[int, int]]]
@@ -73,9 +71,7 @@ def pattern_from_qk(
 
 def dense_pattern(query: Any, key: Any, options: Options, dtype: StoredDType) -> npt.NDArray[Any]:
     """``pattern_from_qk`` with its options as one value."""
-    from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
-
-    dense = AttentionCache()
+    dense = _core.Store()
     push_pattern_of(dense, query, key, options, dtype)
     return dense[0]
 
@@ -88,9 +84,7 @@ def push_pattern_of(cache: _core.Store, query: Any, key: Any, options: Options, 
         query, key, options: as for ``AttentionCache.push_qk``; the memory of both is borrowed where it can be.
         dtype: what the pattern is stored as.
     """
-    from attncache.cache import AttentionCache  # noqa: PLC0415 (it imports this module)
-
-    factored = AttentionCache()
+    factored = _core.Store()
     push_factors(factored, None, query, key, options, is_only_read=True)
     cache._push_dense_of(factored, 0, dtype)
 
