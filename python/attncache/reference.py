@@ -137,6 +137,7 @@ def factored(
     window: int | None = None,
     softcap: float | None = None,
     key_mask: npt.NDArray[np.bool_] | None = None,
+    lse: Weights | None = None,
     sinks: Weights | None = None,
 ) -> Factored:
     """What queries [batch, head, query, item] and keys [batch, key head, key, item] mean, as stored (float16 or wider)."""
@@ -154,19 +155,23 @@ def factored(
         if key_mask is not None:
             visible = visible & key_mask[:, None, None, :]
         scores = np.where(visible, scores, -np.inf)
-        off = np.where(visible, off, 0).max(axis=-1, keepdims=True, initial=0)
         sink = np.full((1, scores.shape[1], 1, 1), -np.inf) if sinks is None else np.reshape(sinks, (1, -1, 1, 1))
         greatest = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), sink)
         base = np.where(greatest == -np.inf, 0, greatest)
+        total = np.exp(scores - base).sum(axis=-1, keepdims=True) + np.exp(sink - base)
+        off = np.where(visible, off, 0).max(axis=-1, keepdims=True, initial=0)
+        sums_off = off
+        if lse is not None:  # given sums count as exact
+            base = np.where(np.isinf(lse), 0, lse.astype(np.float64))[..., None]
+            total, sums_off = np.where(np.isinf(lse), 0, 1)[..., None], np.zeros_like(off)
         powers = np.exp(scores - base)
-        total = powers.sum(axis=-1, keepdims=True) + np.exp(sink - base)
         pattern = np.where(total == 0, 0, powers / np.where(total == 0, 1, total))
         steps = scores.shape[3] / 256 + 60
-        distance = np.where(pattern > 0, base - np.where(pattern > 0, scores, 0), 0)
-        bound = pattern * (np.expm1(2 * off) + (distance + steps) * unit) + 2.0**-126
-        lse = np.log(total) + base
-        lse_bound = off + (steps + np.where(np.isfinite(lse), np.abs(lse), 0)) * unit
-    return Factored(pattern, bound, lse[..., 0], lse_bound[..., 0])
+        distance = np.where(pattern > 0, np.abs(base - np.where(pattern > 0, scores, 0)), 0)
+        bound = pattern * (np.expm1(off + sums_off) + (distance + steps) * unit) + 2.0**-126
+        sums = np.log(total) + base
+        lse_bound = sums_off + (steps + np.where(np.isfinite(sums), np.abs(sums), 0)) * unit
+    return Factored(pattern, bound, sums[..., 0], lse_bound[..., 0])
 
 
 @query("exact")
