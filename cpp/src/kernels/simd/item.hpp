@@ -96,7 +96,7 @@ inline float fused(float a, float b, float c) {
     const double part = sum - product;
     const double error = (product - (sum - part)) + (addend - part);
     auto bits = bits_as<std::uint64_t>(sum);
-    if (error == error && error != 0 && (bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : -1ULL;
+    if (error == error && error != 0 && (bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : ~std::uint64_t{0};
     return static_cast<float>(bits_as<double>(bits));
 #endif
 }
