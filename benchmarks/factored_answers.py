@@ -41,8 +41,9 @@ def exact_rows(factors: Factors, positions: Array) -> ExactRows:
     scale = float(np.float32(factors.scale))
     for heads, queries, keys in factors.by_key_head():
         wide_queries, wide_keys = queries[:, positions].astype(np.float64), keys.astype(np.float64)
-        scores = scale * (wide_queries @ wide_keys.T)
-        magnitudes = abs(scale) * (np.abs(wide_queries) @ np.abs(wide_keys, out=wide_keys).T)
+        flat, grouped = wide_queries.reshape(-1, keys.shape[1]), (*wide_queries.shape[:2], len(keys))
+        scores = scale * (flat @ wide_keys.T).reshape(grouped)
+        magnitudes = abs(scale) * (np.abs(flat) @ np.abs(wide_keys, out=wide_keys).T).reshape(grouped)
         scores[:, unseen], magnitudes[:, unseen] = -np.inf, 0
         greatest = scores.max(axis=-1, keepdims=True)
         distance[heads] = np.where(np.isfinite(scores), greatest - scores, 0)
