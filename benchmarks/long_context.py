@@ -102,8 +102,7 @@ def long_text(tokenizer: Any, n_tokens: int) -> Any:
 
 def captured(model: Any, ids: Any, layers: Sequence[int] | None) -> Any:
     """A cache of the queries and keys of one forward."""
-    library: Any = attncache
-    with library.capture(model, store="qk", layers=layers, dtype="float16") as cache:
+    with attncache.capture(model, store="qk", layers=layers, dtype="float16") as cache:
         forward(model, ids)
     return cache
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import ml_dtypes
@@ -571,6 +572,51 @@ def test_ctrl_c_ends_long_work_and_leaves_the_layer_as_it_was(ask: str) -> None:
     timer.join()
     assert cache.nbytes == before
     assert_same(cache.attention_to_position(0, 5), cache.head_mean(0)[:, 5])
+
+
+def test_threads_that_need_the_sums_at_once_wait_for_one_pass() -> None:
+    query, key = layer(2000, 2000, batch=1, heads=8, key_heads=1, head_dim=64)
+    cache = cache_of(query, key)
+    told: list[int] = []
+    answers: list[Array] = []
+
+    def ask(progress: Any) -> None:
+        answers.append(cache.lse(0, progress=progress))
+
+    with attncache.simd.use("scalar"):
+        first = threading.Thread(target=ask, args=(lambda _, total: told.append(total),))
+        first.start()
+        while not told:
+            time.sleep(0.01)
+        others = [threading.Thread(target=ask, args=(lambda _, total: told.append(-total),)) for _ in range(2)]
+        for thread in others:
+            thread.start()
+        for thread in (first, *others):
+            thread.join()
+    assert_same(answers[0], answers[1])
+    assert_same(answers[0], answers[2])
+    assert {total for total in told if total < 0} <= {-1}, "a thread that waits has no pieces of its own"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_during_the_pass_makes_its_own() -> None:
+    query, key = layer(1500, 1500, batch=1, heads=4, key_heads=1, head_dim=32)
+    cache = cache_of(query, key)
+    right = cache_of(query, key).lse(0)
+    told: list[int] = []
+    with attncache.simd.use("scalar"):
+        summing = threading.Thread(target=lambda: cache.lse(0, progress=lambda done, _: told.append(done)))
+        summing.start()
+        while not told and summing.is_alive():
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            attncache.simd.use("auto")
+            os._exit(0 if np.array_equal(cache.lse(0), right) else 1)
+        _, status = os.waitpid(child, 0)
+        summing.join()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_threads_may_ask_while_another_appends() -> None:

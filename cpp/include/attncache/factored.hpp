@@ -92,8 +92,8 @@ public:
 
     /// The normalisers if they are known, otherwise nullptr.
     const RowSums* known_row_sums() const { return row_sums_.load(std::memory_order_acquire); }
-    /// The normalisers: given, or computed in one blocked, parallel pass on the first call and kept. Two threads that
-    /// ask at once may both compute them. Throws std::bad_alloc.
+    /// The normalisers: given, or computed in one blocked, parallel pass on the first call and kept. A thread that asks
+    /// while another computes them waits for it. Throws std::bad_alloc, and what a Watcher throws.
     const RowSums& row_sums() const;
     /// Whether to compute them all before `n_rows` are computed once more on their own: as soon as those computed so
     /// far come to as many as the layer has (never more than twice the work of the better choice in hindsight).
@@ -111,7 +111,10 @@ private:
     Rows key_;
     bool has_given_lse_;
     mutable std::atomic<const RowSums*> row_sums_{nullptr};
+    mutable std::atomic<std::int64_t> summing_process_{0};  // in which a thread computes them, or 0
     mutable std::atomic<std::int64_t> rows_summed_{0};
+
+    RowSums compute_row_sums() const;
 };
 
 /// The logarithms of the sums of e^score of all rows, [batch, head, query]; -infinity of a row without visible keys.

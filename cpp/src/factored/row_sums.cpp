@@ -2,10 +2,17 @@
 #include "row_sums.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 #include "../parallel.hpp"
+#include "../watcher.hpp"
 
 namespace attncache {
 namespace {
@@ -22,6 +29,14 @@ Range blocks_of(const FactoredView& view, std::int64_t batch, std::span<const Li
     }
     if (keys.begin >= keys.end) return {0, 0};
     return {keys.begin / kBlock, (keys.end + kBlock - 1) / kBlock};
+}
+
+std::int64_t process_id() {
+#if defined(__unix__) || defined(__APPLE__)
+    return getpid();
+#else
+    return 1;  // no fork, so one number serves
+#endif
 }
 
 }  // namespace
@@ -75,12 +90,32 @@ void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const Line
 }
 
 const RowSums& FactoredLayer::row_sums() const {
-    if (const RowSums* known = known_row_sums()) return *known;
+    const std::int64_t this_process = process_id();
+    while (true) {
+        if (const RowSums* known = known_row_sums()) return *known;
+        std::int64_t summing = 0;
+        if (summing_process_.compare_exchange_strong(summing, this_process)) break;
+        if (summing != this_process) {  // before a fork: that thread does not exist in this process
+            summing_process_.compare_exchange_strong(summing, 0);
+            continue;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        if (Watcher* const watcher = watcher_of_this_thread()) watcher->look(0, 1);
+    }
+    struct Done {
+        std::atomic<std::int64_t>& summing_process;
+        ~Done() { summing_process.store(0); }
+    } done{summing_process_};
+    if (known_row_sums() == nullptr) row_sums_.store(new RowSums(compute_row_sums()), std::memory_order_release);
+    return *known_row_sums();
+}
+
+RowSums FactoredLayer::compute_row_sums() const {
     const Shape shape = view_.shape();
     const std::int64_t n_rows = shape.batch_size * shape.n_heads * shape.seq_q;
-    auto computed = std::make_unique<RowSums>();
-    computed->greatest.resize(static_cast<std::size_t>(n_rows));
-    computed->sums.resize(static_cast<std::size_t>(n_rows));
+    RowSums computed;
+    computed.greatest.resize(static_cast<std::size_t>(n_rows));
+    computed.sums.resize(static_cast<std::size_t>(n_rows));
     const KernelTable& kernels = active_kernels();
     const std::int64_t n_key_heads = view_.key.shape.n_heads;
     const std::int64_t heads_together = shape.n_heads / n_key_heads;
@@ -107,17 +142,13 @@ const RowSums& FactoredLayer::row_sums() const {
             for (std::size_t i = 0; i < lines.size(); ++i) {
                 const auto at =
                     static_cast<std::size_t>((batch * shape.n_heads + lines[i].head) * shape.seq_q + lines[i].position);
-                computed->greatest[at] = whole[i].greatest;
-                computed->sums[at] = whole[i].sum;
+                computed.greatest[at] = whole[i].greatest;
+                computed.sums[at] = whole[i].sum;
             }
         }
     });
-    computed->has_nan = has_nan(computed->sums);
-    const RowSums* expected = nullptr;
-    if (row_sums_.compare_exchange_strong(expected, computed.get(), std::memory_order_acq_rel)) {
-        return *computed.release();
-    }
-    return *expected;
+    computed.has_nan = has_nan(computed.sums);
+    return computed;
 }
 
 bool FactoredLayer::row_sums_pay(std::int64_t n_rows) const {
