@@ -32,7 +32,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from attncache.capture.interface import attention_modules, listening
+from attncache.capturing.interface import attention_modules, listening
 from patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()

@@ -26,11 +26,11 @@ import transformers
 from transformers.modeling_utils import AttentionInterface
 
 from attncache import AttentionCache, capture
-from attncache.capture import progress
-from attncache.capture.calls import Call
-from attncache.capture.interface import listening
-from attncache.capture.masks import continued, read_sight
-from attncache.capture.selection import key_heads_for, selected
+from attncache.capturing import progress
+from attncache.capturing.calls import Call
+from attncache.capturing.interface import listening
+from attncache.capturing.masks import continued, read_sight
+from attncache.capturing.selection import key_heads_for, selected
 from capturing import (
     BATCH,
     CAUSAL,

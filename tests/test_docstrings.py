@@ -16,7 +16,7 @@ import pytest
 
 import attncache
 from attncache import cache, simd, units
-from attncache.capture import selection
+from attncache.capturing import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@
 from attncache import simd
 from attncache._core import __version__, get_num_threads, set_num_threads
 from attncache.cache import AttentionCache
-from attncache.capture import capture
+from attncache.capturing import capture
 from attncache.factored import pattern_from_qk
 from attncache.results import TopK
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.cache import AttentionCache
-from attncache.capture.masks import Sight
+from attncache.capturing.masks import Sight
 from attncache.factored import Options, dense_pattern, push_pattern_of
 from attncache.sources import StoredDType, stored_dtype
 

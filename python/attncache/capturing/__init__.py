@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache.cache import AttentionCache, Selector
-from attncache.capture.interface import attention_modules, listening
-from attncache.capture.progress import Progress
-from attncache.capture.recorder import Recorder
-from attncache.capture.stores import DenseLayers, FactoredLayers
+from attncache.capturing.interface import attention_modules, listening
+from attncache.capturing.progress import Progress
+from attncache.capturing.recorder import Recorder
+from attncache.capturing.stores import DenseLayers, FactoredLayers
 from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:

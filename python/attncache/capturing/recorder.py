@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attncache.cache import Selector
-from attncache.capture.calls import Call, read_call
-from attncache.capture.masks import Sight, continued, read_sight
-from attncache.capture.progress import Progress
-from attncache.capture.selection import key_heads_for, selected
-from attncache.capture.stores import LayerStore, Piece
+from attncache.capturing.calls import Call, read_call
+from attncache.capturing.masks import Sight, continued, read_sight
+from attncache.capturing.progress import Progress
+from attncache.capturing.selection import key_heads_for, selected
+from attncache.capturing.stores import LayerStore, Piece
 
 if TYPE_CHECKING:
     import torch
