@@ -191,6 +191,34 @@ print(peak() - before, cache.nbytes, cache.n_layers)
 """
 
 
+CAPTURES_QUERIES_AND_KEYS = """
+import resource, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from attncache import capture
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+sizes = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=24, num_attention_heads=4)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=99, max_position_embeddings=4096, **sizes)).eval().model
+ids = torch.randint(5, 90, (1, 4096))
+with torch.no_grad():
+    model(ids, use_cache=False)
+    before = peak()
+    with capture(model, "qk") as cache:
+        model(ids, use_cache=False)
+print(peak() - before, cache.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux counts it")
+def test_factored_layers_add_little_more_than_their_bytes_to_the_peak() -> None:
+    run = subprocess.run([sys.executable, "-c", CAPTURES_QUERIES_AND_KEYS], capture_output=True, text=True, check=True)
+    grown, n_bytes = map(int, run.stdout.split())
+    assert n_bytes == 24 * 2 * 4096 * 256 * 2
+    assert grown < n_bytes + 60e6
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux counts it")
 def test_dense_layers_take_the_result_and_one_layer_more() -> None:
     """Half a layer is for queries, keys and the allocator; steps of generation join layer by layer."""

@@ -1,7 +1,8 @@
-// Process-wide settings: SIMD level and number of threads.
+// What concerns the whole process: SIMD level, number of threads, freed memory.
 #include <algorithm>
 #include <string>
 
+#include "../src/memory.hpp"
 #include "attncache/simd.hpp"
 #include "attncache/threads.hpp"
 #include "bind.hpp"
@@ -33,6 +34,7 @@ void bind_settings(py::module_& module) {
     module.def("simd_active", [] { return py::str(std::string(simd::active())); });
     module.def("simd_active_instructions", [] { return py::str(std::string(simd::active_instructions())); });
     module.def("simd_use", use_level, "level"_a);
+    module.def("give_back_freed_memory", give_back_freed_memory, py::call_guard<py::gil_scoped_release>());
     module.def("get_num_threads", num_threads);
     module.def("set_num_threads", set_threads, "n"_a);
 }

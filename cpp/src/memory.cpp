@@ -6,6 +6,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace attncache {
 namespace {
@@ -24,6 +27,12 @@ std::shared_ptr<std::byte> allocate(std::int64_t n_bytes) {
     if (is_large) madvise(memory, static_cast<std::size_t>(n_bytes / kHugePage * kHugePage), MADV_HUGEPAGE);  // a wish
 #endif
     return {static_cast<std::byte*>(memory), [alignment](std::byte* p) { ::operator delete(p, alignment); }};
+}
+
+void give_back_freed_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 }  // namespace attncache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from attncache import _core
 from attncache.cache import AttentionCache
 from attncache.capturing.masks import Sight
 from attncache.factored import Options, dense_pattern, push_pattern_of
@@ -60,6 +61,19 @@ class Piece:
         return np.ascontiguousarray(mask.expand(self.query.shape[0], mask.shape[1]).numpy())
 
 
+_LARGE = 4 << 20  # bytes of a layer's queries
+
+
+def give_back_after(piece: Piece) -> None:
+    """Give freed memory back to the system after a large layer.
+
+    What a layer leaves behind, if only a small object, lies on the heap behind the activations that the model has freed
+    by then, and would keep their room from being used again: gigabytes over all layers of a long text.
+    """
+    if piece.query.nbytes >= _LARGE:
+        _core.give_back_freed_memory()
+
+
 class LayerStore(Protocol):
     """Takes the pieces of layers: one to begin a layer, more to append to it."""
 
@@ -81,6 +95,7 @@ class FactoredLayers:
 
     def begin(self, piece: Piece) -> None:
         self._cache.push_qk(piece.query, piece.key, **piece.options._asdict())
+        give_back_after(piece)
 
     def append(self, layer: int, piece: Piece) -> None:
         n_new = piece.query.shape[2]
@@ -106,6 +121,7 @@ class DenseLayers:
 
     def begin(self, piece: Piece) -> None:
         push_pattern_of(self._cache, piece.query, piece.key, piece.options, self._dtype_of(piece))
+        give_back_after(piece)
 
     def append(self, layer: int, piece: Piece) -> None:
         rows = dense_pattern(piece.query, piece.key, piece.options, self._dtype_of(piece))
