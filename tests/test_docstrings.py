@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import cache, simd, units
+from attncache import cache, factored, simd, units
 from attncache.capturing import selection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,16 +41,28 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(cache, "AttentionCache"), (selection, "key_heads_for"), (units, "readable_bytes"), (simd, "use")],
-    ids=["AttentionCache", "key_heads_for", "readable_bytes", "simd.use"],
+    [
+        (cache, "AttentionCache"),
+        (factored, "pattern_from_qk"),
+        (selection, "key_heads_for"),
+        (units, "readable_bytes"),
+        (simd, "use"),
+    ],
+    ids=["AttentionCache", "pattern_from_qk", "key_heads_for", "readable_bytes", "simd.use"],
 )
 def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> None:
     run_examples(getattr(module, name).__doc__ or "", name, vars(module))
 
 
-def test_the_example_in_the_readme_prints_what_it_shows() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if ">>>" in block]
+@pytest.mark.parametrize("page", ["README.md", "docs/ways_in.md"])
+def test_the_examples_on_a_page_print_what_they_show(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ">>>" in block]
     assert examples
     for block in examples:
-        run_examples(block, "README.md", {})
+        run_examples(block, page, {})
+
+
+def test_every_page_with_examples_is_run_here() -> None:
+    pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
+    assert sorted(page.name for page in pages) == ["README.md", "ways_in.md"]

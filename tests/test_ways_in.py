@@ -11,10 +11,8 @@ Not covered: models of a real size, and TransformerLens itself (its names and sh
 
 from __future__ import annotations
 
-import doctest
 from collections import OrderedDict
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -380,17 +378,6 @@ def test_recorded_projections_answer_as_their_pattern_would() -> None:
 def test_windows_that_are_not_one_per_layer_are_refused(pushed: list[Any]) -> None:
     with pytest.raises(ValueError, match="window must be one for all layers or one for each of 1, got 2"):
         AttentionCache.from_transformer_lens(ROTARY, window=[1, 2])
-
-
-# The documentation.
-
-
-def test_the_examples_in_the_documentation_print_what_they_show() -> None:
-    page = Path(__file__).resolve().parents[1] / "docs" / "ways_in.md"
-    names = {"np": np, "AttentionCache": AttentionCache}
-    test = doctest.DocTestParser().get_doctest(page.read_text(encoding="utf-8"), names, page.name, page.name, 0)
-    assert len(test.examples) == 6
-    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 # Torch, where it is installed.
