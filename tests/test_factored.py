@@ -390,6 +390,33 @@ def test_appending_keeps_the_options_and_extends_the_mask() -> None:
     assert_same(all_rows(cache), all_rows(cache_of(query, key, key_mask=mask, **options)))
 
 
+class ClearsWhenFreed(bytearray):
+    """Memory that clears a cache when it is let go of."""
+
+    cache: AttentionCache | None = None
+
+    def __del__(self) -> None:
+        if self.cache is not None:
+            self.cache.clear()
+
+
+@pytest.mark.parametrize("replace", ["append_qk", "_replace_layer"])
+def test_a_layer_whose_memory_clears_the_cache_may_be_replaced(replace: str) -> None:
+    query, key = layer(20, 20)
+    cache = AttentionCache()
+    cache.push_qk(query, key)
+    memory = ClearsWhenFreed(key.tobytes())
+    cache.push_qk(query, np.frombuffer(memory, np.float32).reshape(key.shape), copy=False)
+    memory.cache = cache
+    del memory
+    assert cache.n_layers == 2
+    if replace == "append_qk":
+        cache.append_qk(1, query[:, :, :1], key[:, :, :1])
+    else:
+        cache._replace_layer(1, np.ones((1, 1, 2, 2), np.float32))
+    assert cache.is_empty
+
+
 def test_two_layers_may_grow_from_one() -> None:
     query, key = layer(20, 20)
     caches = [cache_of(query[:, :, :8], key[:, :, :8]) for _ in range(2)]

@@ -103,11 +103,11 @@ void append_qk(const py::object& self, const py::object& layer, const py::object
         const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(key.ptr())));
         after = before->with_more(queries, keys, ranges_of(hidden_keys));
     }
+    // Made before the search, and what it takes the place of let go after it: either may run Python code, which may
+    // change the layers.
+    auto fresh = stored_factored(std::move(after));
     for (auto& stored : store_of(self).layers) {
-        if (stored->factored == before) {
-            stored = stored_factored(std::move(after));
-            return;
-        }
+        if (stored->factored == before) return stored.swap(fresh);
     }
     throw py::value_error("layer was changed or removed by another thread while it was appended to");
 }
@@ -153,7 +153,8 @@ void move_last_to(const py::object& self, const py::object& layer) {
     Store& store = store_of(self);
     const std::int64_t number = whole_number(layer.ptr(), "layer");
     const std::int64_t position = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers() - 1});
-    store.layers[static_cast<std::size_t>(position)] = std::move(store.layers.back());
+    store.layers[static_cast<std::size_t>(position)].swap(store.layers.back());
+    const auto replaced = std::move(store.layers.back());  // let go last: that may run Python code, which may push
     store.layers.pop_back();
 }
 

@@ -322,7 +322,7 @@ Args:
 
 Returns:
     Read-only float32 array of shape [seq_k], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)[position]``.
+    ``pattern[batch].mean(axis=0, dtype=np.float32)[position]``. Bounded on factored layers.
 
 Raises:
     IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
@@ -346,7 +346,7 @@ Args:
 
 Returns:
     Read-only float32 array of shape [seq_q], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)[:, position]``.
+    ``pattern[batch].mean(axis=0, dtype=np.float32)[:, position]``. Bounded on factored layers.
 
 Raises:
     IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
@@ -369,7 +369,8 @@ Args:
     batch: batch item.
 
 Returns:
-    List of (position, weight), heaviest first, equal weights to the lower position, NaN last. Exact.
+    List of (position, weight), heaviest first, equal weights to the lower position, NaN last. Exact
+    on stored patterns; of factored layers the order is exact and the weights are bounded.
 
 Raises:
     IndexError: an index is out of range. ValueError: k is negative. TypeError: not an int.
@@ -392,7 +393,7 @@ Args:
 
 Returns:
     Read-only float32 array of shape [seq_q, seq_k], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)``.
+    ``pattern[batch].mean(axis=0, dtype=np.float32)``. Bounded on factored layers.
 
 Raises:
     IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.

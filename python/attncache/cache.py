@@ -441,7 +441,8 @@ class AttentionCache(_core.Store):
             out: None, or a writable C-contiguous float32 array of the result's shape to write into and return.
 
         Returns:
-            A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact.
+            A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact
+            on stored patterns, bounded on factored layers (docs/factored.md).
 
         Raises:
             IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: the layers
@@ -473,7 +474,8 @@ class AttentionCache(_core.Store):
             positions: which key positions.
 
         Returns:
-            A float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact.
+            A float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact on stored
+            patterns, bounded on factored layers, which compute the sums of all rows once for it.
 
         Raises:
             As ``rows``.
@@ -503,7 +505,8 @@ class AttentionCache(_core.Store):
             layers, heads, batch, out: as for ``rows``; here each head is shown unless asked otherwise.
 
         Returns:
-            A float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact.
+            A float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact on stored patterns,
+            bounded on factored layers.
 
         Raises:
             As ``rows``.
@@ -535,7 +538,8 @@ class AttentionCache(_core.Store):
 
         Returns:
             TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
-            the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact.
+            the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact
+            on stored patterns; of factored layers the order is exact and the weights are bounded.
             If the cache has ``tokens``, the answer shows them and gives them as ``tokens()``.
 
         Raises:
