@@ -38,7 +38,7 @@ class PatternFile:
 
 def sample_path() -> Path:
     """The packaged sample: every layer and head of SmolLM2-135M on one short text, about 0.4 MB."""
-    return Path(__file__).with_name("data") / "smollm2_sample.npz"
+    return Path(__file__).parents[1] / "data" / "smollm2_sample.npz"
 
 
 def read_patterns(path: str | PathLike[str]) -> PatternFile:

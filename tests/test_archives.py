@@ -1,4 +1,4 @@
-"""Reading pattern files, and the sample that ships with the package.
+"""Reading archives of patterns, and the sample that ships with the package.
 
 Covered: .npz and .npy in every accepted layout and float dtype, the order of layers, tokens and metadata, every error
 with its words, damaged files byte by byte; of the sample: size, shapes, dtype, causality, row sums, its heads.
