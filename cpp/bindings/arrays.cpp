@@ -10,15 +10,6 @@
 namespace attncache::python {
 namespace {
 
-/// Keeps a Python object alive from C++, whatever thread lets go of it last.
-std::shared_ptr<const void> keep_alive(const py::object& object) {
-    return {object.inc_ref().ptr(), [](PyObject* p) {
-                if (!Py_IsInitialized()) return;
-                const py::gil_scoped_acquire gil;
-                Py_DECREF(p);
-            }};
-}
-
 /// A Python object that shares a layer, to be the base of views of its memory.
 template <class T>
 py::object capsule_of(std::shared_ptr<T> shared) {
@@ -58,6 +49,15 @@ PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> di
         throw py::error_already_set();
     }
     return view;
+}
+
+/// A read-only array of these rows, contiguous or not; steals the descriptor.
+PyObject* rows_view(PyArray_Descr* descriptor, const PatternView& rows, const py::object& owner) {
+    const Shape& shape = rows.shape;
+    const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
+    const npy_intp strides[] = {rows.batch_stride, rows.head_stride, rows.query_stride,
+                                static_cast<npy_intp>(item_bytes(rows.dtype))};
+    return read_only_view(descriptor, dims, rows.data, owner, strides);
 }
 
 void take_gil(PyThreadState* state) {
@@ -106,6 +106,14 @@ DType dtype_named(const std::string& wanted) {
         if (wanted == name(dtype)) return dtype;
     }
     throw py::value_error("dtype must be float16, bfloat16, float32 or float64, got " + wanted);
+}
+
+std::shared_ptr<const void> keep_alive(const py::object& object) {
+    return {object.inc_ref().ptr(), [](PyObject* p) {
+                if (!Py_IsInitialized()) return;
+                const py::gil_scoped_acquire gil;
+                Py_DECREF(p);
+            }};
 }
 
 SourceArray source_of_array(const py::object& array, DType dtype) {
@@ -182,11 +190,13 @@ PyObject* view_of(const StoredLayer& stored) {
 }
 
 PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer) {
-    const Shape& shape = rows.shape;
-    const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
-    const npy_intp strides[] = {rows.batch_stride, rows.head_stride, rows.query_stride,
-                                static_cast<npy_intp>(item_bytes(rows.dtype))};
-    return read_only_view(descriptor_of(rows.dtype), dims, rows.data, capsule_of(std::move(layer)), strides);
+    return rows_view(descriptor_of(rows.dtype), rows, capsule_of(std::move(layer)));
+}
+
+PyObject* view_of_bytes(const PatternView& rows, const py::object& owner) {
+    const bool is_bfloat16 = rows.dtype == DType::bfloat16;
+    PyArray_Descr* const descriptor = is_bfloat16 ? PyArray_DescrFromType(NPY_UINT16) : descriptor_of(rows.dtype);
+    return rows_view(descriptor, rows, owner);
 }
 
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {

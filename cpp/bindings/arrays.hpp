@@ -33,6 +33,12 @@ PyObject* view_of(const StoredLayer& layer);
 /// A read-only view of the queries or keys of a factored layer.
 PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer);
 
+/// A read-only view of rows that `owner` keeps alive, as the bytes they are: NumPy shows bfloat16 as uint16.
+PyObject* view_of_bytes(const PatternView& rows, const py::object& owner);
+
+/// Keeps a Python object alive from C++, whatever thread lets go of it last.
+std::shared_ptr<const void> keep_alive(const py::object& object);
+
 /// A read-only array over floats that `owner` keeps alive.
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner);
 

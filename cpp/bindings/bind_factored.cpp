@@ -149,15 +149,6 @@ void push_dense_of(const py::object& self, const py::object& source, const py::o
     store_of(self).layers.push_back(stored_layer(std::move(dense)));
 }
 
-void move_last_to(const py::object& self, const py::object& layer) {
-    Store& store = store_of(self);
-    const std::int64_t number = whole_number(layer.ptr(), "layer");
-    const std::int64_t position = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers() - 1});
-    store.layers[static_cast<std::size_t>(position)].swap(store.layers.back());
-    const auto replaced = std::move(store.layers.back());  // let go last: that may run Python code, which may push
-    store.layers.pop_back();
-}
-
 py::tuple kinds(const py::object& self) {
     const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple kinds(layers.size());
@@ -177,7 +168,6 @@ void bind_factored(py::class_<Store>& store) {
         .def("_keys", keys_of, "layer"_a)
         .def("_lse", lse_of, "layer"_a, "progress"_a)
         .def("_push_dense_of", push_dense_of, "source"_a, "layer"_a, "dtype"_a)
-        .def("_move_last_to", move_last_to, "layer"_a)
         .def_property_readonly("kinds", kinds);
 }
 

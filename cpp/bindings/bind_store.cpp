@@ -39,6 +39,22 @@ void push(const py::object& self, const py::object& array, const std::string& dt
     store_of(self).layers.push_back(std::move(layer));
 }
 
+/// Makes a layer of another store the one at `at`, or the next one if `at` is n_layers. The two stores share it.
+void put_layer(const py::object& self, const py::object& at, const py::object& source, const py::object& layer) {
+    const std::int64_t number = whole_number(at.ptr(), "at");
+    const std::int64_t from = whole_number(layer.ptr(), "layer");
+    const Store& other = store_of(source);
+    auto taken =
+        other.layers[static_cast<std::size_t>(position_of(from, layer.ptr(), {"layer", "n_layers", other.n_layers()}))];
+    Store& store = store_of(self);
+    const std::int64_t position = position_of(number, at.ptr(), {"at", "n_layers + 1", store.n_layers() + 1});
+    if (position == store.n_layers()) {
+        store.layers.push_back(std::move(taken));
+    } else {
+        store.layers[static_cast<std::size_t>(position)].swap(taken);  // let go last: that may run Python code
+    }
+}
+
 std::int64_t index_n_bytes(const py::object& self) {
     std::int64_t bytes = 0;
     for (const auto& stored : store_of(self).layers) {
@@ -105,6 +121,7 @@ py::class_<Store> bind_store(py::module_& module) {
     store_type = reinterpret_cast<PyTypeObject*>(store.ptr());
     store.def(py::init<>())
         .def("_push", push, "array"_a, "dtype"_a, "stored"_a, "shares_memory"_a)
+        .def("_put_layer", put_layer, "at"_a, "source"_a, "layer"_a)
         .def(
             "_reserve", [](const py::object& self, std::size_t n_layers) { store_of(self).layers.reserve(n_layers); },
             "n_layers"_a)

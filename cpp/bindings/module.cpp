@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
     module.attr("__version__") = ATTNCACHE_VERSION;
     auto store = attncache::python::bind_store(module);
     attncache::python::bind_factored(store);
+    attncache::python::bind_disk(store);
     attncache::python::add_hot_calls(store);
     attncache::python::bind_queries(module);
     attncache::python::bind_settings(module);

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,10 @@ from attncache.tokens import Tokens, answer_tokens, checked_tokens
 from attncache.units import readable_bytes
 from attncache.ways_in.attentions import attention_layers
 from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
+
+if TYPE_CHECKING:
+    from attncache.files.directory import DiskCache
+    from attncache.files.opening import Origin
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
 HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
@@ -55,6 +62,8 @@ class AttentionCache(_core.Store):
         self._dtype = stored_dtype(dtype)
         self._set_index_policy(index)
         self._tokens: Tokens | None = None
+        self._metadata: Mapping[str, Any] = MappingProxyType({})
+        self._origin: Origin | None = None  # where the cache was opened from, while it is still what is there
 
     @classmethod
     def with_capacity(
@@ -173,6 +182,117 @@ class AttentionCache(_core.Store):
         cache.tokens = tokens
         return cache
 
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        mmap: bool = True,
+        *,
+        verify: bool = False,
+        index: Literal["off", "auto", "eager"] = "auto",
+    ) -> AttentionCache:
+        """Open a cache that ``save`` or ``create`` wrote, without reading more than its header.
+
+        Every view is read-only and lies in the mapped file: a query reads the pages that it needs, so files may be larger
+        than memory, and any number of processes may have one open. What is pushed to the cache afterwards stays in
+        memory and never changes the file. Do not shorten a mapped file: the system then ends the process (SIGBUS);
+        ``save`` never does, it replaces files. A cache on disk pickles as its path and a hash of its contents.
+
+        Args:
+            path: a file, or a directory of ``create``, whose layers are those at this moment; also a safetensors file by
+                others with tensors layers.0.pattern, layers.1.pattern, ...
+            mmap: whether to map; False reads all layers into memory and compares them with their checksums, as is wise
+                for files that others may change or have sent.
+            verify: whether to compare a mapped file with its checksums too, which reads all of it once.
+            index: as for AttentionCache; an index in the file is used unless "off".
+
+        Raises:
+            OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
+                its format or is damaged; the message says where. MemoryError: no memory to read it.
+            TypeError: an argument is of the wrong kind.
+
+        >>> import tempfile
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache.save(f"{folder}/run.safetensors")
+        ...     AttentionCache.load(f"{folder}/run.safetensors").rows(0, 1)
+        array([0.25, 0.75], dtype=float32)
+        """
+        from attncache.files.opening import load  # noqa: PLC0415
+
+        return load(path, mmap=mmap, verify=verify, index=index)
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | PathLike[str],
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        *,
+        index: Literal["off", "auto", "eager"] = "auto",
+    ) -> DiskCache:
+        """A cache whose layers live in a directory, new or continued: each push is on disk when it returns.
+
+        Memory holds one layer at a time; queries read the mapped files. Readers (``load``) see the layers before or after
+        a push, never half of one. There is one writer at a time, until ``close``, the end of a ``with`` or of the
+        process.
+
+        Args:
+            directory: new (made with the folders above it), empty, or one that ``create`` made; its layers are then here
+                again, and what a killed writer left is removed.
+            dtype, index: as for AttentionCache.
+
+        Raises:
+            attncache.files.InUseError, an OSError: another writer has it open. OSError: it cannot be made or read.
+            ValueError: it holds other files. attncache.files.DamagedFileError: a file in it is damaged.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with AttentionCache.create(f"{folder}/run", "float16") as cache:
+        ...         cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        ...     with AttentionCache.create(f"{folder}/run") as cache:
+        ...         cache.shapes, cache.dtypes
+        (((1, 1, 2, 2),), ('float16',))
+        """
+        from attncache.files.directory import DiskCache  # noqa: PLC0415
+
+        return DiskCache(directory, dtype, index=index)
+
+    def save(self, path: str | PathLike[str], *, index: bool = False) -> None:
+        """Write the cache as one safetensors file (docs/format.md), which replaces what was there.
+
+        Args:
+            path: the file; there is the old or the new one at any moment, whatever happens meanwhile.
+            index: whether to write the index of dense layers and the sums of factored ones too, computed if need be, so
+                that a loaded cache need not compute them.
+
+        Raises:
+            OSError: it cannot be written; the old file is as it was. attncache.files.InUseError, an OSError: another
+                ``save`` is writing it. TypeError: an argument is of the wrong kind. ValueError: tokens and metadata come
+                to more than the 100 MB that a header may have.
+
+        >>> import tempfile
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache.save(f"{folder}/run.safetensors")
+        ...     AttentionCache.load(f"{folder}/run.safetensors").shapes
+        ((1, 1, 2, 2),)
+        """
+        from attncache.files.opening import save  # noqa: PLC0415
+
+        save(self, path, index=index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from attncache.files.opening import reopened  # noqa: PLC0415
+
+        if self._origin is None:
+            raise TypeError(
+                "a cache in memory cannot be pickled, only one that was opened from disk and not changed since: "
+                "save it, load it, and pickle that"
+            )
+        return reopened, (*self._origin, self.index)
+
     def push(self, pattern: Any, copy: bool | None = None) -> None:
         """Append a layer.
 
@@ -199,6 +319,7 @@ class AttentionCache(_core.Store):
         source = read_source(pattern)
         stored = self._dtype or source.own_dtype
         self._push(source.array, source.dtype, stored, source.borrows(stored, copy))
+        self._origin = None
 
     def push_qk(
         self,
@@ -250,6 +371,7 @@ class AttentionCache(_core.Store):
         """
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
         push_factors(self, self._dtype, query, key, options, copy=copy)
+        self._origin = None
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         """Add positions at the end of a factored layer, as a model does that generates.
@@ -273,6 +395,7 @@ class AttentionCache(_core.Store):
         ((1, 1, 3, 3),)
         """
         append_factors(self, layer, query, key, key_mask)
+        self._origin = None
 
     def get_queries(self, layer: int) -> npt.NDArray[Any]:
         """The queries of a factored layer.
@@ -343,11 +466,13 @@ class AttentionCache(_core.Store):
 
     def _replace_layer(self, layer: int, pattern: Any) -> None:
         """Put a dense pattern, as for ``push``, in the place of a layer."""
-        self.push(pattern)
-        self._move_last_to(layer)
+        new = AttentionCache(self._dtype, index=self.index)
+        new.push(pattern)
+        self._put_layer(layer, new, 0)
+        self._origin = None
 
     def clear(self) -> None:
-        """Forget all layers and the tokens; views stay valid, and memory is freed with the last of these.
+        """Forget all layers, the tokens and the metadata; views stay valid, and memory is freed with the last of these.
 
         >>> cache = AttentionCache()
         >>> cache.push([[[[1.0]]]])
@@ -356,7 +481,7 @@ class AttentionCache(_core.Store):
         True
         """
         _core.Store._clear(self)
-        self._tokens = None
+        self._tokens, self._metadata, self._origin = None, MappingProxyType({}), None
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -396,7 +521,40 @@ class AttentionCache(_core.Store):
 
     @tokens.setter
     def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
-        self._tokens = checked_tokens(tokens, self.shapes)
+        self._describe(checked_tokens(tokens, self.shapes), self._metadata)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What else is to be known of the patterns: a read-only mapping of names to JSON values, saved with the cache.
+
+        May be set to any mapping of strings to what JSON can say (strings, numbers but NaN and infinities, booleans,
+        None, and lists and string mappings of these); it is copied.
+
+        Raises:
+            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or a
+                value that contains itself. The metadata are unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.metadata = {"model": "SmolLM2-135M", "prompt": 17}
+        >>> cache.metadata["prompt"]
+        17
+        """
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: Mapping[str, Any]) -> None:
+        from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
+
+        self._describe(self._tokens, checked_metadata(metadata))
+
+    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+        """Take over checked tokens and metadata."""
+        self._tokens, self._metadata, self._origin = tokens, metadata, None
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that the cache was opened from; None if it was not, or has been changed since."""
+        return None if self._origin is None else self._origin.path
 
     @property
     def patterns(self) -> tuple[npt.NDArray[Any], ...]:

@@ -95,6 +95,8 @@ public:
     /// The normalisers: given, or computed in one blocked, parallel pass on the first call and kept. A thread that asks
     /// while another computes them waits for it. Throws std::bad_alloc, and what a Watcher throws.
     const RowSums& row_sums() const;
+    /// Takes over normalisers that a layer of the same queries, keys and options computed, unless there are some.
+    void adopt_row_sums(RowSums rows) const;
     /// Whether to compute them all before `n_rows` are computed once more on their own: as soon as those computed so
     /// far come to as many as the layer has (never more than twice the work of the better choice in hindsight).
     bool row_sums_pay(std::int64_t n_rows) const;

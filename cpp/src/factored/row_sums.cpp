@@ -106,8 +106,15 @@ const RowSums& FactoredLayer::row_sums() const {
         std::atomic<std::int64_t>& summing_process;
         ~Done() { summing_process.store(0); }
     } done{summing_process_};
-    if (known_row_sums() == nullptr) row_sums_.store(new RowSums(compute_row_sums()), std::memory_order_release);
+    if (known_row_sums() == nullptr) adopt_row_sums(compute_row_sums());
     return *known_row_sums();
+}
+
+void FactoredLayer::adopt_row_sums(RowSums rows) const {
+    rows.has_nan = has_nan(rows.sums);
+    auto adopted = std::make_unique<const RowSums>(std::move(rows));
+    const RowSums* none = nullptr;
+    if (row_sums_.compare_exchange_strong(none, adopted.get(), std::memory_order_acq_rel)) adopted.release();
 }
 
 RowSums FactoredLayer::compute_row_sums() const {
@@ -147,7 +154,6 @@ RowSums FactoredLayer::compute_row_sums() const {
             }
         }
     });
-    computed.has_nan = has_nan(computed.sums);
     return computed;
 }
 

@@ -1,10 +1,13 @@
 """Patterns in files: caches on disk, and the archives that people keep patterns in.
 
-archives.py reads .npz and .npy; everything else reads and writes the format of docs/format.md.
+``archives`` reads .npz and .npy. The rest is the format of docs/format.md, bottom to top: ``errors``, ``checksums`` and
+``strict_json``; ``safetensors`` the container; ``schema`` the tensors of a layer; ``atomic`` and ``memory`` the system;
+``layer_writing`` and ``layer_reading``; ``single`` one file; ``manifest`` and ``directory`` many; ``opening`` the calls.
 """
 
 from __future__ import annotations
 
 from attncache.files.archives import PatternFile, read_patterns, sample_path
+from attncache.files.errors import DamagedFileError, InUseError
 
-__all__ = ["PatternFile", "read_patterns", "sample_path"]
+__all__ = ["DamagedFileError", "InUseError", "PatternFile", "read_patterns", "sample_path"]

@@ -1,0 +1,148 @@
+"""Replaces a file so that at any moment, and after any crash, there is the old one or the new one, each whole.
+
+The new file is written under a hidden name beside the old one, flushed to the disk and renamed over it; then the folder is
+flushed. Its space is reserved first, so that a full disk is noticed before anything is written. A process that is killed
+leaves the hidden file: it has one fixed name and its lock ends with the process, so whoever saves or loads next can tell
+that nobody writes it, and removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from attncache.files.errors import InUseError
+from attncache.files.locks import try_lock
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_RENAMES_OPEN_FILES = os.name != "nt"
+_seeking = threading.Lock()
+
+
+def hidden_name(path: Path) -> Path:
+    """Where the file that will replace ``path`` is written."""
+    return path.with_name(f".{path.name}.saving")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """A descriptor of an empty file that replaces ``path`` once the context ends, if it ends without an exception.
+
+    Raises:
+        InUseError: somebody else is replacing this path. OSError: the system refuses; the message names the path. The old
+            file is then as it was, but for a failure of the last step, the flush of the folder: the new one has then
+            taken its place, though perhaps not for good if the machine now loses power.
+    """
+    path = Path(os.path.realpath(path))  # through a link to what it links to
+    hidden = hidden_name(path)
+    with naming(path):
+        fd = _open_locked(hidden, path)
+        is_open = True
+        try:
+            os.ftruncate(fd, 0)
+            if path.exists() and hasattr(os, "fchmod"):
+                os.fchmod(fd, path.stat().st_mode & 0o777)
+            yield fd
+            os.fsync(fd)
+            if not _RENAMES_OPEN_FILES:
+                os.close(fd)
+                is_open = False
+            hidden.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                hidden.unlink()
+            raise
+        finally:
+            if is_open:
+                os.close(fd)
+        flush_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's name into an OSError that does not say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what a killed process left of a file that was to replace ``path``; what is being written stays."""
+    hidden = hidden_name(path)
+    with suppress(OSError):  # none there, as nearly always; or in a folder that may only be read
+        fd = os.open(hidden, os.O_RDWR | _BINARY)
+        try:
+            if try_lock(fd):
+                hidden.unlink()
+        finally:
+            os.close(fd)
+
+
+def reserve(fd: int, n_bytes: int) -> None:
+    """Make sure that the disk has room for a file, where the system can say so."""
+    if n_bytes == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # this file system cannot
+            raise
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all bytes at an offset, in as many calls as the system needs."""
+    rest = memoryview(data)
+    while rest:
+        written = _pwrite(fd, rest, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "the system writes nothing more")
+        rest, offset = rest[written:], offset + written
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    with _seeking:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _BINARY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_locked(hidden: Path, path: Path) -> int:
+    """The hidden file, new or left by a killed process, locked."""
+    while True:
+        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+        try:
+            if not try_lock(fd):
+                raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
+            if _is_still(hidden, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its writer has renamed or removed it since it was opened
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether a path still names the file of a descriptor."""
+    with suppress(FileNotFoundError):
+        there, here = path.stat(), os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    return False

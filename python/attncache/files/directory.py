@@ -1,0 +1,277 @@
+"""DiskCache: a cache that keeps its layers in a directory and maps them from there.
+
+A layer is written as a segment, a safetensors file that never changes, and then becomes part of the cache by a new
+manifest. So a reader finds whole layers at any moment, and a writer that is killed leaves at most a segment that no manifest
+names, which the next writer removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from attncache import _core
+from attncache.cache import AttentionCache
+from attncache.factored import Options, push_factors
+from attncache.files.atomic import flush_folder, naming
+from attncache.files.errors import InUseError
+from attncache.files.locks import try_lock
+from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
+from attncache.files.opening import Origin, checked_path, map_directory, push_layers
+from attncache.files.single import write_file
+from attncache.sources import StoredDType, checked_copy, read_source
+from attncache.tokens import Tokens
+
+_LITTER = re.compile(r"segment-[0-9]{6,}\.safetensors|\.(segment-[0-9]{6,}\.safetensors|manifest\.json)\.saving")
+_OURS = re.compile(rf"{_LITTER.pattern}|lock|manifest\.json")
+
+
+class DiskCache(AttentionCache):
+    """An AttentionCache whose layers live in a directory; ``AttentionCache.create`` makes it.
+
+    It takes every call of an AttentionCache. A push returns when its layer is on disk; ``append_qk`` writes its whole
+    layer anew. After ``close``, or at the end of a ``with``, it answers as before and takes no more layers.
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        dtype: npt.DTypeLike | StoredDType | None = None,
+        *,
+        index: Literal["off", "auto", "eager"] = "auto",
+    ) -> None:
+        super().__init__(dtype, index=index)
+        self._directory = checked_path(directory).absolute()
+        self._writing = threading.RLock()
+        self._process = os.getpid()
+        lock, self._manifest = _opened(self._directory)
+        self._unlock = weakref.finalize(self, os.close, lock)
+        try:
+            map_directory(self, self._directory, self._manifest)
+        except BaseException:
+            self._unlock()
+            raise
+
+    @property
+    def directory(self) -> Path:
+        """Where the layers are."""
+        return self._directory
+
+    def close(self) -> None:
+        """Let another writer in; the cache still answers, but takes no more layers. May be called again."""
+        self._unlock()
+
+    def __enter__(self) -> DiskCache:  # noqa: PYI034 (typing has no Self before 3.11)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def compact(self, *, index: bool = False) -> None:
+        """Make all segments one, whose file is a whole cache for any reader, and remove the others.
+
+        Args:
+            index: as for ``save``.
+
+        Raises:
+            OSError: it cannot be written; the directory holds what it held.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, AttentionCache.create(f"{folder}/run") as cache:
+        ...     cache.push([[[[1.0]]]])
+        ...     cache.push([[[[1.0]]]])
+        ...     cache.compact()
+        ...     [path.name for path in cache.directory.glob("*.safetensors")]
+        ['segment-000002.safetensors']
+        """
+        with self._changing():
+            if self.n_layers == 0:
+                return
+            self._write(self, 0, index=index)
+
+    def push(self, pattern: Any, copy: bool | None = None) -> None:
+        _refuse_borrowing(copy)
+        source = read_source(pattern)._replace(is_writable=False)
+        self._add(lambda layer: AttentionCache.push(layer, source))
+
+    def push_qk(
+        self,
+        query: Any,
+        key: Any,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        key_mask: Any = None,
+        lse: Any = None,
+        sinks: Any = None,
+        bias: None = None,
+        copy: bool | None = None,
+    ) -> None:
+        _refuse_borrowing(copy)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        self._add(lambda layer: push_factors(layer, self._dtype, query, key, options, is_only_read=True))
+
+    def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
+        with self._changing():
+            number = range(self.n_layers)[layer]
+            longer = AttentionCache(index="off")
+            longer._put_layer(0, self, number)
+            longer.append_qk(0, query, key, key_mask=key_mask)
+            self._write(longer, number)
+
+    def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
+        self._add(lambda dense: _core.Store._push_dense_of(dense, source, layer, dtype))
+
+    def _replace_layer(self, layer: int, pattern: Any) -> None:
+        with self._changing():
+            new = AttentionCache(self._dtype, index="off")
+            new.push(read_source(pattern)._replace(is_writable=False))
+            self._write(new, range(self.n_layers)[layer])
+
+    def clear(self) -> None:
+        with self._changing():
+            self._publish(Manifest(next=self._manifest.next), lambda: AttentionCache.clear(self))
+
+    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+        with self._changing():
+            described = self._manifest._replace(tokens=tokens, metadata=dict(metadata))
+            self._publish(described, lambda: AttentionCache._describe(self, tokens, metadata))
+
+    def _add(self, fill: Callable[[AttentionCache], None]) -> None:
+        """Append the layer that ``fill`` pushes to an empty cache."""
+        new = AttentionCache(self._dtype, index="off")
+        fill(new)
+        with self._changing():
+            self._write(new, self.n_layers)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The right to change the directory, of one thread of the process that opened it, until it is closed."""
+        with self._writing:
+            if os.getpid() != self._process:
+                message = f"process {self._process} writes this cache; a process forked from it may only read it"
+                raise InUseError(errno.EBUSY, message, str(self._directory))
+            if not self._unlock.alive:
+                raise ValueError(
+                    f"{self._directory}: the cache must be open to be changed, got one that was closed; "
+                    "AttentionCache.create continues it"
+                )
+            yield
+
+    def _write(self, source: AttentionCache, first: int, *, index: bool = False) -> None:
+        """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
+        path = self._directory / segment_name(self._manifest.next)
+        try:
+            digest = write_file(path, source, range(source.n_layers), first=first, index=index)
+            segment = Segment(path.name, first, source.n_layers, digest)
+            written = AttentionCache(index=self.index)
+            push_layers(written, segment.open(self._directory, is_mapped=True, verify=False))
+        except BaseException:
+            _remove(path)
+            raise
+
+        def show() -> None:
+            for at in range(written.n_layers):
+                self._put_layer(first + at, written, at)
+
+        self._publish(self._manifest.with_segment(segment), show)
+
+    def _publish(self, manifest: Manifest, show: Callable[[], None]) -> None:
+        """Make a manifest the one of the directory, and then its contents ours; files that it does not name go."""
+        before = self._manifest
+        try:
+            write_manifest(self._directory, manifest)
+        except BaseException:
+            if self._is_published(manifest):  # all but the flush of the folder was done
+                self._show(manifest, show)
+            else:
+                _remove_segments(self._directory, manifest, before)
+            raise
+        self._show(manifest, show)
+        _remove_segments(self._directory, before, manifest)
+
+    def _show(self, manifest: Manifest, show: Callable[[], None]) -> None:
+        show()
+        self._manifest = manifest
+        self._origin = Origin(self._directory, manifest.digest, True)
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        """Whether a manifest is the one in the directory; if that cannot be read, nothing more may be changed."""
+        try:
+            return read_manifest(self._directory).digest == manifest.digest
+        except BaseException:
+            self.close()
+            raise
+
+
+def _refuse_borrowing(copy: Any) -> None:
+    if checked_copy(copy) is False:
+        raise ValueError("copy=False cannot borrow: a cache on disk keeps every layer in a file of its own")
+
+
+def _opened(directory: Path) -> tuple[int, Manifest]:
+    """The lock of a directory and its manifest, written if there is none; what a killed writer left is removed.
+
+    Raises:
+        ValueError: other files are there. InUseError, OSError, DamagedFileError: as ``AttentionCache.create``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in directory.iterdir()]
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if MANIFEST not in names and foreign:
+        raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
+    lock = _lock(directory)
+    try:
+        if (directory / MANIFEST).exists():
+            manifest = read_manifest(directory)
+        else:
+            flush_folder(directory.parent)
+            manifest = Manifest()
+            write_manifest(directory, manifest)
+        for path in directory.iterdir():
+            if _LITTER.fullmatch(path.name) and path.name not in {segment.file for segment in manifest.segments}:
+                path.unlink()
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock, manifest
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that holds the directory's lock as long as it is open."""
+    path = directory / "lock"
+    with naming(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if try_lock(fd):
+            with suppress(OSError):  # only to say who it is
+                os.ftruncate(fd, 0)
+                os.write(fd, str(os.getpid()).encode())
+            return fd
+        with suppress(OSError):
+            writer = os.read(fd, 20).decode("ascii", "replace")
+        os.close(fd)
+        raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
+
+
+def _remove_segments(directory: Path, named: Manifest, kept: Manifest) -> None:
+    """Remove the files of segments that only the first manifest names; those in use live on until they are closed."""
+    for segment in set(named.segments) - set(kept.segments):
+        _remove(directory / segment.file)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that nobody needs; what cannot be removed now is removed when the directory is opened next."""
+    with suppress(OSError):
+        path.unlink()

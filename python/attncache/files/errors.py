@@ -1,0 +1,22 @@
+"""What can be wrong with a cache on disk, as exceptions."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class DamagedFileError(ValueError):
+    """A file breaks a rule of its format; the message says which file, where, which rule and what there was instead."""
+
+
+class InUseError(OSError):
+    """Another writer has the file or directory open."""
+
+
+def damaged(path: str | PathLike[str], where: str, rule: str, got: object) -> DamagedFileError:
+    """The exception of a broken rule.
+
+    >>> str(damaged("a.safetensors", "header", "must be UTF-8", "byte 0xff"))
+    'a.safetensors: header must be UTF-8, got byte 0xff'
+    """
+    return DamagedFileError(f"{path}: {where} {rule}, got {got}")

@@ -1,0 +1,101 @@
+"""Layers of a cache as tensors to be written, and what a file says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from attncache import _core
+from attncache.files.schema import STORED, VERSION, Description
+
+_SAFETENSORS = {name: code for code, name in STORED.items()}
+
+
+class Part(NamedTuple):
+    """A tensor to be written; its items are computed when they are wanted."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    items: Callable[[], npt.NDArray[Any]]
+
+
+def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple[Description, list[Part]]:
+    """The description and the tensors of one layer.
+
+    Args:
+        cache: whose layer.
+        layer: which.
+        name: what its tensors' names begin with, such as "layers.0".
+        index: whether to compute and write its head means or normalisers too.
+    """
+    memory = cache._memory(layer)
+    dtype = _SAFETENSORS[cache.dtypes[layer]]
+    if len(memory) == 1:
+        parts = [_part(f"{name}.pattern", dtype, memory[0])]
+        return {"kind": "dense"}, parts + (_mean_parts(cache, layer, memory[0].shape, name) if index else [])
+    scale, softcap, causal, window, hidden, sinks, has_lse = cache._options(layer)
+    description = {
+        "kind": "factored",
+        "scale": scale,
+        "causal": causal,
+        "window": window or None,
+        "softcap": softcap or None,
+    }
+    query, key = memory
+    parts = [_part(f"{name}.query", dtype, query), _part(f"{name}.key", dtype, key)]
+    if any(hidden):
+        mask = np.ones((key.shape[0], key.shape[2]), np.uint8)
+        for row, runs in zip(mask, hidden, strict=True):
+            for begin, end in runs:
+                row[begin:end] = 0
+        parts.append(_part(f"{name}.key_mask", "BOOL", mask))
+    if sinks:
+        parts.append(_part(f"{name}.sinks", "F32", np.array(sinks, np.float32)))
+    if has_lse:
+        parts.append(_part(f"{name}.lse", "F32", cache._lse(layer, None)))
+    elif index:
+        cache._lse(layer, None)
+        known = cache._row_sums(layer)
+        assert known is not None
+        parts += [_part(f"{name}.row_greatest", "F32", known[0]), _part(f"{name}.row_sum", "F32", known[1])]
+    return description, parts
+
+
+def _part(name: str, dtype: str, items: npt.NDArray[Any]) -> Part:
+    return Part(name, dtype, items.shape, lambda: items)
+
+
+def _mean_parts(cache: _core.Store, layer: int, shape: tuple[int, ...], name: str) -> list[Part]:
+    """The head means of a dense layer, by query and by key."""
+    batch_size, n_heads, seq_q, seq_k = shape
+    if n_heads == 0:  # the mean of none is NaN: nothing to keep
+        return []
+
+    def mean() -> npt.NDArray[np.float32]:
+        means = np.empty((batch_size, seq_q, seq_k), np.float32)
+        for batch in range(batch_size):
+            cache.head_mean(layer, batch, out=means[batch])
+        return means
+
+    def mean_by_key() -> npt.NDArray[np.float32]:
+        return np.ascontiguousarray(mean().swapaxes(1, 2))
+
+    by_query = Part(f"{name}.mean", "F32", (batch_size, seq_q, seq_k), mean)
+    return [by_query, Part(f"{name}.mean_by_key", "F32", (batch_size, seq_k, seq_q), mean_by_key)]
+
+
+def metadata_of(
+    descriptions: Sequence[Description], tokens: object, metadata: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """What __metadata__ says of a cache, but for checksums."""
+    entries = {"attncache": VERSION, "layers": json.dumps(descriptions, separators=(",", ":"))}
+    if tokens is not None:
+        entries["tokens"] = json.dumps(tokens, separators=(",", ":"))
+    if metadata:
+        entries["metadata"] = json.dumps(dict(metadata), separators=(",", ":"))
+    return entries

@@ -1,0 +1,174 @@
+"""The manifest of a cache in a directory: which segments hold its layers, and its tokens and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attncache.files import strict_json
+from attncache.files.atomic import naming, replacing, reserve, write_at
+from attncache.files.checksums import DIGITS, seal, sealed
+from attncache.files.errors import damaged
+from attncache.files.schema import VERSION, check_version
+from attncache.files.single import OpenFile, open_file
+
+MANIFEST = "manifest.json"
+_BEGINNING = b'{"manifest_crc32":"'
+_NAMES = {"manifest_crc32", "attncache", "next", "segments", "tokens", "metadata"}
+
+
+class Segment(NamedTuple):
+    """One file of a directory: the layers ``first_layer`` to ``first_layer + n_layers - 1``."""
+
+    file: str
+    first_layer: int
+    n_layers: int
+    header_sha256: str
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.n_layers)
+
+    def open(self, directory: Path, *, is_mapped: bool, verify: bool) -> OpenFile:
+        """The segment's file.
+
+        Raises:
+            OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
+        """
+        path = directory / self.file
+        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        if file.digest != self.header_sha256:
+            rule = f"must have the SHA-256 {self.header_sha256}, as {MANIFEST} says"
+            raise damaged(path, "the header", rule, file.digest)
+        if len(file.layers) != self.n_layers:
+            raise damaged(path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
+        return file
+
+
+class Manifest(NamedTuple):
+    """What a directory holds. A layer that several segments have is that of the last of them.
+
+    Attributes:
+        segments: in the order of their writing.
+        next: the number of the next segment's file; none is used twice.
+        tokens, metadata: JSON values, or None.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    next: int = 0
+    tokens: Any = None
+    metadata: Any = None
+
+    @property
+    def n_layers(self) -> int:
+        return max((segment.layers.stop for segment in self.segments), default=0)
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes of its file."""
+        entries = {
+            "manifest_crc32": "0" * DIGITS,
+            "attncache": int(VERSION),
+            "next": self.next,
+            "segments": [segment._asdict() for segment in self.segments],
+        }
+        if self.tokens is not None:
+            entries["tokens"] = self.tokens
+        if self.metadata:
+            entries["metadata"] = self.metadata
+        text = json.dumps(entries, separators=(",", ":")).replace('},{"file"', '},\n{"file"')
+        return sealed(text.encode() + b"\n", len(_BEGINNING))
+
+    @property
+    def digest(self) -> str:
+        """What the contents of the directory are known by: the SHA-256 of the manifest, which has those of all headers."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    def sources(self) -> list[int]:
+        """For each layer the place of its segment in ``segments``."""
+        places = {layer: place for place, segment in enumerate(self.segments) for layer in segment.layers}
+        return [places[layer] for layer in range(self.n_layers)]
+
+    def with_segment(self, segment: Segment) -> Manifest:
+        """The manifest with one more segment, without those whose layers it replaces."""
+        longer = self._replace(segments=(*self.segments, segment), next=self.next + 1)
+        needed = set(longer.sources())
+        kept = tuple(each for place, each in enumerate(longer.segments) if place in needed)
+        return longer._replace(segments=kept)
+
+
+def segment_name(number: int) -> str:
+    """The file of a segment."""
+    return f"segment-{number:06d}.safetensors"
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Make a manifest the one of its directory.
+
+    Raises:
+        OSError: it cannot be written; see ``atomic.replacing``.
+    """
+    raw = manifest.raw
+    with replacing(directory / MANIFEST) as fd:
+        reserve(fd, len(raw))
+        write_at(fd, raw, 0)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a directory.
+
+    Raises:
+        OSError: there is none, or it cannot be read. DamagedFileError: it breaks a rule.
+    """
+    path = directory / MANIFEST
+    with naming(path):
+        raw = path.read_bytes()
+    return parse_manifest(raw, path)
+
+
+def parse_manifest(raw: bytes, path: Path) -> Manifest:
+    """A manifest from the bytes of its file.
+
+    Raises:
+        DamagedFileError: it breaks a rule.
+    """
+    if not raw.startswith(_BEGINNING):
+        raise damaged(path, "the manifest", f"must begin with {_BEGINNING.decode()}", raw[: len(_BEGINNING)])
+    carried, computed = seal(raw, len(_BEGINNING))
+    if carried != computed:
+        raise damaged(path, "manifest_crc32", f"must be {computed}, the checksum of the manifest", carried)
+    try:
+        entries = strict_json.parse(raw)
+    except ValueError as error:
+        raise damaged(path, "the manifest", "must be JSON in UTF-8", error) from error
+    check_version(entries.get("attncache"), path)
+    if not entries.keys() <= _NAMES or not strict_json.is_whole(entries.get("next")):
+        raise damaged(path, "the manifest", f"must have the names {', '.join(sorted(_NAMES))}", list(entries))
+    listed = entries.get("segments")
+    if not isinstance(listed, list):
+        raise damaged(path, "segments", "must be a list", type(listed).__name__)
+    segments = tuple(_segment(entry, path) for entry in listed)
+    layers = sorted({layer for segment in segments for layer in segment.layers})
+    if layers != list(range(len(layers))):
+        raise damaged(path, "segments", "must have the layers 0, 1, 2, .. without a gap", layers)
+    return Manifest(segments, entries["next"], entries.get("tokens"), entries.get("metadata"))
+
+
+_MOST_LAYERS = 1_000_000  # of a segment: far beyond any model, and quickly counted
+
+
+def _segment(entry: Any, path: Path) -> Segment:
+    if not isinstance(entry, dict) or entry.keys() != set(Segment._fields):
+        raise damaged(path, "a segment", f"must have {', '.join(Segment._fields)}", repr(entry)[:80])
+    segment = Segment(**entry)
+    file: Any = segment.file
+    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        raise damaged(path, "the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
+    for name in ("first_layer", "n_layers"):
+        if not strict_json.is_whole(entry[name]) or entry[name] > _MOST_LAYERS:
+            raise damaged(path, f"{name} of {segment.file}", f"must be 0 to {_MOST_LAYERS}", entry[name])
+    if not isinstance(entry["header_sha256"], str):
+        raise damaged(path, f"header_sha256 of {segment.file}", "must be a string", repr(entry["header_sha256"])[:80])
+    return segment

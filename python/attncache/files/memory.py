@@ -1,0 +1,114 @@
+"""The bytes of a file as an array: mapped, so that they are read when they are looked at, or read at once."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attncache._core import get_num_threads
+from attncache.files.atomic import naming
+from attncache.files.checksums import BLOCK
+from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor of a regular file, to be read.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    with naming(path):
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def read_header(fd: int, path: Path) -> tuple[Header, int]:
+    """The checked header of an open file, and the size of the file.
+
+    Raises:
+        OSError, DamagedFileError: it cannot be read, or breaks a rule.
+    """
+    size = os.fstat(fd).st_size
+    beginning = _next(fd, 8)
+    length = header_length(beginning, size, path)
+    return parse_header(beginning + _next(fd, length - 8), size, path), size
+
+
+def _next(fd: int, n_bytes: int) -> bytes:
+    """The next bytes of a file; fewer only at its end."""
+    found = b""
+    while len(found) < n_bytes and (more := os.read(fd, n_bytes - len(found))):
+        found += more
+    return found
+
+
+def mapped(fd: int) -> Bytes:
+    """The whole file as a read-only array over a mapping, which lives as long as any view of it."""
+    return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def read(fd: int, size: int) -> Bytes:
+    """The whole file as a read-only array in memory, aligned as a mapping is.
+
+    Raises:
+        OSError: it cannot be read, or has become shorter. MemoryError: there is no room.
+    """
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    whole = room[begin : begin + size]
+
+    def read_block(span: tuple[int, int]) -> None:
+        at, end = span
+        while at < end:
+            n_read = _read_into(fd, whole[at:end], at)
+            if n_read == 0:
+                raise OSError(errno.EIO, f"the file became shorter while it was read, {at} of {size} bytes")
+            at += n_read
+
+    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)])
+    whole.flags.writeable = False
+    return whole
+
+
+def _read_into(fd: int, room: Bytes, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [room.data], offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # in one thread, see in_threads
+    found = os.read(fd, len(room))
+    room[: len(found)] = np.frombuffer(found, np.uint8)
+    return len(found)
+
+
+def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any]) -> list[Any]:
+    """``work`` of every piece, in as many threads as attncache uses; the first exception stops what has not begun."""
+    pieces = list(pieces)
+    n_threads = min(get_num_threads(), len(pieces)) if hasattr(os, "preadv") else 1
+    if n_threads <= 1:
+        return [work(piece) for piece in pieces]
+    with ThreadPoolExecutor(n_threads) as pool:
+        running = [pool.submit(work, piece) for piece in pieces]
+        try:
+            return [each.result() for each in running]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

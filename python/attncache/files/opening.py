@@ -1,0 +1,142 @@
+"""What ``AttentionCache.save`` and ``load`` do, and how a cache on disk comes back from its pickle."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from attncache.cache import AttentionCache
+from attncache.files.atomic import remove_abandoned
+from attncache.files.errors import DamagedFileError, damaged
+from attncache.files.layer_reading import push_layer
+from attncache.files.manifest import MANIFEST, Manifest, read_manifest
+from attncache.files.single import OpenFile, open_file, write_file
+from attncache.tokens import Tokens, checked_tokens
+
+_Policy = Literal["off", "auto", "eager"]
+
+
+class Origin(NamedTuple):
+    """Where a cache was opened from: the path, the hash of its header or manifest, and whether it was mapped."""
+
+    path: Path
+    digest: str
+    is_mapped: bool
+
+
+def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
+    """``AttentionCache.save``."""
+    _check_bool(index, "index")
+    tokens, metadata = cache.tokens, cache.metadata
+    write_file(checked_path(path), cache, range(cache.n_layers), tokens=tokens, metadata=metadata, index=index)
+
+
+def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
+    """``AttentionCache.load``."""
+    _check_bool(mmap, "mmap")
+    _check_bool(verify, "verify")
+    path = checked_path(path)
+    if path.is_dir():
+        return _load_directory(path, mmap, verify, index)
+    cache = AttentionCache(index=index)
+    remove_abandoned(path)
+    file = open_file(path, is_mapped=mmap, verify=verify)
+    push_layers(cache, file)
+    set_description(cache, path, file.entry("tokens"), file.entry("metadata"))
+    cache._origin = Origin(path.absolute(), file.digest, mmap)
+    return cache
+
+
+def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
+    """The cache of a directory, as its manifest says at one moment."""
+    manifest = read_manifest(path)
+    while True:
+        cache = AttentionCache(index=index)
+        try:
+            map_directory(cache, path, manifest, is_mapped=mmap, verify=verify)
+            return cache
+        except (FileNotFoundError, DamagedFileError) as error:
+            newer = read_manifest(path)
+            if newer.digest == manifest.digest:
+                if isinstance(error, FileNotFoundError):
+                    raise damaged(path / MANIFEST, "segments", "must be in the directory", error) from error
+                raise
+            manifest = newer  # a writer has replaced a segment since
+
+
+def map_directory(
+    cache: AttentionCache, path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
+) -> None:
+    """Give an empty cache what a manifest names.
+
+    Raises:
+        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
+    """
+    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
+    for layer, place in enumerate(manifest.sources()):
+        push_layers(cache, files[place], only=layer)
+    set_description(cache, path / MANIFEST, manifest.tokens, manifest.metadata)
+    cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
+
+
+def push_layers(cache: AttentionCache, file: OpenFile, only: int | None = None) -> None:
+    """Append the layers of an open file, or the one of that number, to a cache in memory."""
+    policy = cache.index
+    try:
+        for layer in file.layers:
+            if only is None or layer.number == only:
+                push_layer(cache, layer, file.whole, file.path, policy)
+    finally:
+        cache._set_index_policy(policy)
+
+
+def set_description(cache: AttentionCache, path: Path, tokens: Any, metadata: Any) -> None:
+    """Give a cache the tokens and metadata that a file has for it.
+
+    Raises:
+        DamagedFileError: they are not tokens, or no metadata.
+    """
+    cache._tokens = read_tokens(tokens, path)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise damaged(path, "metadata", "must be a JSON object", type(metadata).__name__)
+    cache._metadata = MappingProxyType(metadata or {})
+
+
+def read_tokens(tokens: Any, path: Path) -> Tokens | None:
+    """The tokens as a file has them; they need not fit its layers, as those of a cache need not after more pushes."""
+    if isinstance(tokens, str):
+        raise damaged(path, "tokens", "must be lists of strings", "a string")
+    try:
+        return checked_tokens(tokens, ())
+    except (TypeError, ValueError) as error:
+        raise damaged(path, "tokens", "must be lists of strings", error) from error
+
+
+def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:
+    """A cache from its pickle.
+
+    Raises:
+        OSError: its path cannot be read here. ValueError: something else is there now.
+    """
+    cache = load(path, mmap=is_mapped, verify=False, index=index)
+    if cache._origin is None or cache._origin.digest != digest:
+        raise ValueError(f"{path}: must be as it was when the cache was pickled, got other contents: they have changed")
+    return cache
+
+
+def checked_path(path: object) -> Path:
+    """The argument ``path``."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be a string or a path, got {type(path).__name__}")
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path must be a string or a path, got {path!r}")
+    return Path(text)
+
+
+def _check_bool(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")

@@ -1,0 +1,182 @@
+"""One cache in one file: writes it, opens it, and proves it undamaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from attncache import _core
+from attncache.files.atomic import replacing, reserve, write_at
+from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hexadecimal
+from attncache.files.errors import damaged
+from attncache.files.layer_writing import Part, metadata_of, parts_of
+from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
+from attncache.files.safetensors import PADDING, Header, Plan, plan
+from attncache.files.schema import StoredLayer, layers_of, metadata_entry
+
+_PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
+
+
+def write_file(
+    path: Path,
+    cache: _core.Store,
+    layers: Iterable[int],
+    *,
+    first: int = 0,
+    tokens: object = None,
+    metadata: Mapping[str, Any] | None = None,
+    index: bool = False,
+) -> str:
+    """Write layers of a cache as one file in the place of what was there.
+
+    Args:
+        path: the file.
+        cache, layers: what to write.
+        first: the number of the first layer in the file.
+        tokens, metadata: what else it says.
+        index: whether to write head means and normalisers.
+
+    Returns:
+        The SHA-256 of the header, which has the checksums of all data.
+
+    Raises:
+        OSError: it cannot be written; see ``atomic.replacing``.
+    """
+    described = [parts_of(cache, layer, f"layers.{first + at}", index=index) for at, layer in enumerate(layers)]
+    parts = [part for _, each in described for part in each]
+    entries = metadata_of([description for description, _ in described], tokens, metadata)
+    layout = _plan(parts, entries, path)
+    with replacing(path) as fd:
+        reserve(fd, layout.file_size)
+        checksums = _write_tensors(fd, layout, parts)
+        header = layout.header({**entries, "data_crc32": _checksums_entry(checksums)})
+        write_at(fd, header, 0)
+    return digest(header)
+
+
+def digest(header: bytes) -> str:
+    """What a file is known by: the SHA-256 of its header."""
+    return hashlib.sha256(header).hexdigest()
+
+
+def _plan(parts: Sequence[Part], entries: Mapping[str, str], path: Path) -> Plan:
+    """Where everything goes; the checksums are not known yet, but how long they are."""
+    tensors = [(part.name, part.dtype, part.shape) for part in parts]
+    sizes = {tensor.name: tensor.n_bytes for tensor in plan(tensors, {}, path).tensors}
+    unknown = {name: ["0" * DIGITS for _ in blocks(size)] for name, size in sizes.items()}
+    return plan(tensors, {**entries, "data_crc32": _checksums_entry(unknown)}, path)
+
+
+def _checksums_entry(checksums: Mapping[str, Sequence[str]]) -> str:
+    return json.dumps({"block": BLOCK, "tensors": checksums}, separators=(",", ":"))
+
+
+def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, list[str]]:
+    """Write the data of all tensors, and give the checksums of their blocks."""
+    checksums: dict[str, list[str]] = {}
+    end = layout.data_begins
+    for tensor, part in zip(layout.tensors, parts, strict=True):
+        if tensor.begin > end:
+            write_at(fd, bytes(tensor.begin - end), end)
+        end = tensor.end
+        items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
+
+        def write_block(span: tuple[int, int], items: Bytes = items, begins: int = tensor.begin) -> str:
+            checksum = 0
+            for at in range(*span, _PIECE):
+                piece = items[at : min(at + _PIECE, span[1])]
+                checksum = crc32(piece.data, checksum)
+                write_at(fd, piece.data, begins + at)
+            return hexadecimal(checksum)
+
+        checksums[tensor.name] = in_threads(write_block, blocks(tensor.n_bytes))
+    return checksums
+
+
+class OpenFile(NamedTuple):
+    """A file that is open: its layers, its header and all its bytes, which live as long as anyone looks at them."""
+
+    path: Path
+    layers: list[StoredLayer]
+    header: Header
+    whole: Bytes
+
+    @property
+    def digest(self) -> str:
+        """What the file is known by."""
+        return digest(self.header.raw)
+
+    def entry(self, name: str) -> Any:
+        """The JSON value of an entry of the metadata, or None."""
+        return metadata_entry(self.header, name, self.path)
+
+
+def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0) -> OpenFile:
+    """Open a file and check all that its header says; with ``verify``, or if it is not mapped, its data too.
+
+    Raises:
+        OSError: it cannot be read. DamagedFileError: it breaks a rule, or is damaged. MemoryError: there is no room.
+    """
+    with opened(path) as fd:
+        header, size = read_header(fd, path)
+        layers = layers_of(header, path, first)
+        whole = mapped(fd) if is_mapped else read(fd, size)
+    file = OpenFile(path, layers, header, whole)
+    if verify or (not is_mapped and header.is_sealed):
+        verify_data(file)
+    return file
+
+
+def verify_data(file: OpenFile) -> int:
+    """Compare every byte of a file's data with its checksums.
+
+    Returns:
+        How many bytes that were.
+
+    Raises:
+        DamagedFileError: some differ, the message says in which tensor and where; or the file has no checksums.
+    """
+    expected = _expected_checksums(file)
+    spans = []
+    for tensor in file.header.tensors.values():
+        data = file.whole[tensor.begin : tensor.end]
+        if tensor.name.startswith(PADDING):
+            if data.any():
+                raise damaged(file.path, f"tensor {tensor.name}", "must be zeros, it is padding", "other bytes")
+            continue
+        spans += [(tensor, *span) for span in blocks(tensor.n_bytes)]
+    found = in_threads(
+        lambda span: block_checksum(file.whole[span[0].begin + span[1] : span[0].begin + span[2]]), spans
+    )
+    for (tensor, begin, end), checksum in zip(spans, found, strict=True):
+        wanted = expected[tensor.name][begin // BLOCK]
+        if checksum != wanted:
+            where = f"bytes {begin} to {end - 1} of tensor {tensor.name}"
+            raise damaged(file.path, where, f"must have the checksum {wanted}", f"{checksum}: the file is damaged")
+    return sum(end - begin for _, begin, end in spans)
+
+
+def _expected_checksums(file: OpenFile) -> dict[str, list[str]]:
+    """The checksums that the file carries, one for each block of each tensor."""
+    entry = file.entry("data_crc32")
+    if entry is None:
+        rule = "must have data_crc32 in __metadata__ to be verified"
+        raise damaged(file.path, "the header", rule, "none: attncache did not write this file")
+    data = {name: tensor for name, tensor in file.header.tensors.items() if not name.startswith(PADDING)}
+    wanted = {name: len(list(blocks(tensor.n_bytes))) for name, tensor in data.items()}
+    known = entry.get("tensors") if isinstance(entry, dict) and entry.get("block") == BLOCK else None
+    if not isinstance(known, dict) or known.keys() != wanted.keys():
+        raise damaged(
+            file.path, "data_crc32 in __metadata__", f"must have blocks of {BLOCK} bytes of every tensor", "less"
+        )
+    for name, checksums in known.items():
+        if not isinstance(checksums, list) or len(checksums) != wanted[name]:
+            rule = f"must be {wanted[name]} checksums"
+            raise damaged(file.path, f"data_crc32 of tensor {name}", rule, repr(checksums)[:80])
+    return known

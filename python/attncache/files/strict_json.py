@@ -1,0 +1,43 @@
+"""JSON as our files may use it: no duplicate names, no NaN, no numbers of a thousand digits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or not of this strict kind; the message says what is wrong, without naming the file.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("too deeply nested brackets") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in found if names.count(name) > 1)!r} twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name}, which is not JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:  # more than 64 bits, and slow to read if very many
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number from 0 on."""
+    return type(value) is int and value >= 0
