@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
@@ -32,6 +33,7 @@ def capture(
     dtype: npt.DTypeLike | StoredDType | None = "float16",
     *,
     progress: bool = False,
+    into: str | PathLike[str] | None = None,
 ) -> Iterator[AttentionCache]:
     """Capture the attention of a Hugging Face model while it runs.
 
@@ -56,15 +58,19 @@ def capture(
         heads: which query heads of each layer, a selector; they keep the order of the selector.
         dtype: what the layers are stored as, as for AttentionCache; None keeps the model's own.
         progress: whether to show a bar over the layers once it takes longer than a second.
+        into: None, or a directory for ``AttentionCache.create``, without layers yet: each layer goes there as it comes,
+            so that memory holds one at a time. The steps of a ``generate`` join their layers at the end, until when
+            memory holds what they add.
 
     Yields:
-        An AttentionCache with a layer for each chosen layer that has run: patterns of shape [batch, head, query, key],
+        An AttentionCache (with ``into`` the directory's, open until its ``close``) with a layer for each chosen layer that has run: patterns of shape [batch, head, query, key],
         or their queries and keys.
 
     Raises:
         TypeError: model is not a module, or an argument of the wrong kind. ImportError: torch or transformers is
             missing or too old. IndexError: a layer or head is out of range.
-        ValueError: no attention of the model can be captured; or, from the model's forward, that of a layer cannot:
+        OSError: the directory cannot be written, or another writer has it open.
+        ValueError: no attention of the model can be captured; into holds layers or other files; or, from the model's forward, that of a layer cannot:
             it is biased, sparse or packed, it continues no run so far, or its cache was reordered by beam search.
             After any exception the model is as it was, and the cache holds what came before, its steps not joined.
 
@@ -78,16 +84,31 @@ def capture(
     stored = stored_dtype(dtype)
     modules = attention_modules(model)
     _check_modules(model, modules)
-    cache = AttentionCache(stored)
-    layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache)
     shown = Progress(progress)
-    recorder = Recorder(modules, layers, heads, layers_of_cache, shown)
-    try:
-        with _hooked(recorder), listening(recorder):
-            yield cache
-        recorder.finish()
-    finally:
-        shown.close()
+    with ExitStack() as after_failure:
+        cache = AttentionCache(stored) if into is None else _empty_directory(into, stored, after_failure)
+        layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache, into is not None)
+        recorder = Recorder(modules, layers, heads, layers_of_cache, shown)
+        try:
+            with _hooked(recorder), listening(recorder):
+                yield cache
+            recorder.finish()
+        finally:
+            shown.close()
+        after_failure.pop_all()
+
+
+def _empty_directory(into: str | PathLike[str], dtype: StoredDType | None, after_failure: ExitStack) -> AttentionCache:
+    """A cache on disk without layers, to be closed if the capture fails.
+
+    Raises:
+        OSError: the directory cannot be written, or another writer has it open. ValueError: it holds layers or other files.
+    """
+    cache = AttentionCache.create(into, dtype)
+    after_failure.callback(cache.close)
+    if not cache.is_empty:
+        raise ValueError(f"into must be a directory without layers, got {into} with {cache.n_layers}")
+    return cache
 
 
 @contextmanager

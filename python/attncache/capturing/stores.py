@@ -88,10 +88,18 @@ class LayerStore(Protocol):
 
 
 class FactoredLayers:
-    """Keeps queries and keys."""
+    """Keeps queries and keys.
 
-    def __init__(self, cache: AttentionCache) -> None:
+    Args:
+        cache: where the layers go.
+        joins_late: whether what is appended to a layer is kept in memory and joins it at the end: a layer on disk is
+            written anew for it.
+    """
+
+    def __init__(self, cache: AttentionCache, joins_late: bool = False) -> None:
         self._cache = cache
+        self._joins_late = joins_late
+        self._later: dict[int, list[tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.bool_] | None]]] = {}
 
     def begin(self, piece: Piece) -> None:
         self._cache.push_qk(piece.query, piece.key, **piece.options._asdict())
@@ -100,10 +108,23 @@ class FactoredLayers:
     def append(self, layer: int, piece: Piece) -> None:
         n_new = piece.query.shape[2]
         key_mask = piece.key_mask(piece.sight.n_keys - n_new)
-        self._cache.append_qk(layer, piece.query, piece.key[:, :, -n_new:], key_mask=key_mask)
+        key = piece.key[:, :, -n_new:]
+        if self._joins_late:
+            self._later.setdefault(layer, []).append((piece.query.clone(), key.clone(), key_mask))
+        else:
+            self._cache.append_qk(layer, piece.query, key, key_mask=key_mask)
 
     def finish(self, advance: Callable[[], None]) -> None:
-        """Nothing is left to do."""
+        import torch  # noqa: PLC0415 (loaded already: it made the tensors)
+
+        for layer in sorted(self._later):
+            queries, keys, masks = zip(*self._later.pop(layer), strict=True)
+            shown = [np.ones((key.shape[0], key.shape[2]), np.bool_) for key in keys]
+            mask = np.concatenate(
+                [given if given is not None else all_ for given, all_ in zip(masks, shown, strict=True)], 1
+            )
+            self._cache.append_qk(layer, torch.cat(queries, 2), torch.cat(keys, 2), key_mask=mask)
+            advance()
 
 
 class DenseLayers:
