@@ -98,7 +98,7 @@ def test_a_directory_with_layers_is_refused_and_let_go(tmp_path: Path) -> None:
     with AttentionCache.create(tmp_path / "run") as cache:
         cache.push(np.ones((1, 1, 1, 1), np.float32))
     with (
-        pytest.raises(ValueError, match="into must be a directory without layers, got .* with 1"),
+        pytest.raises(ValueError, match=r"into must be a directory without layers, got .* with 1"),
         capture(model, into=tmp_path / "run"),
     ):
         raise AssertionError("not reached")
@@ -113,8 +113,13 @@ def test_a_directory_that_another_writer_has_open_is_refused(tmp_path: Path) -> 
 
 def test_after_a_failure_the_directory_has_what_came_before_and_another_writer_may_go_on(tmp_path: Path) -> None:
     model = make(CAUSAL[0])
-    with pytest.raises(KeyError, match="mine"), capture(model, into=tmp_path / "run"):
-        run(model, False)
-        raise KeyError("mine")
+
+    def captured() -> None:
+        with capture(model, into=tmp_path / "run"):
+            run(model, False)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        captured()
     with AttentionCache.create(tmp_path / "run") as cache:
         assert cache.n_layers == N_LAYERS

@@ -468,7 +468,7 @@ class AttentionCache(_core.Store):
         """Put a dense pattern, as for ``push``, in the place of a layer."""
         new = AttentionCache(self._dtype, index=self.index)
         new.push(pattern)
-        self._put_layer(layer, new, 0)
+        self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
 
     def clear(self) -> None:

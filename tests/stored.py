@@ -1,0 +1,90 @@
+"""Caches that have everything a file can hold, and the comparison of all they hold; for the tests of caches on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from attncache import AttentionCache
+from patterns import DTYPES, KINDS, rng
+
+SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 9, 33, 64), (2, 2, 0, 3), (0, 2, 3, 4), (1, 0, 2, 2))
+
+
+def push_dense(cache: AttentionCache, dtype: str, shape: tuple[int, int, int, int] = SHAPES[1]) -> None:
+    """A layer of softmax rows with NaN, infinities and ties among them."""
+    random = rng("stored", dtype, shape, cache.n_layers)
+    pattern = KINDS["infinities"](random, shape).astype(DTYPES[dtype])
+    cache.push(pattern, copy=True)
+
+
+def push_factored(cache: AttentionCache, **options: Any) -> None:
+    """Grouped heads, two texts, more keys than queries."""
+    random = rng("stored", sorted(options), cache.n_layers)
+    query, key = random.normal(size=(2, 4, 5, 8)), random.normal(size=(2, 2, 7, 8))
+    cache.push_qk(query.astype(np.float32), key.astype(np.float32), **options)
+
+
+def factored_options() -> Sequence[dict[str, Any]]:
+    """Every option of a factored layer."""
+    random = rng("options")
+    mask = np.ones((2, 7), bool)
+    mask[0, :2] = mask[1, 4] = False
+    return (
+        {},
+        {"scale": 0.3, "causal": False},
+        {"window": 3, "softcap": 20.0, "key_mask": mask},
+        {"sinks": random.normal(size=4).astype(np.float32)},
+        {"lse": random.normal(size=(2, 4, 5)).astype(np.float32)},
+    )
+
+
+def everything() -> AttentionCache:
+    """Dense layers of every dtype, factored layers of every option, metadata."""
+    cache = AttentionCache()
+    for dtype in DTYPES:
+        push_dense(cache, dtype)
+    for options in factored_options():
+        push_factored(cache, **options)
+    cache.metadata = {"model": "none", "prompt": {"text": "Größe\n\ud800", "ids": [1, 2.5, None, True]}}
+    return cache
+
+
+def tokened() -> AttentionCache:
+    """A cache small enough to damage at every bit, with tokens, metadata and a factored layer."""
+    cache = AttentionCache()
+    push_dense(cache, "float16", (1, 2, 2, 3))
+    random = rng("tokened")
+    cache.push_qk(*(random.normal(size=(1, 1, n, 2)).astype(np.float16) for n in (2, 3)), key_mask=[[0, 1, 1]])
+    cache.tokens = ["the", " cat", "\N{SNOWMAN}"]
+    cache.metadata = {"n": 1}
+    return cache
+
+
+def state(cache: AttentionCache) -> Any:
+    """All bytes and numbers of a cache, comparable by ==."""
+    layers = []
+    for layer, (kind, shape, dtype) in enumerate(zip(cache.kinds, cache.shapes, cache.dtypes, strict=True)):
+        memory = [(rows.shape, rows.tobytes()) for rows in cache._memory(layer)]
+        options: Any = None
+        if kind == "factored":
+            options = cache._options(layer)
+            if options[-1]:
+                options = (*options, cache.lse(layer).tobytes())
+        layers.append((kind, shape, dtype, memory, options))
+    return layers, cache.tokens, dict(cache.metadata)
+
+
+def answers(cache: AttentionCache) -> list[bytes]:
+    """The bits of every kind of answer of every layer."""
+    found = []
+    for layer, (batch_size, n_heads, seq_q, seq_k) in enumerate(cache.shapes):
+        if not batch_size * seq_q * seq_k:
+            continue
+        for heads in ("mean", None) if n_heads else (None,):
+            found += [cache.rows(layer, heads=heads, batch=-1).tobytes(), cache.columns(layer, heads=heads).tobytes()]
+            top = cache.top_k(3, layers=layer, heads=heads)
+            found += [top.positions.tobytes(), top.weights.tobytes()]
+    return found
