@@ -54,7 +54,7 @@ def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> N
     run_examples(getattr(module, name).__doc__ or "", name, vars(module))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ways_in.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/ways_in.md"])
 def test_the_examples_on_a_page_print_what_they_show(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ">>>" in block]
@@ -65,4 +65,15 @@ def test_the_examples_on_a_page_print_what_they_show(page: str) -> None:
 
 def test_every_page_with_examples_is_run_here() -> None:
     pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
-    assert sorted(page.name for page in pages) == ["README.md", "ways_in.md"]
+    assert sorted(page.name for page in pages) == ["README.md", "format.md", "ways_in.md"]
+
+
+def test_the_bytes_in_the_format_document_are_those_of_a_real_file(tmp_path: Path) -> None:
+    lines = re.findall(
+        r"^[0-9a-f]{8}: ((?:[0-9a-f]{4} )+)", (ROOT / "docs" / "format.md").read_text("utf-8"), re.MULTILINE
+    )
+    cache = attncache.AttentionCache()
+    cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+    cache.tokens = ["a", "b"]
+    cache.save(tmp_path / "run.safetensors")
+    assert bytes.fromhex("".join(lines)) == (tmp_path / "run.safetensors").read_bytes()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from attncache.files import strict_json
-from attncache.files.atomic import naming, replacing, reserve, write_at
+from attncache.files.atomic import replacing, reserve, write_at
 from attncache.files.checksums import DIGITS, seal, sealed
 from attncache.files.errors import damaged
+from attncache.files.memory import opened, read
 from attncache.files.schema import VERSION, check_version
 from attncache.files.single import OpenFile, open_file
 
 MANIFEST = "manifest.json"
 _BEGINNING = b'{"manifest_crc32":"'
+_MOST_BYTES = 100_000_000  # as of a header
 _NAMES = {"manifest_crc32", "attncache", "next", "segments", "tokens", "metadata"}
 
 
@@ -123,9 +126,11 @@ def read_manifest(directory: Path) -> Manifest:
         OSError: there is none, or it cannot be read. DamagedFileError: it breaks a rule.
     """
     path = directory / MANIFEST
-    with naming(path):
-        raw = path.read_bytes()
-    return parse_manifest(raw, path)
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        if size > _MOST_BYTES:
+            raise damaged(path, "the manifest", f"must be at most {_MOST_BYTES} bytes", size)
+        return parse_manifest(read(fd, size).tobytes(), path)
 
 
 def parse_manifest(raw: bytes, path: Path) -> Manifest:

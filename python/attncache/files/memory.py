@@ -62,9 +62,17 @@ def _next(fd: int, n_bytes: int) -> bytes:
     return found
 
 
-def mapped(fd: int) -> Bytes:
-    """The whole file as a read-only array over a mapping, which lives as long as any view of it."""
-    return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+def mapped(fd: int, size: int) -> Bytes:
+    """The whole file as a read-only array over a mapping, which lives as long as any view of it.
+
+    Raises:
+        OSError: it cannot be mapped, or has become shorter.
+    """
+    try:
+        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    except ValueError as error:
+        raise OSError(errno.EIO, f"the file became shorter while it was opened, it had {size} bytes") from error
+    return np.frombuffer(mapping, np.uint8)
 
 
 def read(fd: int, size: int) -> Bytes:

@@ -126,7 +126,7 @@ def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0) -> O
     with opened(path) as fd:
         header, size = read_header(fd, path)
         layers = layers_of(header, path, first)
-        whole = mapped(fd) if is_mapped else read(fd, size)
+        whole = mapped(fd, size) if is_mapped else read(fd, size)
     file = OpenFile(path, layers, header, whole)
     if verify or (not is_mapped and header.is_sealed):
         verify_data(file)
