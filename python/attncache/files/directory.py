@@ -177,7 +177,7 @@ class DiskCache(AttentionCache):
             digest = write_file(path, source, range(source.n_layers), first=first, index=index)
             segment = Segment(path.name, first, source.n_layers, digest)
             written = AttentionCache(index=self.index)
-            push_layers(written, segment.open(self._directory, is_mapped=True, verify=False))
+            push_layers(written, segment.open(self._directory, is_mapped=True, verify=False).each_layer())
         except BaseException:
             _remove(path)
             raise

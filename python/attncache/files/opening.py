@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from attncache.files.atomic import remove_abandoned
 from attncache.files.errors import DamagedFileError, damaged
 from attncache.files.layer_reading import push_layer
 from attncache.files.manifest import MANIFEST, Manifest, read_manifest
+from attncache.files.schema import StoredLayer
 from attncache.files.single import OpenFile, open_file, write_file
 from attncache.tokens import Tokens, checked_tokens
 
@@ -44,7 +46,7 @@ def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy)
     cache = AttentionCache(index=index)
     remove_abandoned(path)
     file = open_file(path, is_mapped=mmap, verify=verify)
-    push_layers(cache, file)
+    push_layers(cache, file.each_layer())
     set_description(cache, path, file.entry("tokens"), file.entry("metadata"))
     cache._origin = Origin(path.absolute(), file.digest, mmap)
     return cache
@@ -76,19 +78,19 @@ def map_directory(
         OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
     """
     files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
-    for layer, place in enumerate(manifest.sources()):
-        push_layers(cache, files[place], only=layer)
+    firsts = [segment.first_layer for segment in manifest.segments]
+    sources = enumerate(manifest.sources())
+    push_layers(cache, ((files[place], files[place].layers[layer - firsts[place]]) for layer, place in sources))
     set_description(cache, path / MANIFEST, manifest.tokens, manifest.metadata)
     cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
 
 
-def push_layers(cache: AttentionCache, file: OpenFile, only: int | None = None) -> None:
-    """Append the layers of an open file, or the one of that number, to a cache in memory."""
+def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLayer]]) -> None:
+    """Append layers of open files to a cache in memory."""
     policy = cache.index
     try:
-        for layer in file.layers:
-            if only is None or layer.number == only:
-                push_layer(cache, layer, file.whole, file.path, policy)
+        for file, layer in layers:
+            push_layer(cache, layer, file.whole, file.path, policy)
     finally:
         cache._set_index_policy(policy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -111,6 +111,10 @@ class OpenFile(NamedTuple):
     def digest(self) -> str:
         """What the file is known by."""
         return digest(self.header.raw)
+
+    def each_layer(self) -> Iterator[tuple[OpenFile, StoredLayer]]:
+        """Its layers, each with the file."""
+        return ((self, layer) for layer in self.layers)
 
     def entry(self, name: str) -> Any:
         """The JSON value of an entry of the metadata, or None."""
