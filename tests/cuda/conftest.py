@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuda import emulated
-from cuda.compilers import NO_GXX, find_gxx
-
-OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # set by test_planted.py, which asks whether these tests see a bug
+from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
 
 
 @pytest.fixture(scope="session")
