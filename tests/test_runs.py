@@ -451,8 +451,10 @@ def test_executors_that_are_closed_or_cancel_are_the_error_of_every_run(folder: 
     assert [type(error) for error in raised.value.errors.values()] == [CancelledError] * 5
 
 
-def test_ctrl_c_begins_no_further_run(tmp_path: Path, three_threads: None, opened: Opened) -> None:
+@pytest.mark.parametrize("is_given", [False, True], ids=["own threads", "given threads"])
+def test_ctrl_c_begins_no_further_run(tmp_path: Path, is_given: bool, three_threads: None, opened: Opened) -> None:
     write_runs(tmp_path, 12)
+    pool = ThreadPoolExecutor(3) if is_given else None
     go_on, ended = threading.Event(), threading.Semaphore(0)
     all_begun = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
 
@@ -463,10 +465,12 @@ def test_ctrl_c_begins_no_further_run(tmp_path: Path, three_threads: None, opene
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            map_runs(wait, tmp_path)
+            map_runs(wait, tmp_path, pool)
     finally:
         go_on.set()
     assert all(ended.acquire(timeout=LONG) for _ in range(3))
+    if pool is not None:
+        pool.shutdown()
     assert len(opened.names) == 3
 
 

@@ -94,7 +94,7 @@ def map_runs(
     finally:
         shown.close()
         if executor is None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
     if errors:
         raise RunErrors(runs.directory, results, errors)
     return results
