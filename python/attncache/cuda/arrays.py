@@ -61,13 +61,9 @@ class Borrowed:
         """The bytes of all items."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.item_bytes
 
-    def is_used(self) -> None:
+    def is_left_in_use(self) -> None:
         """Work on the stream uses the memory from now on, and the host does not wait for it."""
         self._unfinished[:] = [True]
-
-    def is_done_with(self) -> None:
-        """The host has waited for all work."""
-        self._unfinished.clear()
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy in CPU memory, C-contiguous; bfloat16 as uint16."""
