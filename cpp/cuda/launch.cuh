@@ -81,6 +81,12 @@ public:
         return static_cast<T*>(memory_);
     }
 
+    /// The items of an upload that begin at `offset`.
+    template <class T>
+    const T* at(std::size_t offset) const {
+        return reinterpret_cast<const T*>(static_cast<const std::byte*>(memory_) + offset);
+    }
+
 private:
     void* memory_ = nullptr;
     cudaStream_t stream_;
