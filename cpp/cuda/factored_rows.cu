@@ -3,7 +3,7 @@
 // Floor: that of the scores (factored_scores.cuh), where nearly all bytes are, and then the scores of each line read
 // and written once more: 8 bytes * lines * seq_k / bandwidth, mostly in the caches.
 //
-// How: for a batch item, and for as many positions as a scratch of 256 MB holds: queries are widened by the rows
+// How: for a batch item, and for as many positions as a scratch of kScratchBytes holds: queries are widened by the rows
 // kernel, scores computed by bundles and left in the result, and each line's block sums brought to its m and s; then
 // scores become weights. A mean over heads is made by the rows kernel from the lines of all heads.
 //
@@ -17,8 +17,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kLanes;
-constexpr int kTile = 16 * kThreads;                             // keys of a block of the weights kernel
-constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;  // of lines, at most, unless one position needs more
+constexpr int kTile = 16 * kThreads;  // keys of a block of the weights kernel
 
 /// The greater of two, where NaN is never greater.
 __device__ inline float greater_of(float one, float other) { return other > one ? other : one; }
