@@ -3,7 +3,8 @@
  * The contracts are those of cpp/include/attncache/queries.hpp: same shapes, orders, ties, NaN rule; head means have the
  * same bits as on the CPU. Every function returns a status: 0, or a cudaError_t (positive), or one of the negative codes
  * below. Work is enqueued on `stream` (a cudaStream_t) of the current device; nothing waits for it but
- * attncache_cuda_copy_to_host and attncache_cuda_synchronize. Pointers named device_* are device memory, all others host memory, read before the call
+ * attncache_cuda_copy_to_host, attncache_cuda_synchronize and attncache_cuda_synchronize_device. A stream may also be 1,
+ * the legacy default one, or 2, the default one of the thread, as DLPack counts and CUDA itself does. Pointers named device_* are device memory, all others host memory, read before the call
  * returns. */
 #ifndef ATTNCACHE_CUDA_H
 #define ATTNCACHE_CUDA_H
@@ -71,6 +72,11 @@ ATTNCACHE_CUDA_API int attncache_cuda_free(void* device_memory, void* stream);
 ATTNCACHE_CUDA_API int attncache_cuda_copy_to_host(void* to, const void* device_from, size_t n_bytes, void* stream); /* waits */
 ATTNCACHE_CUDA_API int attncache_cuda_copy_to_device(void* device_to, const void* from, size_t n_bytes, void* stream);
 ATTNCACHE_CUDA_API int attncache_cuda_synchronize(void* stream);
+ATTNCACHE_CUDA_API int attncache_cuda_synchronize_device(void); /* waits for all work on the current device */
+/* What is enqueued on `stream` from now on begins after all that is on `other` now; the host waits for neither. */
+ATTNCACHE_CUDA_API int attncache_cuda_stream_wait(void* stream, void* other);
+/* The device that the memory lies on (cudaPointerGetAttributes); ATTNCACHE_CUDA_BAD_ARGUMENT if it is the host's. */
+ATTNCACHE_CUDA_API int attncache_cuda_device_of(const void* device_memory, int* device);
 
 /* float [layer, batch, head, position, key]; head axis of length 1 with mean_heads. Also head_mean: all positions. */
 ATTNCACHE_CUDA_API int attncache_cuda_rows(const struct attncache_cuda_selection* selection, const int64_t* positions,
