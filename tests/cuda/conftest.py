@@ -1,0 +1,18 @@
+"""The emulated library, built once for all files of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cuda import emulated
+from cuda.compilers import NO_GXX, find_gxx
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels' sources built by g++ against tests/cuda/shim."""
+    if find_gxx() is None:
+        pytest.skip(NO_GXX)
+    return emulated.build(tmp_path_factory.mktemp("emulated"))
