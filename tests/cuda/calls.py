@@ -143,3 +143,11 @@ class Device:
             arguments = [part for values in lists for part in (indices(values), INT64(len(values)))]
             self.call(name, ctypes.byref(selection), *arguments, POINTER(out + out_shift), None)
             return self.to_host(out + out_shift, answer)
+
+    def top_k(self, lines: Array, k: int, shift: int = 0) -> tuple[Array, Array]:
+        """Positions and weights [line, k] of the k heaviest of float32 lines."""
+        positions, weights = np.empty((len(lines), k), np.int64), np.empty((len(lines), k), np.float32)
+        with self.copied(lines, shift) as data, self.memory(positions.nbytes) as to, self.memory(weights.nbytes) as of:
+            sizes = (INT64(len(lines)), INT64(lines.shape[1]), INT64(k))
+            self.call("top_k", POINTER(data), *sizes, POINTER(to), POINTER(of), None)
+            return self.to_host(to, positions), self.to_host(of, weights)
