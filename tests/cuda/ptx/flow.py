@@ -136,7 +136,9 @@ def release(machine: Machine, steps: Sequence[Step]) -> bool:
     for block in np.flatnonzero(blocks & ended.any(axis=1)):
         gone, lane = (int(which[block].argmax()) + block * machine.width for which in (ended, waiting))
         machine.current = int(machine.pc[lane])
-        machine.fault("barrier", f"waits at a barrier for {machine.thread_name(machine.threads[gone])}, which ended", lane)
+        machine.fault(
+            "barrier", f"waits at a barrier for {machine.thread_name(machine.threads[gone])}, which ended", lane
+        )
     first = machine.pc[np.repeat(waiting.argmax(axis=1) + np.arange(machine.n_blocks) * machine.width, machine.width)]
     apart = machine.waiting & (machine.pc != first)
     if apart.any():
@@ -154,4 +156,3 @@ def release(machine: Machine, steps: Sequence[Step]) -> bool:
     machine.pc[machine.waiting] += 1
     machine.waiting[...] = False
     return True
-

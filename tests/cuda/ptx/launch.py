@@ -9,9 +9,10 @@ import numpy as np
 from .faults import Fault
 from .flow import run
 from .instructions import decode
-from .machine import Array, Machine, Shape
-from .memory import GlobalMemory, Variables
+from .machine import Machine, Step
+from .memory import Array, GlobalMemory, Variables
 from .parser import parse
+from .places import SPACES, Environment, Launch, Shape
 from .program import Kernel, Module, Variable
 
 LANES = 4096  # threads that run at once: blocks are taken together up to so many
@@ -23,68 +24,43 @@ class Device:
 
     def __init__(self, seed: int = 0) -> None:
         self.memory = GlobalMemory()
-        self.kernels: dict[str, tuple[Kernel, Module]] = {}
-        self.symbols: dict[str, int] = {}
+        self.kernels: dict[str, Kernel] = {}
+        self.environments: dict[str, Environment] = {}  # by kernel
         self.covered: dict[str, Array] = {}
-        self.constants: dict[int, Variables] = {}
         self.seed = seed
         self.n_launches = 0
 
     def load(self, ptx: str) -> Module:
         """Parse a module and place its variables."""
         module = parse(ptx)
-        constants = Variables([variable for variable in module.variables if variable.space == "const"])
-        self.constants[id(module)] = constants
-        self.symbols |= constants.offsets
-        for variable in module.variables:
-            if variable.space == "global":
-                address = self.memory.allocate(variable.size, variable.name)
-                self.memory.write(address, variable.content.ljust(variable.size, b"\0"))
-                self.symbols[variable.name] = address
-        for kernel in module.kernels.values():
-            self.kernels[kernel.name] = kernel, module
-            self.covered.setdefault(kernel.name, np.zeros(len(kernel.code), np.bool_))
+        by_space = {space: [each for each in module.variables if each.space == space] for space in SPACES}
+        constants = Variables(by_space["const"])
+        environment = Environment(self.memory, constants, dict(constants.offsets), by_space["shared"])
+        for variable in by_space["global"]:
+            address = self.memory.allocate(variable.size, variable.name)
+            self.memory.write(address, variable.content.ljust(variable.size, b"\0"))
+            environment.symbols[variable.name] = address
+        for name, kernel in module.kernels.items():
+            self.kernels[name], self.environments[name] = kernel, environment
+            self.covered[name] = np.zeros(len(kernel.code), np.bool_)
         return module
 
-    def launch(self, name: str, grid: Shape, block: Shape, parameters: bytes, shared_bytes: int = 0) -> None:
+    def launch(self, name: str, grid: Shape, block: Shape, parameters: bytes, *, shared_bytes: int = 0) -> None:
         """Run a kernel to its end, blocks in order; raise the first Fault."""
-        kernel, module = self.kernels[name]
-        n_blocks, n_threads = (shape[0] * shape[1] * shape[2] for shape in (grid, block))
-        self.check(kernel, grid, n_threads, parameters)
-        dynamic = [variable for variable in module.variables if variable.space == "shared"]
-        together = max(1, min(n_blocks, LANES // (-(-n_threads // 32) * 32)))
+        launch = Launch(self.kernels[name], grid, block, parameters, shared_bytes)
+        check(launch)
+        together = max(1, min(launch.n_blocks, LANES // launch.width))
         self.n_launches += 1
-        machine = Machine(
-            kernel,
-            grid,
-            block,
-            together,
-            self.memory,
-            self.symbols,
-            self.constants[id(module)],
-            parameters,
-            (dynamic, shared_bytes),
-            self.seed + self.n_launches,
-        )
-        if machine.shared_bytes > MOST_SHARED:
-            raise Fault("launch", f"{name} asks for {machine.shared_bytes} bytes of shared memory, more than {MOST_SHARED}")
+        machine = Machine(launch, self.environments[name], together, self.seed + self.n_launches)
+        shared = machine.places["shared"].variables
+        if shared is not None and shared.n_bytes > MOST_SHARED:
+            raise Fault("launch", f"{name} takes {shared.n_bytes} bytes of shared memory, more than {MOST_SHARED}")
         machine.covered = self.covered[name]
-        for first in range(0, n_blocks, together):
-            machine.start(first, min(together, n_blocks - first))
-            if first == 0:
-                steps = [decode(machine, index) for index in range(len(kernel.code))]
+        steps: list[Step] = []
+        for first in range(0, launch.n_blocks, together):
+            machine.start(first, min(together, launch.n_blocks - first))
+            steps = steps or [decode(machine, index) for index in range(len(machine.kernel.code))]
             run(machine, steps)
-
-    @staticmethod
-    def check(kernel: Kernel, grid: Shape, n_threads: int, parameters: bytes) -> None:
-        limits = (2**31 - 1, 65535, 65535)
-        if not all(1 <= size <= limit for size, limit in zip(grid, limits, strict=True)):
-            raise Fault("launch", f"{kernel.name} is launched over a grid of {grid}, which must be in 1..{limits}")
-        if not 1 <= n_threads <= kernel.max_threads:
-            raise Fault("launch", f"{kernel.name} is launched with {n_threads} threads a block of {kernel.max_threads}")
-        size = parameter_size(kernel.parameters)
-        if len(parameters) != size:
-            raise Fault("launch", f"{kernel.name} is given {len(parameters)} bytes of parameters, it takes {size}")
 
     def coverage(self, names: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
         """(reached, all) instructions by kernel."""
@@ -93,9 +69,23 @@ class Device:
 
     def unreached(self, name: str) -> list[str]:
         """The instructions of a kernel that no launch reached, with their lines."""
-        kernel, _ = self.kernels[name]
+        kernel = self.kernels[name]
         missing = (kernel.code[index] for index in np.flatnonzero(~self.covered[name]))
         return [f"{each.line} ({each.source}): {each.text}" for each in missing]
+
+
+def check(launch: Launch) -> None:
+    """Raise unless the launch fits the hardware and the kernel."""
+    name, limits = launch.kernel.name, (2**31 - 1, 65535, 65535)
+    if not all(1 <= size <= limit for size, limit in zip(launch.grid, limits, strict=True)):
+        raise Fault("launch", f"{name} is launched over a grid of {launch.grid}, which must be in 1..{limits}")
+    if not 1 <= launch.n_threads <= launch.kernel.max_threads:
+        raise Fault(
+            "launch", f"{name} is given {launch.n_threads} threads a block, at most {launch.kernel.max_threads}"
+        )
+    size = parameter_size(launch.kernel.parameters)
+    if len(launch.parameters) != size:
+        raise Fault("launch", f"{name} is given {len(launch.parameters)} bytes of parameters, it takes {size}")
 
 
 def parameter_size(parameters: Sequence[Variable]) -> int:

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .faults import Checker, Fault
-from .memory import WINDOWS, GlobalMemory, Space, Variables
-from .program import Instruction, Kernel, Number, Operand, Register, Symbol
-from .races import BLOCK_TICK, WARP, Shadow
+from .places import Environment, Launch, Shape, global_place, own_places
+from .program import Instruction, Number, Operand, Register, Symbol
+from .races import BLOCK_TICK, WARP, Threads
 from .registers import DTYPES, Mask, RegisterFile
 
 Array: TypeAlias = npt.NDArray[Any]
-Shape: TypeAlias = tuple[int, int, int]
 
 MOST_TURNS = 1_000_000  # branches taken and groups formed in a batch; no test of ours comes near
 ALL_LANES = (1 << WARP) - 1
@@ -47,56 +46,27 @@ class Step:
     guard: tuple[RegisterFile, bool] | None = None
 
 
-@dataclass
-class Place:
-    """A space as the threads of a batch see it."""
-
-    name: str
-    space: Space
-    variables: Variables | None
-    size: int  # of the part that one thread sees
-    starts: Array  # of each lane's part
-    base: int = 0  # address of the first byte
-    shadow: Shadow | None = None
-
-    def near(self, address: int) -> str:
-        """Words for where an address lies."""
-        if isinstance(self.space, GlobalMemory):
-            return self.space.near(address)
-        assert self.variables is not None
-        return self.variables.near(address)
-
-
 class Machine:
     """The state of the threads of some blocks of one launch."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        grid: Shape,
-        block: Shape,
-        n_blocks: int,
-        memory: GlobalMemory,
-        symbols: dict[str, int],
-        const: Variables,
-        parameters: bytes,
-        dynamic_shared: tuple[Sequence[Any], int],
-        seed: int = 0,
-    ) -> None:
-        self.kernel, self.grid, self.block = kernel, grid, block
-        self.random = np.random.default_rng(seed)
-        self.n_threads = block[0] * block[1] * block[2]
-        self.width = -(-self.n_threads // WARP) * WARP
-        self.n_blocks = n_blocks
+    def __init__(self, launch: Launch, environment: Environment, n_blocks: int, seed: int = 0) -> None:
+        self.launch, self.environment, self.kernel = launch, environment, launch.kernel
+        self.n_blocks, self.width = n_blocks, launch.width
         self.n_lanes = n_blocks * self.width
-        self.symbols = symbols
+        self.random = np.random.default_rng(seed)
         self.block_of = np.repeat(np.arange(n_blocks), self.width)
         self.thread_of = np.tile(np.arange(self.width), n_blocks)
         self.dead = np.zeros(self.n_lanes, np.bool_)
         self.registers = {name: RegisterFile(name, kind, self.n_lanes, self.dead) for name, kind in self.used().items()}
-        self.places = self.make_places(memory, const, parameters, dynamic_shared)
+        self.places = {
+            "global": global_place(launch, environment.memory, self.n_lanes),
+            **own_places(launch, environment, self.block_of),
+        }
+        self.symbols = dict(environment.symbols)
+        for place in self.places.values():
+            self.symbols |= {} if place.variables is None else place.variables.offsets
         self.current = 0  # the instruction being executed
-        self.covered = np.zeros(len(kernel.code), np.bool_)
+        self.covered = np.zeros(len(self.kernel.code), np.bool_)
         self.unwritten = np.full(self.n_lanes, -1)  # the load that last gave a thread a value nobody wrote
         self.vote = np.zeros(self.n_lanes, np.bool_)  # what threads bring to a barrier that reduces
         self.specials: dict[str, Array] = {}
@@ -119,53 +89,6 @@ class Machine:
                 visit(operand)
         return {name: kind for name, kind in self.kernel.registers.items() if name in names}
 
-    def make_places(
-        self, memory: GlobalMemory, const: Variables, parameters: bytes, dynamic_shared: tuple[Sequence[Any], int]
-    ) -> dict[str, Place]:
-        """Every space that the kernel may address, by name."""
-        variables, dynamic_size = dynamic_shared
-        shared = Variables(
-            [*(each for each in self.kernel.variables if each.space == "shared"), *variables], dynamic_size=dynamic_size
-        )
-        local = Variables([each for each in self.kernel.variables if each.space == "local"])
-        self.shared_bytes = shared.n_bytes
-        params = Variables(self.kernel.parameters)
-        nothing = np.zeros(self.n_lanes, np.int64)
-        given = params.space()
-        begin = 0
-        for parameter in self.kernel.parameters:
-            begin = -(-begin // parameter.align) * parameter.align
-            offset = params.offsets[parameter.name]
-            given.data[offset : offset + parameter.size] = np.frombuffer(parameters, np.uint8, parameter.size, begin)
-            given.initialised[offset : offset + parameter.size] = 1
-            begin += parameter.size
-        self.symbols = {**self.symbols, **shared.offsets, **local.offsets, **params.offsets}
-        shared_space, local_space = shared.space(self.n_blocks), local.space(self.n_lanes)
-        views = {  # of each thread: the space, its layout, the size of one's part, where that begins
-            "global": (memory, None, len(memory.data), nothing),
-            "shared": (shared_space, shared, shared.stride, self.block_of * shared.stride),
-            "local": (local_space, local, local.stride, np.arange(self.n_lanes) * local.stride),
-            "const": (const.space(), const, const.stride, nothing),
-            "param": (given, params, params.stride, nothing),
-        }
-        places = {name: Place(name, *view) for name, view in views.items()}
-        places["global"].base = memory.base
-        places["global"].shadow = Shadow(len(memory.data), self.grain("global"), self.width)
-        places["shared"].shadow = Shadow(len(shared_space.data), self.grain("shared"), self.width)
-        return places
-
-    def grain(self, space: str) -> int:
-        """The size of the kernel's smallest access to a space; generic accesses may go anywhere."""
-        sizes = [8]
-        for instruction in self.kernel.code:
-            if instruction.opcode in {"ld", "st", "ldu", "atom", "red"}:
-                named = {"global", "shared", "local", "const", "param"} & {
-                    each.split("::")[0] for each in instruction.modifiers
-                }
-                if not named or space in named:
-                    sizes.append(DTYPES[instruction.modifiers[-1]].itemsize if instruction.modifiers[-1] in DTYPES else 1)
-        return min(sizes)
-
     # Threads
 
     def start(self, first_block: int, n_blocks: int) -> None:
@@ -173,7 +96,7 @@ class Machine:
         self.first_block = first_block
         self.turns = 0
         self.pc = np.zeros(self.n_lanes, np.int64)
-        self.absent = (self.thread_of >= self.n_threads) | (self.block_of >= n_blocks)
+        self.absent = (self.thread_of >= self.launch.n_threads) | (self.block_of >= n_blocks)
         self.dead[...] = self.absent
         self.waiting = np.zeros(self.n_lanes, np.bool_)  # at a barrier of the block
         self.stalled = np.zeros(self.n_lanes, np.bool_)  # at a warp operation whose lanes are not all there
@@ -182,13 +105,13 @@ class Machine:
         for register in self.registers.values():
             register.clear()
         if first_block:
-            for name in ("shared", "local"):
-                place = self.places[name]
-                assert place.variables is not None
-                place.space = place.variables.space(self.n_blocks if name == "shared" else self.n_lanes)
-            self.forget_shared(np.ones(self.n_blocks, np.bool_))
+            self.places |= own_places(self.launch, self.environment, self.block_of)
         self.fill_specials()
         self.count_alive()
+
+    def who(self, lanes: Array) -> Threads:
+        """These lanes as the race check knows them."""
+        return Threads(self.threads[lanes], self.clock[lanes])
 
     def count_alive(self) -> None:
         self.alive_lanes = np.flatnonzero(~self.dead)
@@ -214,10 +137,13 @@ class Machine:
 
         lane = self.thread_of % WARP
         values: dict[str, Any] = {"%laneid": lane, "%warpid": self.thread_of // WARP, "%nwarpid": [self.width // WARP]}
-        tid, ctaid = coordinates(self.thread_of, self.block), coordinates(self.first_block + self.block_of, self.grid)
+        tid, ctaid = (
+            coordinates(self.thread_of, self.launch.block),
+            coordinates(self.first_block + self.block_of, self.launch.grid),
+        )
         for axis, name in enumerate("xyz"):
             values |= {f"%tid.{name}": tid[axis], f"%ctaid.{name}": ctaid[axis]}
-            values |= {f"%ntid.{name}": [self.block[axis]], f"%nctaid.{name}": [self.grid[axis]]}
+            values |= {f"%ntid.{name}": [self.launch.block[axis]], f"%nctaid.{name}": [self.launch.grid[axis]]}
         values |= {"%lanemask_eq": 1 << lane, "%lanemask_lt": (1 << lane) - 1, "%lanemask_le": (2 << lane) - 1}
         values |= {"%lanemask_gt": ALL_LANES & -(2 << lane), "%lanemask_ge": ALL_LANES & -(1 << lane)}
         for name, value in values.items():
@@ -300,7 +226,7 @@ class Machine:
         def named(index: int, shape: Shape) -> str:
             return f"({index % shape[0]}, {index // shape[0] % shape[1]}, {index // (shape[0] * shape[1])})"
 
-        return f"block {named(thread // self.width, self.grid)} thread {named(thread % self.width, self.block)}"
+        return f"block {named(thread // self.width, self.launch.grid)} thread {named(thread % self.width, self.launch.block)}"
 
     def fault(self, checker: Checker, message: str, lane: int) -> NoReturn:
         """Raise what is wrong with one thread at the current instruction."""

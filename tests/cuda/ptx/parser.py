@@ -8,7 +8,20 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from .faults import Fault
-from .program import SIZES, Address, Instruction, Kernel, Module, Number, Operand, Pack, Pair, Register, Symbol, Variable
+from .program import (
+    SIZES,
+    Address,
+    Instruction,
+    Kernel,
+    Module,
+    Number,
+    Operand,
+    Pack,
+    Pair,
+    Register,
+    Symbol,
+    Variable,
+)
 
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{")
@@ -51,10 +64,9 @@ def split(text: str) -> list[str]:
 
 def number(text: str) -> Number | None:
     """A literal, or None if it is something else."""
-    if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-        return Number(int(text[2:], 16), 32)
-    if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
-        return Number(int(text[2:], 16), 64)
+    as_float = re.fullmatch(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})", text)
+    if as_float:
+        return Number(int(as_float[1] or as_float[2], 16), 32 if as_float[1] else 64)
     if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
         return Number(int(text.rstrip("U"), 0))
     return None
@@ -162,7 +174,8 @@ class BodyParser:
             return self.address(text[1:-1])
         if "|" in text:
             first, second = (self.operand(part) for part in text.split("|"))
-            assert isinstance(first, Register | None) and isinstance(second, Register | None)
+            assert isinstance(first, Register | None)
+            assert isinstance(second, Register | None)
             return Pair(first, second)
         if text.startswith("!"):
             plain = self.operand(text[1:])
@@ -189,7 +202,10 @@ def parse(text: str) -> Module:
     module = Module()
     target = re.search(r"^\.target\s+(\w+)", text, re.MULTILINE)
     module.target = target[1] if target else ""
-    files = {int(index): PurePath(path).name for index, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
+    files = {
+        int(index): PurePath(path).name
+        for index, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)
+    }
     outside, kept = 0, ""
     for found in ENTRY.finditer(text):
         parameters = [variable(part) for part in split(found[2])]

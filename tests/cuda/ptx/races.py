@@ -12,6 +12,7 @@ orders only how far apart they are: in a warp, in a block, in several blocks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,11 +26,25 @@ NOBODY = -1
 ALONE, IN_WARP, IN_BLOCK, ANYWHERE = range(4)  # how far apart the readers of a grain are
 
 
-class Race:
-    """The first conflict of an access: the index of the lane, the other thread, and what that one did."""
+@dataclass(frozen=True)
+class Threads:
+    """Who makes an access: numbers that count through all blocks, and clocks."""
 
-    def __init__(self, lane: int, grain: int, other: int, what: str) -> None:
-        self.lane, self.grain, self.other, self.what = lane, grain, other, what
+    numbers: Array
+    clocks: Array
+
+    def of(self, which: Array) -> Threads:
+        return Threads(self.numbers[which], self.clocks[which])
+
+
+@dataclass(frozen=True)
+class Race:
+    """The first conflict of an access: which of its threads, at which grain, with whom, and what that one did."""
+
+    index: int
+    grain: int
+    other: int
+    did: str
 
 
 class Shadow:
@@ -61,81 +76,80 @@ class Shadow:
             return first, np.arange(len(offsets))
         return (first[:, None] + np.arange(count)).ravel(), np.repeat(np.arange(len(offsets)), count)
 
-    def ordered(self, threads: Array, clocks: Array, others: Array, other_clocks: Array) -> Array:
-        """Whether what others did at their clocks comes before what these threads do now."""
-        same_warp = threads // WARP == others // WARP
-        same_block = threads // self.block_width == others // self.block_width
-        later = clocks // BLOCK_TICK != other_clocks // BLOCK_TICK
-        return (threads == others) | (same_block & (later | (same_warp & (clocks != other_clocks))))
+    def same_block(self, numbers: Array, others: Array) -> Array:
+        return numbers // self.block_width == others // self.block_width
 
-    def read(self, offsets: Array, size: int, threads: Array, clocks: Array, read_only_path: bool) -> Race | None:
-        """Check and note the reads of `threads` at `offsets`."""
-        places, lane = self.grains(offsets, size)
-        threads, clocks = threads[lane], clocks[lane]
+    def after_writer(self, places: Array, who: Threads) -> Array:
+        """Whether what the last writers did comes before what these threads do now."""
+        others, clocks = self.writer[places], self.writer_clock[places]
+        later = who.clocks // BLOCK_TICK != clocks // BLOCK_TICK
+        in_warp = (who.numbers // WARP == others // WARP) & (who.clocks != clocks)
+        return (who.numbers == others) | (self.same_block(who.numbers, others) & later) | in_warp | (others == NOBODY)
+
+    def after_readers(self, places: Array, who: Threads) -> Array:
+        """The same of the last readers, all of them."""
+        others, clocks, apart = self.reader[places], self.reader_clock[places], self.apart[places]
+        alone = (who.numbers == others) & (apart == ALONE)
+        in_warp = (who.numbers // WARP == others // WARP) & (who.clocks != clocks) & (apart <= IN_WARP)
+        later = who.clocks // BLOCK_TICK != clocks // BLOCK_TICK
+        in_block = self.same_block(who.numbers, others) & later & (apart <= IN_BLOCK)
+        return alone | in_warp | in_block | (others == NOBODY)
+
+    def read(self, offsets: Array, size: int, who: Threads, read_only_path: bool) -> Race | None:
+        """Check and note reads at `offsets`."""
+        places, index = self.grains(offsets, size)
+        who = who.of(index)
         if self.written:
-            writers = self.writer[places]
-            bad = (writers != NOBODY) & (
-                True if read_only_path else ~self.ordered(threads, clocks, writers, self.writer_clock[places])
-            )
-            if bad.any():
-                first = int(bad.argmax())
-                return Race(int(lane[first]), int(places[first]), int(writers[first]), "wrote")
+            good = self.writer[places] == NOBODY if read_only_path else self.after_writer(places, who)
+            if not good.all():
+                return self.race(good, places, index, self.writer, "wrote")
         if read_only_path:
             self.apart[places] = ANYWHERE
-            self.reader[places] = threads
+            self.reader[places] = who.numbers
         else:
-            self.note_readers(places, threads, clocks)
+            self.note_readers(places, who)
         return None
 
-    def note_readers(self, places: Array, threads: Array, clocks: Array) -> None:
+    @staticmethod
+    def race(good: Array, places: Array, index: Array, others: Array, did: str) -> Race:
+        first = int((~good).argmax())
+        return Race(int(index[first]), int(places[first]), int(others[places[first]]), did)
+
+    def note_readers(self, places: Array, who: Threads) -> None:
+        """Who read last, and how far the readers that nothing orders are apart."""
         before, clock_before, apart = self.reader[places], self.reader_clock[places], self.apart[places]
-        same_block = threads // self.block_width == before // self.block_width
-        same_warp = threads // WARP == before // WARP
-        earlier = clocks // BLOCK_TICK != clock_before // BLOCK_TICK
-        alone = (threads == before) | (same_warp & (clocks != clock_before))
-        now = np.where(same_warp, np.where(alone, ALONE, IN_WARP), IN_BLOCK).astype(np.int8)
-        now = np.where(alone & (apart <= IN_WARP) & (clocks != clock_before), ALONE, np.maximum(now, apart))
-        now = np.where(same_block, np.where(earlier & (apart < ANYWHERE), ALONE, now), ANYWHERE)
-        now[before == NOBODY] = ALONE
-        self.apart[places] = now
-        self.reader[places] = threads
+        numbers, clocks = who.numbers, who.clocks
+        same_warp = numbers // WARP == before // WARP
+        warp_later = same_warp & (clocks != clock_before) & (apart <= IN_WARP)
+        block_later = (clocks // BLOCK_TICK != clock_before // BLOCK_TICK) & (apart <= IN_BLOCK)
+        now = np.where(same_warp, np.where(numbers == before, ALONE, IN_WARP), IN_BLOCK).astype(np.int8)
+        now = np.where(warp_later | block_later, ALONE, np.maximum(now, apart))
+        now = np.where(self.same_block(numbers, before), now, ANYWHERE)
+        self.apart[places] = np.where(before == NOBODY, ALONE, now)
+        self.reader[places] = numbers
         self.reader_clock[places] = clocks
         kept = self.reader[places]  # of several threads at one grain, one was kept
-        lost = kept != threads
+        lost = kept != numbers
         if lost.any():
-            places, threads, kept = places[lost], threads[lost], kept[lost]
-            wide = np.where(threads // WARP == kept // WARP, IN_WARP, IN_BLOCK)
-            wide = np.where(threads // self.block_width == kept // self.block_width, wide, ANYWHERE).astype(np.int8)
+            places, numbers, kept = places[lost], numbers[lost], kept[lost]
+            wide = np.where(numbers // WARP == kept // WARP, IN_WARP, IN_BLOCK)
+            wide = np.where(self.same_block(numbers, kept), wide, ANYWHERE).astype(np.int8)
             np.maximum.at(self.apart, places, wide)
 
-    def write(
-        self, offsets: Array, size: int, threads: Array, clocks: Array, same: Array | None, atomic: bool = False
-    ) -> Race | None:
-        """Check and note writes; `same`: which of them change nothing that another write left."""
-        places, lane = self.grains(offsets, size)
-        threads, clocks = threads[lane], clocks[lane]
-        readers, read_clocks, apart = self.reader[places], self.reader_clock[places], self.apart[places]
-        same_warp = threads // WARP == readers // WARP
-        same_block = threads // self.block_width == readers // self.block_width
-        ordered = (threads == readers) & (apart == ALONE)
-        ordered |= same_warp & (clocks != read_clocks) & (apart <= IN_WARP)
-        ordered |= same_block & (clocks // BLOCK_TICK != read_clocks // BLOCK_TICK) & (apart <= IN_BLOCK)
-        bad = (readers != NOBODY) & ~ordered
-        if bad.any():
-            first = int(bad.argmax())
-            return Race(int(lane[first]), int(places[first]), int(readers[first]), "read")
+    def write(self, offsets: Array, size: int, who: Threads, harmless: Array | None) -> Race | None:
+        """Check and note writes; `harmless`: those that leave what an earlier write left. None: they are atomic."""
+        places, index = self.grains(offsets, size)
+        who = who.of(index)
+        good = self.after_readers(places, who)
+        if not good.all():
+            return self.race(good, places, index, self.reader, "read")
         if self.written:
-            writers = self.writer[places]
-            bad = (writers != NOBODY) & ~self.ordered(threads, clocks, writers, self.writer_clock[places])
-            if atomic:
-                bad &= ~self.atomic[places]
-            elif same is not None:
-                bad &= ~(same[lane] & ~self.atomic[places])
-            if bad.any():
-                first = int(bad.argmax())
-                return Race(int(lane[first]), int(places[first]), int(writers[first]), "wrote")
+            good = self.after_writer(places, who)
+            good |= self.atomic[places] if harmless is None else harmless[index] & ~self.atomic[places]
+            if not good.all():
+                return self.race(good, places, index, self.writer, "wrote")
         self.written = True
-        self.writer[places] = threads
-        self.writer_clock[places] = clocks
-        self.atomic[places] = atomic
+        self.writer[places] = who.numbers
+        self.writer_clock[places] = who.clocks
+        self.atomic[places] = harmless is None
         return None

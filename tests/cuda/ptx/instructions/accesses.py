@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..machine import Machine, Place, Source, Step
+from ..machine import Machine, Source, Step
 from ..memory import WINDOWS
-from ..program import Address, Instruction, Number, Operand, Register, Symbol
+from ..places import Place
+from ..program import Address, Instruction, Number, Operand, Symbol
 from ..races import Race
 from ..registers import DTYPES, Mask, RegisterFile
 from .common import Array, Builder, parts, widened
@@ -18,6 +20,15 @@ from .common import Array, Builder, parts, widened
 # How strong, how far visible, how cached: nothing that this model of memory tells apart.
 HINTS = re.compile(r"weak|volatile|relaxed|acquire|release|acq_rel|gpu|cta|sys|cluster|c[agsv]|lu|nc|wb|wt|L[12]::\w+")
 WINDOW_SIZE = 1 << 36
+
+
+@dataclass(frozen=True)
+class Touch:
+    """The bytes of one space that an access reaches: the lanes, and each one's offset."""
+
+    place: Place
+    lanes: Array
+    offsets: Array
 
 
 class Access:
@@ -30,7 +41,9 @@ class Access:
         unknown = {
             name
             for name in modifiers
-            if name not in extra and name not in {"v2", "v4", "v8"} and name.split("::")[0] not in WINDOWS
+            if name not in extra
+            and name not in {"v2", "v4", "v8"}
+            and name.split("::")[0] not in WINDOWS
             and not HINTS.fullmatch(name)
         }
         if unknown or kind not in DTYPES or not isinstance(address, Address):
@@ -65,8 +78,8 @@ class Access:
             self.machine.fault("alignment", message, int(lanes[first]))
         return found
 
-    def places(self, mask: Mask) -> list[tuple[Place, Array, Array]]:
-        """(space, lanes, offsets) of the access: one space, or of a generic access each that is touched."""
+    def touches(self, mask: Mask) -> list[Touch]:
+        """What the threads of a mask touch: one space, or with a generic address each in which some of them lie."""
         lanes = self.machine.lanes(mask)
         addresses = self.addresses(mask, lanes)
         if self.space:
@@ -74,15 +87,15 @@ class Access:
         found = []
         rest = np.ones(len(lanes), np.bool_)
         for name, window in WINDOWS.items():
-            here = rest & (addresses >= window) & (addresses < window + WINDOW_SIZE) if window else None
-            if here is not None and here.any():
+            here = rest & (addresses >= window) & (addresses < window + WINDOW_SIZE) & (window > 0)
+            if here.any():
                 found.append(self.checked(self.machine.places[name], lanes[here], addresses[here] - window))
                 rest &= ~here
         if rest.any():
             found.append(self.checked(self.machine.places["global"], lanes[rest], addresses[rest]))
         return found
 
-    def checked(self, place: Place, lanes: Array, addresses: Array) -> tuple[Place, Array, Array]:
+    def checked(self, place: Place, lanes: Array, addresses: Array) -> Touch:
         """The offsets of addresses, all inside of what is allocated."""
         offsets = addresses - place.base
         inside = (offsets >= 0) & (offsets < place.size)
@@ -93,18 +106,20 @@ class Access:
             address = int(addresses[first])
             message = f"accesses {self.size} bytes of {place.name} memory at {address:#x}, {place.near(address)}"
             self.machine.fault("bounds", message, int(lanes[first]))
-        return place, lanes, offsets
+        return Touch(place, lanes, offsets)
 
-    def order(self, place: Place, lanes: Array, race: Race | None) -> None:
+    def order(self, touch: Touch, race: Race | None) -> None:
         """Raise a race that the shadow found."""
-        if race is not None:
-            self.conflict(place, int(lanes[race.lane]), race.other, race.what, race.grain)
-
-    def conflict(self, place: Place, lane: int, other: int, what: str, grain: int) -> None:
+        if race is None:
+            return
+        place, lane = touch.place, int(touch.lanes[race.index])
         assert place.shadow is not None
-        address = grain * place.shadow.grain - int(place.starts[lane]) + place.base
-        message = f"at {address:#x} ({place.near(address)}) meets {self.machine.thread_name(other)}, which {what} there"
-        self.machine.fault("race", f"in {place.name} memory {message} with nothing to order them", lane)
+        address = race.grain * place.shadow.grain - int(place.starts[lane]) + place.base
+        where = f"in {place.name} memory at {address:#x} ({place.near(address)})"
+        message = (
+            f"meets {self.machine.thread_name(race.other)} {where}, which {race.did} there, and nothing orders them"
+        )
+        self.machine.fault("race", message, lane)
 
 
 def load(machine: Machine, instruction: Instruction) -> Step:
@@ -116,28 +131,28 @@ def load(machine: Machine, instruction: Instruction) -> Step:
     targets = [None if each is None else machine.target(each) for each in parts(destination)]
 
     def run(mask: Mask) -> None:
-        for place, lanes, offsets in access.places(mask):
-            if place.shadow is not None:
-                threads, clocks = machine.threads[lanes], machine.clock[lanes]
-                race = place.shadow.read(offsets, access.size, threads, clocks, access.read_only_path)
-                access.order(place, lanes, race)
+        for touch in access.touches(mask):
+            shadow = touch.place.shadow
+            if shadow is not None:
+                who = machine.who(touch.lanes)
+                access.order(touch, shadow.read(touch.offsets, access.size, who, access.read_only_path))
             for step, target in enumerate(targets):
-                value, known = place.space.load(offsets + step * access.item, access.item)
+                value, known = touch.place.space.load(touch.offsets + step * access.item, access.item)
                 if target is not None:
-                    put(machine, target, widened(value.view(access.dtype), target), lanes, mask, known)
+                    put(machine, target, touch.lanes, widened(value.view(access.dtype), target), known)
 
     return Step(run)
 
 
-def put(machine: Machine, target: RegisterFile, value: Array, lanes: Array, mask: Mask, known: Array) -> None:
-    """Set a register of some threads to loaded values, which may be `known` or not."""
+def put(machine: Machine, target: RegisterFile, lanes: Array, value: Array, known: Array) -> None:
+    """Set a register of some threads to values from memory, which may be `known` or not."""
     target.view(value.dtype)[lanes] = value
-    if known.all() and len(lanes) == len(machine.lanes(mask)):
-        target.define(mask)
-        return
-    machine.unwritten[lanes[~known]] = machine.current
     here = np.zeros(machine.n_lanes, np.bool_)
     here[lanes] = True
+    if known.all():
+        target.define(None if len(lanes) == len(machine.alive_lanes) else here)
+        return
+    machine.unwritten[lanes[~known]] = machine.current
     all_known = np.zeros(machine.n_lanes, np.bool_)
     all_known[lanes] = known
     target.define(here, (), all_known)
@@ -169,55 +184,57 @@ def store(machine: Machine, instruction: Instruction) -> Step:
     sources = [machine.source(each, access.kind) for each in parts(origin)]
 
     def run(mask: Mask) -> None:
-        for place, lanes, offsets in access.places(mask):
-            if place.name in {"const", "param"}:
-                machine.fault("bounds", f"writes {place.name} memory", int(lanes[0]))
-            values = [np.broadcast_to(source.read(), machine.n_lanes)[lanes] for source in sources]
-            known = [known_values(machine, source, lanes) for source in sources]
-            if place.name == "global":
+        for touch in access.touches(mask):
+            if touch.place.name in {"const", "param"}:
+                machine.fault("bounds", f"writes {touch.place.name} memory", int(touch.lanes[0]))
+            values = [np.broadcast_to(source.read(), machine.n_lanes)[touch.lanes] for source in sources]
+            known = [known_values(source, touch.lanes) for source in sources]
+            if touch.place.name == "global":
                 for source in sources:
                     machine.require(source.registers, mask, "what is stored")
-            if place.shadow is not None:
-                race_of_store(machine, access, place, lanes, offsets, values)
+            order_store(machine, access, touch, values)
             for step, value in enumerate(values):
-                place.space.store(offsets + step * access.item, value, known[step])
-            settle(access, place, lanes, offsets, values)
+                touch.place.space.store(touch.offsets + step * access.item, value, known[step])
+            settle(access, touch, values)
 
     return Step(run)
 
 
-def known_values(machine: Machine, source: Source, lanes: Array) -> Array | None:
+def known_values(source: Source, lanes: Array) -> Array | None:
     """Which lanes' values somebody wrote; None if all."""
     partly = [register.defined for register in source.registers if not register.whole]
     return np.logical_and.reduce([defined[lanes] for defined in partly]) if partly else None
 
 
-def race_of_store(
-    machine: Machine, access: Access, place: Place, lanes: Array, offsets: Array, values: list[Array]
-) -> None:
+def order_store(machine: Machine, access: Access, touch: Touch, values: list[Array]) -> None:
     """Check a store against earlier accesses; one that changes nothing does not conflict with a write."""
-    assert place.shadow is not None
-    same = None
-    if place.shadow.written:
-        same = np.ones(len(lanes), np.bool_)
-        for step, value in enumerate(values):
-            old, known = place.space.load(offsets + step * access.item, access.item)
-            same &= known & (old == value.view(old.dtype))
-    threads, clocks = machine.threads[lanes], machine.clock[lanes]
-    access.order(place, lanes, place.shadow.write(offsets, access.size, threads, clocks, same))
+    shadow = touch.place.shadow
+    if shadow is None:
+        return
+    same = np.ones(len(touch.lanes), np.bool_)
+    for step, value in enumerate(values if shadow.written else ()):
+        old, known = touch.place.space.load(touch.offsets + step * access.item, access.item)
+        same &= known & (old == value.view(old.dtype))
+    access.order(touch, shadow.write(touch.offsets, access.size, machine.who(touch.lanes), same))
 
 
-def settle(access: Access, place: Place, lanes: Array, offsets: Array, values: list[Array]) -> None:
+def settle(access: Access, touch: Touch, values: list[Array]) -> None:
     """Raise if threads stored different values at one place with this very instruction."""
-    if place.shadow is None:
+    shadow = touch.place.shadow
+    if shadow is None:
         return
     for step, value in enumerate(values):
-        kept, _ = place.space.load(offsets + step * access.item, access.item)
+        offsets = touch.offsets + step * access.item
+        kept, _ = touch.place.space.load(offsets, access.item)
         lost = kept != value.view(kept.dtype)
         if lost.any():
             first = int(lost.argmax())
-            grain = int(offsets[first] + step * access.item) // place.shadow.grain
-            access.conflict(place, int(lanes[first]), int(place.shadow.writer[grain]), "wrote", grain)
+            grain = int(offsets[first]) // shadow.grain
+            access.order(touch, Race(first, grain, int(shadow.writer[grain]), "wrote"))
+
+
+def exchanged(_: Array, new: Array) -> Array:
+    return new
 
 
 def wrapped_increment(old: Array, limit: Array) -> Array:
@@ -235,7 +252,7 @@ ATOMICS: dict[str, Callable[..., Any]] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
-    "exch": lambda old, new: new,
+    "exch": exchanged,
     "inc": wrapped_increment,
     "dec": wrapped_decrement,
     "cas": lambda old, expected, new: np.where(old == expected, new, old),
@@ -257,45 +274,41 @@ def atomic(machine: Machine, instruction: Instruction) -> Step:
     def run(mask: Mask) -> None:
         for source in sources:
             machine.require(source.registers, mask, "what is combined")
-        for place, lanes, offsets in access.places(mask):
-            if place.shadow is not None:
-                threads, clocks = machine.threads[lanes], machine.clock[lanes]
-                race = place.shadow.write(offsets, access.size, threads, clocks, None, atomic=True)
-                access.order(place, lanes, race)
-            values = [np.broadcast_to(source.read(), machine.n_lanes)[lanes] for source in sources]
-            old, known = take_turns(machine, place, offsets, values, function, access.dtype)
+        for touch in access.touches(mask):
+            if touch.place.shadow is not None:
+                who = machine.who(touch.lanes)
+                access.order(touch, touch.place.shadow.write(touch.offsets, access.size, who, None))
+            values = [np.broadcast_to(source.read(), machine.n_lanes)[touch.lanes] for source in sources]
+            order = machine.random.permutation(len(touch.lanes))
+            found, known = take_turns(touch, order, values, function)
             if target is not None:
-                put(machine, target, widened(old, target), lanes, mask, known)
+                put(machine, target, touch.lanes, widened(found, target), known)
 
     return Step(run)
 
 
-def take_turns(
-    machine: Machine, place: Place, offsets: Array, values: list[Array], function: Callable[..., Any], dtype: Any
-) -> tuple[Array, Array]:
+def take_turns(touch: Touch, order: Array, values: list[Array], function: Callable[..., Any]) -> tuple[Array, Array]:
     """What each lane found before its turn, and whether somebody wrote that."""
-    order = machine.random.permutation(len(offsets))
-    sorted_order = order[np.argsort(offsets[order], kind="stable")]
-    keys = offsets[sorted_order]
-    begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    turn = np.arange(len(keys)) - np.repeat(begins, np.diff(np.r_[begins, len(keys)]))
-    found, known = np.zeros(len(offsets), dtype), np.zeros(len(offsets), np.bool_)
+    dtype, space = values[0].dtype, touch.place.space
+    turns = order[np.argsort(touch.offsets[order], kind="stable")]  # by place, and there in the drawn order
+    places = touch.offsets[turns]
+    begins = np.flatnonzero(np.r_[True, places[1:] != places[:-1]])
+    lengths = np.diff(np.r_[begins, len(places)])
+    found, known = np.zeros(len(places), dtype), np.zeros(len(places), np.bool_)
     if function is np.add and dtype.kind in "iu":  # all turns at once
-        totals = np.cumsum(values[0][sorted_order], dtype=dtype)
-        before = totals - values[0][sorted_order]
-        old, written = place.space.load(keys, dtype.itemsize)
-        found[sorted_order] = old.view(dtype) + before - np.repeat(before[begins], np.diff(np.r_[begins, len(keys)]))
-        known[sorted_order] = written
-        last = np.r_[begins[1:], len(keys)] - 1
-        final = found[sorted_order[last]] + values[0][sorted_order[last]]
-        place.space.store(keys[last], final, written[last])
+        given = values[0][turns]
+        before = np.cumsum(given, dtype=dtype) - given
+        old, known[turns] = space.load(places, dtype.itemsize)
+        found[turns] = old.view(dtype) + before - np.repeat(before[begins], lengths)
+        last = begins + lengths - 1
+        space.store(places[last], found[turns[last]] + given[last], known[turns[last]])
         return found, known
-    for round_ in range(int(turn.max(initial=-1)) + 1):
-        now = sorted_order[turn == round_]
-        old, written = place.space.load(offsets[now], dtype.itemsize)
-        found[now], known[now] = old.view(dtype), written
+    for turn in range(int(lengths.max())):
+        now = turns[(begins + turn)[lengths > turn]]
+        old, known[now] = space.load(touch.offsets[now], dtype.itemsize)
+        found[now] = old.view(dtype)
         new = function(found[now], *(value[now] for value in values)).astype(dtype)
-        place.space.store(offsets[now], new, written)
+        space.store(touch.offsets[now], new, known[now])
     return found, known
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..machine import ALL_LANES, Machine, Source, Step
-from ..program import Instruction, Number, Operand, Pair, Register, Symbol
+from ..machine import Machine, Step
+from ..program import Instruction, Number, Operand, Pair, Symbol
 from ..races import WARP
-from ..registers import DTYPES, Mask, RegisterFile
+from ..registers import DTYPES, Mask
 from .common import Array, Builder
 
 REDUCTIONS: dict[str, Callable[..., Any]] = {
@@ -31,7 +31,12 @@ def branch(machine: Machine, instruction: Instruction) -> Step:
 
 
 def nothing(mask: Mask) -> None:
-    """What fences, prefetches and the like do in this model."""
+    """What is left to do at a branch, an end or a barrier once the flow of control has been seen to."""
+
+
+def no_effect(machine: Machine, instruction: Instruction) -> Step:
+    """Fences and prefetches: this model of memory has one order, and no cache."""
+    return Step(nothing)
 
 
 def end(machine: Machine, instruction: Instruction) -> Step:
@@ -216,8 +221,8 @@ CONTROL: dict[str, Builder] = {
     "match": match,
     "redux": reduce_warp,
     "activemask": active,
-    "membar": lambda machine, instruction: Step(nothing),
-    "fence": lambda machine, instruction: Step(nothing),
-    "prefetch": lambda machine, instruction: Step(nothing),
-    "prefetchu": lambda machine, instruction: Step(nothing),
+    "membar": no_effect,
+    "fence": no_effect,
+    "prefetch": no_effect,
+    "prefetchu": no_effect,
 }

@@ -47,11 +47,14 @@ def product(machine: Machine, instruction: Instruction) -> Step:
     sources += [machine.source(operand, result) for operand in operands[2:]]
     wide = DTYPES[result]
 
+    multiply: dict[str, Callable[[Array, Array], Array]] = {
+        "lo": np.multiply,
+        "hi": high_product,
+        "wide": lambda a, b: a.astype(wide) * b.astype(wide),
+    }
+
     def function(a: Array, b: Array, *c: Array) -> Array:
-        if part == "wide":
-            value = a.astype(wide) * b.astype(wide)
-        else:
-            value = a * b if part == "lo" else high_product(a, b)
+        value = multiply[part](a, b)
         return value + c[0] if c else value
 
     return computed(machine.target(target), sources, function)
@@ -119,9 +122,7 @@ def logic(table: int) -> Callable[[Array, Array, Array], Array]:
         value = np.zeros_like(a & b & c)
         for row in range(8):
             if table >> row & 1:
-                value = value | (
-                    (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
-                )
+                value = value | ((a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c))
         return value
 
     return function
@@ -149,7 +150,9 @@ def extract(machine: Machine, instruction: Instruction) -> Step:
         clamped = np.minimum(start, width - 1).astype(unsigned)
         field = np.where(start >= width, unsigned.type(0), bits >> clamped)
         kept = np.minimum(end - start, width)
-        mask = np.where(kept >= width, ~unsigned.type(0), (unsigned.type(1) << kept.astype(unsigned)) - unsigned.type(1))
+        mask = np.where(
+            kept >= width, ~unsigned.type(0), (unsigned.type(1) << kept.astype(unsigned)) - unsigned.type(1)
+        )
         field = field & mask
         if signed(a.dtype):
             sign_place = np.clip(end - 1, 0, width - 1).astype(unsigned)

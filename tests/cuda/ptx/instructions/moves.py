@@ -14,15 +14,20 @@ from ..registers import DTYPES, Mask, RegisterFile
 from .common import Array, Builder, computed, only, parts, signed, widened
 from .floats import canonical, flushed, rounded, saturated
 
+
+def unordered(a: Array, b: Array) -> Array:
+    return np.isnan(a) | np.isnan(b)
+
+
 ORDERED: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,
-    "ne": lambda a, b: (a != b) & (a == a) & (b == b),
+    "ne": lambda a, b: (a < b) | (a > b),
     "lt": np.less,
     "le": np.less_equal,
     "gt": np.greater,
     "ge": np.greater_equal,
-    "num": lambda a, b: (a == a) & (b == b),
-    "nan": lambda a, b: (a != a) | (b != b),
+    "num": lambda a, b: ~unordered(a, b),
+    "nan": unordered,
 }
 UNSIGNED_NAMES = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
@@ -60,7 +65,9 @@ def unpack(machine: Machine, operands: tuple[Operand | None, ...], source: Sourc
     dtype = np.dtype(f"u{DTYPES[kind].itemsize}")
     width = 8 * dtype.itemsize // len(operands)
     narrow = np.dtype(f"u{width // 8}")
-    targets = [(machine.target(operand), width * place) for place, operand in enumerate(operands) if operand is not None]
+    targets = [
+        (machine.target(operand), width * place) for place, operand in enumerate(operands) if operand is not None
+    ]
 
     def run(mask: Mask) -> None:
         value = source.read().view(dtype)
@@ -126,7 +133,7 @@ def comparison(name: str, floating: bool) -> Callable[[Array, Array], Array] | N
         return ORDERED[name] if floating or name != "ne" else np.not_equal
     if floating and name.endswith("u") and name[:-1] in ORDERED:
         ordered = ORDERED[name[:-1]]
-        return lambda a, b: ordered(a, b) | (a != a) | (b != b)
+        return lambda a, b: ordered(a, b) | unordered(a, b)
     return None
 
 
@@ -193,7 +200,13 @@ def convert(machine: Machine, instruction: Instruction) -> Step:
     *modifiers, to, kind = instruction.modifiers
     known = ROUNDINGS | set(TO_INTEGER) | {"ftz", "sat"}
     target, operand = instruction.operands
-    if set(modifiers) - known or kind not in DTYPES or to not in DTYPES or "f16x2" in {to, kind} or not isinstance(target, Register):
+    if (
+        set(modifiers) - known
+        or kind not in DTYPES
+        or to not in DTYPES
+        or "f16x2" in {to, kind}
+        or not isinstance(target, Register)
+    ):
         machine.unsupported(f"the conversion {'.'.join(instruction.name)}")
     register = machine.target(target)
     function = conversion(set(modifiers), to, kind)
