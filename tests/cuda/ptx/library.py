@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,12 +28,23 @@ RUNTIME = Path(__file__).with_name("runtime.cpp")
 LINE_INFO = "-lineinfo"  # so that faults name lines of the sources; changes no instruction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Built:
     """A library and the PTX of its kernels, by architecture."""
 
     library: Path
     ptx: dict[int, list[str]]
+
+
+def plain(name: str) -> str:
+    """A kernel's mangled name without what depends on where its source lies."""
+    return re.sub(r"_GLOBAL__N__[0-9a-f]+_(\d+_\w+?_cu)_[0-9a-f]{8}", r"_GLOBAL__N__\1", name)
+
+
+def kernel_of(name: str) -> str:
+    """A kernel's own name: `<what>_kernel`."""
+    found = re.search(r"\d([a-z_]+_kernel)", name)
+    return found[1] if found else name
 
 
 def build(folder: Path, architectures: Sequence[int], sources: Path = CUDA_SOURCES) -> Built:
@@ -103,6 +115,8 @@ class Interpreted(Calls):
         self.device = Device(seed)
         for text in modules:
             self.device.load(text)
+        self.kernels = {plain(name): name for name in self.device.kernels}
+        self.most_blocks: int | None = None  # kernels must answer over any number of blocks: of a launch, at most so many
         self.fault: Exception | None = None
         self.hooks = Hooks(_ALLOCATE(self.allocate), _FREE(self.free), _COPY(self.copy), _LAUNCH(self.launch))
 
@@ -145,10 +159,11 @@ class Interpreted(Calls):
 
     def launch(self, name: bytes, grid: Any, block: Any, arguments: Any, shared_bytes: int) -> int:
         try:
-            kernel = self.device.kernels[os.fsdecode(name)]
+            kernel = self.device.kernels[self.kernels[plain(os.fsdecode(name))]]
             values = [ctypes.string_at(arguments[i], each.size) for i, each in enumerate(kernel.parameters)]
-            shapes = [(int(shape[0]), int(shape[1]), int(shape[2])) for shape in (grid, block)]
-            self.device.launch(kernel.name, *shapes, packed(kernel, values), shared_bytes=shared_bytes)
+            blocks = min(grid[0], self.most_blocks or grid[0]), grid[1], grid[2]
+            threads = block[0], block[1], block[2]
+            self.device.launch(kernel.name, blocks, threads, packed(kernel, values), shared_bytes=shared_bytes)
         except Exception as error:  # noqa: BLE001 -- a callback from C must not raise
             return self.note(error)
         return 0
