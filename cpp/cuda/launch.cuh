@@ -81,6 +81,12 @@ public:
         return static_cast<T*>(memory_);
     }
 
+    /// The items of an upload that begin at `offset`.
+    template <class T>
+    const T* at(std::size_t offset) const {
+        return reinterpret_cast<const T*>(static_cast<const std::byte*>(memory_) + offset);
+    }
+
 private:
     void* memory_ = nullptr;
     cudaStream_t stream_;
@@ -113,11 +119,22 @@ private:
     std::vector<std::byte> bytes_;
 };
 
+// Small in builds for tests, so that small requests reach what lies beyond.
+#if !defined(ATTNCACHE_CUDA_MAX_BLOCKS)
+#define ATTNCACHE_CUDA_MAX_BLOCKS 65536
+#endif
+#if !defined(ATTNCACHE_CUDA_SCRATCH_BYTES)
+#define ATTNCACHE_CUDA_SCRATCH_BYTES 268435456
+#endif
+
 /// Blocks of a launch, at most: many times what any device runs at once. Kernels stride over what is left, so that no
 /// number of lines reaches the limits of a grid.
-constexpr std::int64_t kMaxBlocks = 65536;
+constexpr std::int64_t kMaxBlocks = ATTNCACHE_CUDA_MAX_BLOCKS;
 
-/// Launches `kernel` over the units of work, a block for each, or for several beyond `max_blocks`.
+/// Memory that a request takes for what is not its result, at most, unless its smallest part needs more.
+constexpr std::int64_t kScratchBytes = ATTNCACHE_CUDA_SCRATCH_BYTES;
+
+/// Launches `kernel` over the units of work, a block for each, or for several beyond kMaxBlocks.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), std::int64_t n_units, dim3 block, cudaStream_t stream,
             std::type_identity_t<Parameters>... arguments) {

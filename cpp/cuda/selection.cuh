@@ -135,18 +135,17 @@ inline SelectionOnDevice on_device(const attncache_cuda_selection& selection, co
     const std::size_t positions_at = lists.add(positions, n_positions);
     const std::size_t others_at = lists.add(others, n_others);
     SelectionOnDevice result{lists.send(stream), {}, nullptr};
-    const auto* const begin = result.memory.as<const std::byte>();
-    const auto indices = [=](std::size_t at) { return reinterpret_cast<const std::int64_t*>(begin + at); };
-    result.selection = {reinterpret_cast<const Layer*>(begin + layers_at),
-                        indices(batches_at),
-                        indices(heads_at),
-                        indices(positions_at),
+    const DeviceMemory& memory = result.memory;
+    result.selection = {memory.at<Layer>(layers_at),
+                        memory.at<std::int64_t>(batches_at),
+                        memory.at<std::int64_t>(heads_at),
+                        memory.at<std::int64_t>(positions_at),
                         selection.n_layers,
                         selection.n_batches,
                         selection.n_heads,
                         n_positions,
                         selection.mean_heads != 0};
-    result.others = indices(others_at);
+    result.others = memory.at<std::int64_t>(others_at);
     return result;
 }
 

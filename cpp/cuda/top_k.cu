@@ -24,7 +24,6 @@ constexpr int kWarps = kThreads / kLanes;
 constexpr int kDigitBits = 8;
 constexpr int kBlocksPerMultiprocessor = 4;  // at least, so at most 64 registers: 32 warps with 4 reads in flight each
 constexpr std::int64_t kSortedByCounting = kThreads;
-constexpr std::int64_t kScratchBytes = std::int64_t{256} << 20;  // of sorting, at most, unless one line needs more
 
 /// A key and its position; greater ones come first in the result.
 using Ranked = std::uint64_t;

@@ -151,3 +151,50 @@ class Device:
             sizes = (INT64(len(lines)), INT64(lines.shape[1]), INT64(k))
             self.call("top_k", POINTER(data), *sizes, POINTER(to), POINTER(of), None)
             return self.to_host(to, positions), self.to_host(of, weights)
+
+    def factored_rows(
+        self,
+        query: Array,
+        key: Array,
+        positions: Sequence[int],
+        *,
+        batches: Sequence[int] = (0,),
+        heads: Sequence[int] | None = None,
+        mean: bool = False,
+        shift: int = 0,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        key_mask: Array | None = None,
+        lse: Array | None = None,
+        sinks: Array | None = None,
+    ) -> Array:
+        """Rows of a layer with the options of push_qk: float32 [batch, head, position, key], head of length 1 for a mean."""
+        chosen = range(query.shape[1]) if heads is None else heads
+        shape = (len(batches), 1 if mean else len(chosen), len(positions), key.shape[2])
+        answer = np.empty(shape, np.float32)
+        hidden = None if key_mask is None else np.ascontiguousarray(~key_mask).astype(np.uint8)
+        with ExitStack() as stack:
+            held = [None if array is None else stack.enter_context(self.copied(array)) for array in (hidden, sinks, lse)]
+            layer = Factored(
+                stack.enter_context(self.pattern(query, shift)),
+                stack.enter_context(self.pattern(key, shift)),
+                query.shape[3] ** -0.5 if scale is None else scale,
+                softcap or 0,
+                int(causal),
+                window or 0,
+                *held,
+            )
+            out = stack.enter_context(self.memory(answer.nbytes))
+            self.call(
+                "factored_rows",
+                ctypes.byref(layer),
+                *(part for values in (batches, chosen) for part in (indices(values), INT64(len(values)))),
+                int(mean),
+                indices(positions),
+                INT64(len(positions)),
+                POINTER(out),
+                None,
+            )
+            return self.to_host(out, answer)

@@ -52,7 +52,7 @@ def over_budget(kernel: Kernel, architecture: int) -> list[str]:
     return [
         f"{kernel.name} on sm_{architecture}: {what} {used}, budget {allowed}"
         for what, used, allowed in (
-            ("registers", needs.registers, budget.registers_on(architecture)),
+            ("registers", needs.registers, budget.registers),
             ("shared bytes", needs.shared, budget.shared),
         )
         if used > allowed
@@ -75,6 +75,11 @@ def narrow(kernel: Kernel) -> list[str]:
 def inexact(kernel: Kernel) -> list[str]:
     """PTX that fuses, approximates, flushes or leaves ptxas free to fuse."""
     return [f"{kernel.name}: {line}" for line in kernel.ptx if re.match(INEXACT, line)]
+
+
+def divides(kernel: Kernel) -> bool:
+    """Whether it divides floats, which machine code does with fused products."""
+    return kernel.counts(r"(div|rcp)\.\S*f32")[0] > 0
 
 
 def fused(kernel: Kernel) -> list[str]:

@@ -20,7 +20,6 @@ from cuda.budgets import BOUNDED, KERNELS
 from cuda.compilers import ARCHITECTURES, CUDA_SOURCES, NO_DISASSEMBLER, NO_NVCC, find_cuobjdump, find_nvcc
 from cuda.machine_code import Kernel, compiled_folder, copied
 
-needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason=NO_NVCC)
 needs_disassembler = pytest.mark.skipif(find_cuobjdump() is None, reason=NO_DISASSEMBLER)
 
 
@@ -38,9 +37,15 @@ def kernels(architecture: int, tmp_path_factory: pytest.TempPathFactory) -> list
 
 def test_every_kernel_has_a_budget() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in CUDA_SOURCES.glob("*.cu*"))
-    declared = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
+    declared = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+_kernel)\(", text)
     assert len(declared) == len(re.findall(r"__global__", text)), "a kernel is declared in a way that is not read here"
     assert sorted(set(declared)) == sorted(KERNELS)
+
+
+def test_blocks_are_no_larger_than_their_budget_says() -> None:
+    for budget in KERNELS.values():
+        text = (CUDA_SOURCES / budget.source).read_text(encoding="utf-8")
+        assert re.findall(r"constexpr int kThreads = (\d+);", text) == [str(budget.threads)], budget.source
 
 
 def test_sources_are_plain_cuda() -> None:
@@ -71,11 +76,19 @@ def test_kernels_that_promise_bits_fuse_and_approximate_nothing(kernels: list[Ke
     assert [found for kernel in exact for found in checks.inexact(kernel)] == []
 
 
-@needs_nvcc
 @needs_disassembler
-def test_machine_code_fuses_inside_divisions_alone(architecture: int, tmp_path: Path) -> None:
-    undivided = copied(tmp_path / "sources", checks.WITHOUT_DIVISION)
-    exact = [source for source in sorted(undivided.glob("*.cu")) if source.name not in BOUNDED]
-    kernels = compiled_folder(undivided, architecture, tmp_path / "code", exact)
-    assert kernels
-    assert [found for kernel in kernels for found in checks.fused(kernel)] == []
+def test_machine_code_fuses_nothing_where_nothing_divides(kernels: list[Kernel]) -> None:
+    undivided = [kernel for kernel in kernels if not checks.divides(kernel) and KERNELS[kernel.name].source not in BOUNDED]
+    assert undivided
+    assert [found for kernel in undivided for found in checks.fused(kernel)] == []
+
+
+@needs_disassembler
+def test_machine_code_fuses_inside_divisions_alone(kernels: list[Kernel], architecture: int, tmp_path: Path) -> None:
+    dividing = {KERNELS[kernel.name].source for kernel in kernels if checks.divides(kernel)} - BOUNDED
+    assert dividing
+    copy = copied(tmp_path / "sources", checks.WITHOUT_DIVISION)
+    undivided = compiled_folder(copy, architecture, tmp_path / "code", [copy / source for source in sorted(dividing)])
+    assert undivided
+    assert [kernel.name for kernel in undivided if checks.divides(kernel)] == []
+    assert [found for kernel in undivided for found in checks.fused(kernel)] == []

@@ -16,6 +16,9 @@
 /// 0xCD when a block begins.
 #define __shared__ static __attribute__((section("shim_shared")))
 
+using std::isinf;
+using std::isnan;
+
 struct uint3 {
     unsigned x, y, z;
 };

@@ -7,6 +7,7 @@
 #include "scheduler.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -41,7 +42,8 @@ struct Thread {
     const char* operation;
     unsigned mask;
     std::uint64_t value;
-    std::uint64_t values[kLanes];
+    std::uint64_t values[kLanes];        // of the warp operation whose lowest lane this is
+    const std::uint64_t* values_of_all;  // those of the lowest lane; read before that one can wait again
 };
 
 std::vector<std::unique_ptr<Thread>> threads;  // of a block, kept for the next one
@@ -76,8 +78,9 @@ std::string place(const Thread& thread) {
 }
 
 bool same_site(const Thread& one, const Thread& other) {
-    return one.site.line == other.site.line && std::strcmp(one.site.file, other.site.file) == 0 &&
-           std::strcmp(one.operation, other.operation) == 0;
+    const auto same = [](const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; };
+    return one.site.line == other.site.line && same(one.operation, other.operation) &&
+           same(one.site.file, other.site.file);
 }
 
 void start_block(dim3 block) {
@@ -109,17 +112,17 @@ bool run_ready() {
 bool open_warp(std::size_t i) {
     const std::size_t first = i / kLanes * kLanes;
     const unsigned mask = threads[i]->mask;
-    std::uint64_t values[kLanes] = {};
+    Thread& lowest = *threads[first + static_cast<std::size_t>(std::countr_zero(mask))];
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if ((mask >> lane & 1) == 0) continue;
         if (first + lane >= n_threads) return false;
-        const Thread& other = *threads[first + lane];
+        Thread& other = *threads[first + lane];
         if (other.state != State::in_warp || other.mask != mask || !same_site(other, *threads[i])) return false;
-        values[lane] = other.value;
+        lowest.values[lane] = other.value;
     }
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if ((mask >> lane & 1) == 0) continue;
-        std::memcpy(threads[first + lane]->values, values, sizeof values);
+        threads[first + lane]->values_of_all = lowest.values;
         threads[first + lane]->state = State::ready;
     }
     return true;
@@ -204,7 +207,7 @@ const std::uint64_t* exchange(unsigned mask, std::uint64_t value, const char* op
     self().value = value;
     if ((mask >> lane() & 1) == 0) fail(std::string(operation) + " by a lane outside its mask: " + place(self()));
     wait_as(State::in_warp, operation, site);
-    return self().values;
+    return self().values_of_all;
 }
 
 }  // namespace shim
