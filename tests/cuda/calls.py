@@ -176,7 +176,9 @@ class Device:
         answer = np.empty(shape, np.float32)
         hidden = None if key_mask is None else np.ascontiguousarray(~key_mask).astype(np.uint8)
         with ExitStack() as stack:
-            held = [None if array is None else stack.enter_context(self.copied(array)) for array in (hidden, sinks, lse)]
+            held = [
+                None if array is None else stack.enter_context(self.copied(array)) for array in (hidden, sinks, lse)
+            ]
             layer = Factored(
                 stack.enter_context(self.pattern(query, shift)),
                 stack.enter_context(self.pattern(key, shift)),

@@ -52,5 +52,7 @@ STATIC = {
         ),
         "fused",
     ),
-    "inline assembly": Plant((("rows.cu", "float sums[kReads][kCount];", 'asm("");\n    float sums[kReads][kCount];'),), "not_plain"),
+    "inline assembly": Plant(
+        (("rows.cu", "float sums[kReads][kCount];", 'asm("");\n    float sums[kReads][kCount];'),), "not_plain"
+    ),
 }

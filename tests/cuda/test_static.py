@@ -78,7 +78,9 @@ def test_kernels_that_promise_bits_fuse_and_approximate_nothing(kernels: list[Ke
 
 @needs_disassembler
 def test_machine_code_fuses_nothing_where_nothing_divides(kernels: list[Kernel]) -> None:
-    undivided = [kernel for kernel in kernels if not checks.divides(kernel) and KERNELS[kernel.name].source not in BOUNDED]
+    undivided = [
+        kernel for kernel in kernels if not checks.divides(kernel) and KERNELS[kernel.name].source not in BOUNDED
+    ]
     assert undivided
     assert [found for kernel in undivided for found in checks.fused(kernel)] == []
 
