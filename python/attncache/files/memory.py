@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from attncache.files.checksums import BLOCK
 from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
 
 Bytes = npt.NDArray[np.uint8]
+
+
+_MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name != "nt" else {}  # a mapping
+# then takes no file descriptor, of which a process has a thousand or so
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def mapped(fd: int, size: int) -> Bytes:
         OSError: it cannot be mapped, or has become shorter.
     """
     try:
-        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ, **_MAPPING)
     except ValueError as error:
         raise OSError(errno.EIO, f"the file became shorter while it was opened, it had {size} bytes") from error
     return np.frombuffer(mapping, np.uint8)
@@ -93,7 +98,7 @@ def read(fd: int, size: int) -> Bytes:
                 raise OSError(errno.EIO, f"the file became shorter while it was read, {at} of {size} bytes")
             at += n_read
 
-    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)])
+    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)], size)
     whole.flags.writeable = False
     return whole
 
@@ -107,10 +112,16 @@ def _read_into(fd: int, room: Bytes, offset: int) -> int:
     return len(found)
 
 
-def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any]) -> list[Any]:
-    """``work`` of every piece, in as many threads as attncache uses; the first exception stops what has not begun."""
+_WORTH_THREADS = 8 << 20  # bytes: a millisecond's work
+
+
+def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any], n_bytes: int) -> list[Any]:
+    """``work`` of every piece, of ``n_bytes`` together, in as many threads as attncache uses, if that is worth it.
+
+    The first exception stops what has not begun.
+    """
     pieces = list(pieces)
-    n_threads = min(get_num_threads(), len(pieces)) if hasattr(os, "preadv") else 1
+    n_threads = min(get_num_threads(), len(pieces)) if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
     if n_threads <= 1:
         return [work(piece) for piece in pieces]
     with ThreadPoolExecutor(n_threads) as pool:
