@@ -2,21 +2,21 @@
 
 Sizes: around the width of a read (8 items of half), a warp, a tile of each kernel, and what the compiler unrolls (four
 at a time), so below, at and above each; all dtypes; aligned and not; every index list with repeats and out of order.
-Dense queries and top_k are compared bit by bit with reference.py.
+Dense queries and top_k are compared bit by bit with reference.py, factored rows within the bound that it computes.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from attncache import reference
 from attncache.reference import heaviest
 from cuda.ptx.library import Interpreted
-from patterns import DTYPES, Array, assert_same, make, meaning
+from patterns import DTYPES, Array, assert_same, make, meaning, rng
 
 Run: TypeAlias = Callable[[Interpreted], None]
 
@@ -68,7 +68,9 @@ def row_cases() -> Iterator[Case]:
             yield Case("rows", f"{name}, unaligned", asked("rows", patterns, [1], shift=4, **options))
             yield Case("rows", f"{name}, unaligned out", asked("rows", patterns, [1], out_shift=4, **options))
         yield Case("rows", f"{dtype}, no heads", asked("rows", patterns, [0], heads=[], mean=True))
-        yield Case("rows", f"{dtype}, whole", asked("rows", [make("soft", (1, 12, 20, 64), dtype)], range(20), mean=True))
+        yield Case(
+            "rows", f"{dtype}, whole", asked("rows", [make("soft", (1, 12, 20, 64), dtype)], range(20), mean=True)
+        )
 
 
 def column_cases() -> Iterator[Case]:
@@ -105,14 +107,7 @@ def ranked(lines: Array, k: int) -> Run:
     """The k heaviest of lines, judged by the reference's stable sort."""
 
     def run(device: Interpreted) -> None:
-        n_lines, length = lines.shape
-        positions, weights = np.empty((n_lines, k), np.int64), np.empty((n_lines, k), np.float32)
-        sizes = [ctypes.c_int64(size) for size in (n_lines, length, k)]
-        with device.copied(lines) as source, device.memory(positions.nbytes) as to, device.memory(weights.nbytes) as also:
-            addresses = [ctypes.c_void_p(address) for address in (source, to, also)]
-            device.call("top_k", addresses[0], *sizes, *addresses[1:], None)
-            device.to_host(to, positions)
-            device.to_host(also, weights)
+        positions, weights = device.top_k(lines, k)
         expected = heaviest(lines, k)
         assert_same(positions, expected, "positions")
         assert_same(weights, np.take_along_axis(lines, expected, axis=-1), "weights")
@@ -121,13 +116,73 @@ def ranked(lines: Array, k: int) -> Run:
 
 
 def top_k_cases() -> Iterator[Case]:
-    sizes = ((1, 1), (33, 5), (256, 256), (257, 257), (1000, 10), (1500, 1), (3000, 2100))
+    sizes = ((1, 1), (33, 5), (256, 256), (257, 257), (1000, 10), (1500, 1), (3200, 3100))
     for length, k in sizes:
         for kind in ("soft", "ties", "infinities", "signed_zeros", "nans", "extremes"):
             yield Case("top_k", f"{k} of {length}, {kind}", ranked(make(kind, (1, 1, 2, length))[0, 0], k))
+    yield Case("top_k", "4700 of 5000", ranked(make("extremes", (1, 1, 1, 5000))[0, 0], 4700))
     several = make("extremes", (1, 1, 5, 300))[0, 0]
     yield Case("top_k", "40 of 5 lines, two blocks", ranked(several, 40), blocks=2)
     yield Case("top_k", "290 of 5 lines, two blocks", ranked(several, 290), blocks=2)
 
 
-CASES = [*row_cases(), *column_cases(), *edge_cases(), *top_k_cases()]
+def normal(dtype: str, *shape: int) -> Array:
+    return rng("factored", dtype, shape).standard_normal(shape, np.float32).astype(DTYPES[dtype])
+
+
+def factored(query: Array, key: Array, positions: Sequence[int], **options: Any) -> Run:
+    """Rows of queries and keys, judged by the bound that reference.py computes in float64."""
+
+    def run(device: Interpreted) -> None:
+        picked = {name: options.pop(name) for name in ("batches", "heads", "mean", "shift") if name in options}
+        got = device.factored_rows(query, key, positions, **picked, **options).astype(np.float64)
+        meant = reference.factored(query, key, **options)
+        batches, heads = picked.get("batches", [0]), picked.get("heads", range(query.shape[1]))
+        pattern, bound = (every[np.ix_(batches, heads, positions)] for every in (meant.pattern, meant.bound))
+        if picked.get("mean"):  # each addition and the division round once more
+            pattern, bound = pattern.mean(axis=1, keepdims=True), bound.mean(axis=1, keepdims=True)
+            bound = bound + (len(heads) + 1) * 2.0**-24 * pattern
+        assert got.shape == pattern.shape
+        assert (np.isnan(got) == np.isnan(pattern)).all()
+        off = np.abs(np.nan_to_num(got) - np.nan_to_num(pattern)) - np.nan_to_num(bound)
+        worst = np.unravel_index(np.argmax(off), off.shape)
+        assert off[worst] <= 0, f"at {worst}: {got[worst]} for {pattern[worst]}, bound {bound[worst]}"
+
+    return run
+
+
+def factored_cases() -> Iterator[Case]:
+    def case(name: str, *arguments: Any, blocks: int | None = None, **options: Any) -> Case:
+        return Case("factored_rows", name, factored(*arguments, **options), blocks)
+
+    for dtype in DTYPES:
+        query, key = normal(dtype, 2, 6, 9, 24), normal(dtype, 2, 2, 300, 24)
+        mask = rng("mask").random((2, 300)) > 0.3
+        sinks = rng("sinks").standard_normal(6).astype(np.float32)
+        yield case(f"{dtype}, all heads", query, key, [8, 0, 8])
+        yield case(f"{dtype}, heads and batches picked", query, key, [3], batches=[1, 0], heads=[5, 0, 5])
+        yield case(f"{dtype}, unaligned", query, key, [3, 0, 8], shift=4)
+        yield case(f"{dtype}, mean", query, key, [3, 1], mean=True, causal=False)
+        every = {"scale": 0.7, "window": 290, "softcap": 3.0, "key_mask": mask, "sinks": sinks}
+        yield case(f"{dtype}, every option", query, key, [8, 0], batches=[0, 1], **every)
+        yield case(f"{dtype}, every option, two blocks", query, key, [8, 0], blocks=2, **every)
+    query, key = normal("float32", 1, 2, 70, 8), normal("float32", 1, 1, 70, 8)
+    hidden = np.zeros((1, 70), np.bool_)
+    lse = np.asarray(reference.factored(query, key).lse, np.float32)
+    lse[0, 0, 3], lse[0, 1, 4] = -np.inf, np.nan
+    yield case("head_dim 1", query[..., :1], key[..., :1], range(0, 70, 9))
+    yield case("no visible key", query, key, [5, 69], key_mask=hidden)
+    yield case("heavy sinks", query, key, [5, 69], sinks=np.full(2, 90, np.float32))
+    yield case("window of one", query, key, [0, 69], window=1)
+    yield case("both ways", query, key, [0, 69], window=4, causal=False)
+    yield case("sums given", query, key, [2, 3, 69], lse=lse)
+    query = query.copy()
+    query[0, 0, 7] = np.nan
+    yield case("a row of NaN", query, key, [7, 8])
+    long = normal("float16", 1, 1, 2, 64), normal("float16", 1, 1, 2300, 64)
+    yield case("more keys than a tile", *long, [1, 0])
+    longer = normal("float32", 1, 1, 1, 1), normal("float32", 1, 1, 196_700, 1)  # 769 blocks of keys: 6 or 7 for each thread
+    yield case("many keys", *longer, [0], window=3000)
+
+
+CASES = [*row_cases(), *column_cases(), *edge_cases(), *top_k_cases(), *factored_cases()]

@@ -15,7 +15,8 @@ from .parser import parse
 from .places import SPACES, Environment, Launch, Shape
 from .program import Kernel, Module, Variable
 
-LANES = 4096  # threads that run at once: blocks are taken together up to so many
+LANES = 2048  # threads that run at once: blocks are taken together up to so many
+MOST_MACHINES = 8  # that are kept; one takes up to 100 MB
 MOST_SHARED = 48 * 1024  # bytes that every GPU gives a block without being asked
 
 
@@ -27,6 +28,7 @@ class Device:
         self.kernels: dict[str, Kernel] = {}
         self.environments: dict[str, Environment] = {}  # by kernel
         self.covered: dict[str, Array] = {}
+        self.machines: dict[tuple[str, int, int], tuple[Machine, list[Step]]] = {}
         self.seed = seed
         self.n_launches = 0
 
@@ -49,18 +51,31 @@ class Device:
         """Run a kernel to its end, blocks in order; raise the first Fault."""
         launch = Launch(self.kernels[name], grid, block, parameters, shared_bytes)
         check(launch)
-        together = max(1, min(launch.n_blocks, LANES // launch.width))
         self.n_launches += 1
-        machine = Machine(launch, self.environments[name], together, self.seed + self.n_launches)
+        machine, steps = self.machine(launch)
+        machine.begin(launch, self.seed + self.n_launches)
         shared = machine.places["shared"].variables
         if shared is not None and shared.n_bytes > MOST_SHARED:
             raise Fault("launch", f"{name} takes {shared.n_bytes} bytes of shared memory, more than {MOST_SHARED}")
-        machine.covered = self.covered[name]
-        steps: list[Step] = []
-        for first in range(0, launch.n_blocks, together):
-            machine.start(first, min(together, launch.n_blocks - first))
-            steps = steps or [decode(machine, index) for index in range(len(machine.kernel.code))]
+        for first in range(0, launch.n_blocks, machine.n_blocks):
+            machine.start(first, min(machine.n_blocks, launch.n_blocks - first))
             run(machine, steps)
+
+    def machine(self, launch: Launch) -> tuple[Machine, list[Step]]:
+        """A machine that fits the launch, kept for the next such one: decoding takes longer than most launches."""
+        together = 1
+        while 2 * together * launch.width <= LANES and together < launch.n_blocks:
+            together *= 2
+        key = launch.kernel.name, launch.n_threads, together
+        found = self.machines.pop(key, None)
+        if found is None:
+            machine = Machine(launch, self.environments[launch.kernel.name], together)
+            machine.covered = self.covered[launch.kernel.name]
+            found = machine, [decode(machine, index) for index in range(len(machine.kernel.code))]
+        self.machines[key] = found
+        if len(self.machines) > MOST_MACHINES:
+            del self.machines[next(iter(self.machines))]
+        return found
 
     def coverage(self, names: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
         """(reached, all) instructions by kernel."""

@@ -116,7 +116,9 @@ class Interpreted(Calls):
         for text in modules:
             self.device.load(text)
         self.kernels = {plain(name): name for name in self.device.kernels}
-        self.most_blocks: int | None = None  # kernels must answer over any number of blocks: of a launch, at most so many
+        self.most_blocks: int | None = (
+            None  # kernels must answer over any number of blocks: of a launch, at most so many
+        )
         self.fault: Exception | None = None
         self.hooks = Hooks(_ALLOCATE(self.allocate), _FREE(self.free), _COPY(self.copy), _LAUNCH(self.launch))
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .faults import Checker, Fault
-from .places import Environment, Launch, Shape, global_place, own_places
+from .places import Environment, Launch, Place, Shape, global_place, own_places, smallest_access
 from .program import Instruction, Number, Operand, Register, Symbol
 from .races import BLOCK_TICK, WARP, Threads
 from .registers import DTYPES, Mask, RegisterFile
@@ -49,27 +49,35 @@ class Step:
 class Machine:
     """The state of the threads of some blocks of one launch."""
 
-    def __init__(self, launch: Launch, environment: Environment, n_blocks: int, seed: int = 0) -> None:
-        self.launch, self.environment, self.kernel = launch, environment, launch.kernel
-        self.n_blocks, self.width = n_blocks, launch.width
+    def __init__(self, launch: Launch, environment: Environment, n_blocks: int) -> None:
+        self.environment, self.kernel, self.width = environment, launch.kernel, launch.width
+        self.n_blocks = n_blocks
         self.n_lanes = n_blocks * self.width
-        self.random = np.random.default_rng(seed)
         self.block_of = np.repeat(np.arange(n_blocks), self.width)
         self.thread_of = np.tile(np.arange(self.width), n_blocks)
         self.dead = np.zeros(self.n_lanes, np.bool_)
         self.registers = {name: RegisterFile(name, kind, self.n_lanes, self.dead) for name, kind in self.used().items()}
-        self.places = {
-            "global": global_place(launch, environment.memory, self.n_lanes),
-            **own_places(launch, environment, self.block_of),
-        }
+        self.specials: dict[str, Array] = {}
+        self.covered = np.zeros(len(self.kernel.code), np.bool_)
+        self.current = 0  # the instruction being executed
+        self.vote = np.zeros(self.n_lanes, np.bool_)  # what threads bring to a barrier that reduces
+        self.grains = {space: smallest_access(self.kernel, space) for space in ("global", "shared")}
+        self.begin(launch, 0)
         self.symbols = dict(environment.symbols)
         for place in self.places.values():
             self.symbols |= {} if place.variables is None else place.variables.offsets
-        self.current = 0  # the instruction being executed
-        self.covered = np.zeros(len(self.kernel.code), np.bool_)
-        self.unwritten = np.full(self.n_lanes, -1)  # the load that last gave a thread a value nobody wrote
-        self.vote = np.zeros(self.n_lanes, np.bool_)  # what threads bring to a barrier that reduces
-        self.specials: dict[str, Array] = {}
+
+    def begin(self, launch: Launch, seed: int) -> None:
+        """Make ready for a launch of the same kernel with as many threads a block as the first one."""
+        self.launch = launch
+        self.random = np.random.default_rng(seed)
+        memory, grain = self.environment.memory, self.grains["global"]
+        self.places = {"global": global_place(launch, memory, self.n_lanes, grain), **self.own_places()}
+        self.fill_specials(0)
+
+    def own_places(self) -> dict[str, Place]:
+        """Fresh memory for the blocks and threads."""
+        return own_places(self.launch, self.environment, self.block_of, self.grains["shared"])
 
     def used(self) -> dict[str, str]:
         """The registers that the code names, and their types."""
@@ -104,9 +112,10 @@ class Machine:
         self.threads = (first_block + self.block_of) * self.width + self.thread_of
         for register in self.registers.values():
             register.clear()
+        self.unwritten = np.full(self.n_lanes, -1)  # the load that last gave a thread a value nobody wrote
         if first_block:
-            self.places |= own_places(self.launch, self.environment, self.block_of)
-        self.fill_specials()
+            self.places |= self.own_places()
+        self.fill_specials(first_block)
         self.count_alive()
 
     def who(self, lanes: Array) -> Threads:
@@ -129,8 +138,8 @@ class Machine:
         self.require([register], mask, f"whether {self.instruction.opcode} is done")
         return living & (~register.raw if negated else register.raw)
 
-    def fill_specials(self) -> None:
-        """The special registers, by name."""
+    def fill_specials(self, first_block: int) -> None:
+        """Set the special registers, by name."""
 
         def coordinates(index: Array, shape: Shape) -> list[Array]:
             return [index % shape[0], index // shape[0] % shape[1], index // (shape[0] * shape[1])]
@@ -139,7 +148,7 @@ class Machine:
         values: dict[str, Any] = {"%laneid": lane, "%warpid": self.thread_of // WARP, "%nwarpid": [self.width // WARP]}
         tid, ctaid = (
             coordinates(self.thread_of, self.launch.block),
-            coordinates(self.first_block + self.block_of, self.launch.grid),
+            coordinates(first_block + self.block_of, self.launch.grid),
         )
         for axis, name in enumerate("xyz"):
             values |= {f"%tid.{name}": tid[axis], f"%ctaid.{name}": ctaid[axis]}

@@ -120,6 +120,8 @@ class GlobalMemory(Space):
         begin = address - self.base
         self.allocated[begin : begin + gone.size] = 0
         self.initialised[begin : begin + gone.size] = 0
+        if not self.allocations:
+            self.top = GUARD
 
     def bytes_at(self, address: int, size: int) -> slice:
         """Where a host copy reads or writes; all of it must be one allocation's."""

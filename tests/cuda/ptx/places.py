@@ -71,7 +71,7 @@ class Place:
         return self.variables.near(address)
 
 
-def own_places(launch: Launch, environment: Environment, block_of: Array) -> dict[str, Place]:
+def own_places(launch: Launch, environment: Environment, block_of: Array, shared_grain: int) -> dict[str, Place]:
     """Memory of the blocks and threads of a batch, and the constants and parameters that all of them share."""
     kernel, n_lanes = launch.kernel, len(block_of)
     of_blocks = [variable for variable in kernel.variables if variable.space == "shared"]
@@ -86,14 +86,14 @@ def own_places(launch: Launch, environment: Environment, block_of: Array) -> dic
         Place("const", constants.space(), constants, constants.stride, nothing),
         Place("param", filled(params, launch), params, params.stride, nothing),
     ]
-    places[0].shadow = Shadow(len(shared_space.data), grain(kernel, "shared"), launch.width)
+    places[0].shadow = Shadow(len(shared_space.data), shared_grain, launch.width)
     return {place.name: place for place in places}
 
 
-def global_place(launch: Launch, memory: GlobalMemory, n_lanes: int) -> Place:
+def global_place(launch: Launch, memory: GlobalMemory, n_lanes: int, grain: int) -> Place:
     """Device memory, with a shadow that is new for each launch: what came before it is ordered before it."""
     place = Place("global", memory, None, len(memory.data), np.zeros(n_lanes, np.int64), memory.base)
-    place.shadow = Shadow(len(memory.data), grain(launch.kernel, "global"), launch.width)
+    place.shadow = Shadow(memory.top, grain, launch.width)
     return place
 
 
@@ -110,7 +110,7 @@ def filled(params: Variables, launch: Launch) -> Space:
     return space
 
 
-def grain(kernel: Kernel, space: str) -> int:
+def smallest_access(kernel: Kernel, space: str) -> int:
     """The size of the kernel's smallest access to a space; an access that names no space may go anywhere."""
     sizes = [8]
     for instruction in kernel.code:

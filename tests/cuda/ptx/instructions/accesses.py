@@ -160,19 +160,16 @@ def put(machine: Machine, target: RegisterFile, lanes: Array, value: Array, know
 
 def load_parameter(machine: Machine, access: Access, operands: tuple[Operand | None, ...]) -> Step:
     """A kernel's argument, which is the same for all threads."""
-    space = machine.places["param"].space
     begin = np.array([access.offset])
-    if access.offset % access.item or not space.inside(begin, access.item, access.count).all():
+    if access.offset % access.item or not machine.places["param"].space.inside(begin, access.item, access.count).all():
         machine.fault("bounds", f"reads {access.size} bytes of a parameter at {access.offset}", 0)
-    filled = []
-    for step, operand in enumerate(operands):
-        value, _ = space.load(begin + step * access.item, access.item)
-        target = machine.target(operand)
-        filled.append((target, widened(value.view(access.dtype), target)))
+    targets = [(machine.target(operand), begin + step * access.item) for step, operand in enumerate(operands)]
 
     def run(mask: Mask) -> None:
-        for target, value in filled:
-            target.write(value, mask)
+        space = machine.places["param"].space
+        for target, offset in targets:
+            value, _ = space.load(offset, access.item)
+            target.write(widened(value.view(access.dtype), target), mask)
 
     return Step(run)
 
