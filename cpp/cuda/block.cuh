@@ -24,7 +24,8 @@ __device__ inline unsigned sum_before(unsigned count, unsigned (&of_warps)[kThre
     if (lane == kLanes - 1) of_warps[warp] = sum;
     __syncthreads();
     unsigned before = sum - count;
-    for (int w = 0; w < warp; ++w) before += of_warps[w];
+#pragma unroll
+    for (int w = 0; w < kThreads / kLanes; ++w) before += w < warp ? of_warps[w] : 0;
     return before;
 }
 

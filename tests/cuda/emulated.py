@@ -58,6 +58,18 @@ def run(command: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
+def preloaded(sanitize: Sequence[str]) -> dict[str, str]:
+    """The environment in which a Python that is not instrumented can load a sanitized library."""
+    if "address" not in sanitize:
+        return {"UBSAN_OPTIONS": "print_stacktrace=1"}
+    names = ("libasan.so", "libstdc++.so")  # the second too, so that the first finds what throws
+    asked = [[str(find_gxx()), f"-print-file-name={name}"] for name in names]
+    paths = [subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() for words in asked]
+    # Python keeps memory for good, and a stack that a fiber left for another one is no use after return.
+    options = "detect_leaks=0:detect_stack_use_after_return=0"
+    return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
 def load(library: Path) -> ctypes.CDLL:
     """The library with the types of the shim's own functions."""
     loaded = ctypes.CDLL(str(library))

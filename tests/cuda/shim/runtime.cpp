@@ -69,7 +69,7 @@ cudaError_t failed(cudaError_t status, const std::string& words) {
 }
 
 /// A kernel that touches memory outside of everything ends the process, as it has no stack to go back to.
-void on_bad_access(int signal) {
+[[maybe_unused]] void on_bad_access(int signal) {
     constexpr char words[] = "shim: the kernel touched memory outside of every allocation\n";
     static_cast<void>(!write(STDERR_FILENO, words, sizeof words - 1));
     std::signal(signal, SIG_DFL);
