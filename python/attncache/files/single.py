@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from attncache import _core
-from attncache.files.atomic import replacing, reserve, write_at
+from attncache.files.atomic import begin_flush, replacing, reserve, write_at
 from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hexadecimal
 from attncache.files.errors import damaged
 from attncache.files.layer_writing import Part, metadata_of, parts_of
@@ -98,6 +98,8 @@ def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, li
             some = block[at : at + _PIECE].data
             checksum = crc32(some, checksum)
             write_at(fd, some, begins + at)
+        if len(block) >= _PIECE:
+            begin_flush(fd, begins, len(block))
         return hexadecimal(checksum)
 
     # Blocks of all tensors in one go, so that no thread waits for the last block of a tensor.
