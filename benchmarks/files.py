@@ -25,7 +25,7 @@ from benchmarks.table import MISSING, NONE, aligned, percent, timing_text
 from benchmarks.timing import Timing
 from benchmarks.worlds import Size
 
-FULL_SIZES, QUICK_SIZES = (Size(12, 128, 12), Size(32, 2048, 2)), (Size(3, 32, 2),)
+FULL_SIZES, QUICK_SIZES = (Size(12, 128, 12), Size(12, 1024, 8), Size(32, 2048, 2)), (Size(3, 32, 2),)
 WARM = timing.Plan(sample=20e-3, budget=0.6, least=5, most=15)
 ONE_BY_ONE, QUICK_ONE_BY_ONE = timing.Plan(0, 2.0, 7, 21), timing.Plan(0, 1e-3, 2, 2)
 POOL = 512
