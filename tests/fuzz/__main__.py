@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - begin
     ways = ", ".join(f"{kind} {count}" for kind, count in outcome.ways.most_common())
     print(f"{outcome.inputs} inputs from {options.first} on in {seconds:.0f} s, each loaded in four ways: {ways}")
-    print(f"at most {outcome.grown >> 20} MiB more memory, {len(outcome.findings)} findings")
+    print(f"at most {outcome.grown / 2**20:.1f} MiB more memory, {len(outcome.findings)} findings")
     return 1 if outcome.findings else 0
 
 
