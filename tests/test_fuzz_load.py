@@ -37,8 +37,9 @@ def test_eight_thousand_inputs_are_loaded_or_refused() -> None:
 
 
 def test_an_input_is_the_same_each_time() -> None:
+    again = campaign.all_bases()
     for number in range(50):
-        assert campaign.case(number, MADE_FROM) == campaign.case(number, campaign.all_bases())
+        assert campaign.case(number, MADE_FROM) == campaign.case(number, again)
 
 
 def planted(defect: Any, monkeypatch: pytest.MonkeyPatch) -> str:
