@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from attncache.cuda import library
-from cuda.compilers import NO_GXX, find_gxx
+from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
 from cuda.emulated import build
 from cuda.recording import Recorder
 
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
-OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # set by test_planted.py, which asks whether these tests see a bug
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from attncache import AttentionCache, _core
 from attncache.cuda import library, on_stream
-from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, put
+from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, major_in, put
 from cuda.recording import Recorder
 from patterns import DTYPES, Array, assert_same, make, meaning, strided
 
@@ -134,6 +134,19 @@ def test_a_capsule_is_taken_once(recorder: Recorder) -> None:
     with pytest.raises(ValueError, match="a DLPack capsule that nobody has used"):
         pushed(Again(np.zeros(SHAPE, np.float32)))
     cache.clear()
+    assert placed.released == 1
+
+
+def test_a_later_major_version_is_refused_and_given_back(recorder: Recorder) -> None:
+    class Later(ThroughDLPack):
+        def capsule(self, is_versioned: bool) -> Any:
+            capsule = super().capsule(is_versioned)
+            major_in(capsule).value = 2
+            return capsule
+
+    placed = Later(make("soft", SHAPE))
+    with pytest.raises(ValueError, match="must come as DLPack 1, got version 2"):
+        pushed(placed)
     assert placed.released == 1
 
 

@@ -1,0 +1,139 @@
+"""Questions for the interpreted kernels: small, and between them through every branch of every kernel.
+
+Sizes: around the width of a read (8 items of half), a warp, a tile of each kernel, and what the compiler unrolls (four
+at a time), so below, at and above each; all dtypes; aligned and not; every index list with repeats and out of order.
+Dense queries and top_k are compared bit by bit with reference.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from attncache.reference import heaviest
+from cuda.ptx.library import Interpreted
+from patterns import DTYPES, Array, assert_same, make, meaning
+
+Run: TypeAlias = Callable[[Interpreted], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question and the check of its answer; with `blocks`, over so few blocks that each has several units of work."""
+
+    query: str
+    name: str
+    run: Run
+    blocks: int | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.query}, {self.name}"
+
+
+def asked(query: str, patterns: Sequence[Array], *lists: Sequence[int], **options: Any) -> Run:
+    """A dense question, judged by its meaning in NumPy."""
+
+    def run(device: Interpreted) -> None:
+        got = device.ask(query, patterns, *lists, **options)
+        shown: Any = options.get("heads")
+        shown = ("mean", shown) if options.get("mean") else shown
+        chosen = (None, *lists) if query != "edges" else lists
+        expected = meaning(query, patterns, *chosen, heads=shown, batch=list(options.get("batches", (0,))))
+        assert_same(got, expected.reshape(got.shape), query)
+
+    return run
+
+
+def every_other(n: int) -> list[int]:
+    """Positions out of order, with a repeat."""
+    return [*range(n - 1, -1, -2), 0, 0]
+
+
+def row_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for keys in (1, 7, 8, 24, 40, 136, 1100):  # one item a read, and 16 bytes
+            many = make("extremes", (1, 7, 3, keys), dtype)
+            yield Case("rows", f"{dtype}, {keys} keys, mean", asked("rows", [many], [2, 0, 2], mean=True))
+        patterns = [make("infinities", (2, 5, 4, 40), dtype, layer) for layer in range(2)]
+        for mean in (True, False):
+            name = f"{dtype}, layers, batches and heads picked, {'mean' if mean else 'each'}"
+            options = {"heads": [3, 0, 3], "batches": [1, 0], "mean": mean}
+            yield Case("rows", name, asked("rows", patterns, every_other(4), **options))
+            yield Case("rows", f"{name}, two blocks", asked("rows", patterns, every_other(4), **options), blocks=2)
+            yield Case("rows", f"{name}, unaligned", asked("rows", patterns, [1], shift=4, **options))
+            yield Case("rows", f"{name}, unaligned out", asked("rows", patterns, [1], out_shift=4, **options))
+        yield Case("rows", f"{dtype}, no heads", asked("rows", patterns, [0], heads=[], mean=True))
+        yield Case(
+            "rows", f"{dtype}, whole", asked("rows", [make("soft", (1, 12, 20, 64), dtype)], range(20), mean=True)
+        )
+
+
+def column_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        many = make("extremes", (1, 7, 70, 41), dtype)
+        for positions in ([3], [40, 2, 2, 0], every_other(41), list(range(41))):
+            name = f"{dtype}, {len(positions)} keys"
+            yield Case("columns", f"{name}, mean", asked("columns", [many], positions, mean=True))
+            yield Case("columns", f"{name}, each", asked("columns", [many], positions, heads=[6, 1]))
+        tall = make("ties", (1, 9, 1100, 3), dtype)
+        yield Case("columns", f"{dtype}, many queries", asked("columns", [tall], [2], mean=True))
+        patterns = [make("infinities", (2, 5, 33, 4), dtype, layer) for layer in range(2)]
+        options = {"heads": [3, 0, 3], "batches": [1, 0], "shift": 4}
+        for mean in (True, False):
+            picked = asked("columns", patterns, [3, 3, 1], mean=mean, **options)
+            yield Case("columns", f"{dtype}, all picked, {'mean' if mean else 'each'}", picked)
+            yield Case("columns", f"{dtype}, all picked, {'mean' if mean else 'each'}, two blocks", picked, blocks=2)
+        yield Case("columns", f"{dtype}, no heads", asked("columns", patterns, [0], heads=[], mean=True))
+
+
+def edge_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        patterns = [make("infinities", (2, 11, 9, 140), dtype, layer) for layer in range(2)]
+        for to in ([5], [139, 0, 0], list(range(140))):
+            for mean in (True, False):
+                name = f"{dtype}, {len(to)} keys, {'mean' if mean else 'each'}"
+                options: dict[str, Any] = {"heads": None if mean else [3, 0, 3], "batches": [1, 0], "mean": mean}
+                yield Case("edges", name, asked("edges", patterns, [8, 0, 8], to, **options))
+                yield Case("edges", f"{name}, two blocks", asked("edges", patterns, [8, 0], to, **options), blocks=2)
+        yield Case("edges", f"{dtype}, no heads", asked("edges", patterns, [0], [1], heads=[], mean=True))
+
+
+def ranked(lines: Array, k: int) -> Run:
+    """The k heaviest of lines, judged by the reference's stable sort."""
+
+    def run(device: Interpreted) -> None:
+        n_lines, length = lines.shape
+        positions, weights = np.empty((n_lines, k), np.int64), np.empty((n_lines, k), np.float32)
+        sizes = [ctypes.c_int64(size) for size in (n_lines, length, k)]
+        with (
+            device.copied(lines) as source,
+            device.memory(positions.nbytes) as to,
+            device.memory(weights.nbytes) as also,
+        ):
+            addresses = [ctypes.c_void_p(address) for address in (source, to, also)]
+            device.call("top_k", addresses[0], *sizes, *addresses[1:], None)
+            device.to_host(to, positions)
+            device.to_host(also, weights)
+        expected = heaviest(lines, k)
+        assert_same(positions, expected, "positions")
+        assert_same(weights, np.take_along_axis(lines, expected, axis=-1), "weights")
+
+    return run
+
+
+def top_k_cases() -> Iterator[Case]:
+    sizes = ((1, 1), (33, 5), (256, 256), (257, 257), (1000, 10), (1500, 1), (3000, 2100))
+    for length, k in sizes:
+        for kind in ("soft", "ties", "infinities", "signed_zeros", "nans", "extremes"):
+            yield Case("top_k", f"{k} of {length}, {kind}", ranked(make(kind, (1, 1, 2, length))[0, 0], k))
+    several = make("extremes", (1, 1, 5, 300))[0, 0]
+    yield Case("top_k", "40 of 5 lines, two blocks", ranked(several, 40), blocks=2)
+    yield Case("top_k", "290 of 5 lines, two blocks", ranked(several, 290), blocks=2)
+
+
+CASES = [*row_cases(), *column_cases(), *edge_cases(), *top_k_cases()]
