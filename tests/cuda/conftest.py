@@ -18,7 +18,7 @@ from cuda.emulated import build
 from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
-LONG = ("test_planted.py", "test_ptx.py", "test_static.py")
+LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
