@@ -55,7 +55,10 @@ def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> N
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/ways_in.md"])
-def test_the_examples_on_a_page_print_what_they_show(page: str) -> None:
+def test_the_examples_on_a_page_print_what_they_show(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # they may write files
     text = (ROOT / page).read_text(encoding="utf-8")
     examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ">>>" in block]
     assert examples

@@ -93,7 +93,7 @@ def read(fd: int, size: int) -> Bytes:
                 raise OSError(errno.EIO, f"the file became shorter while it was read, {at} of {size} bytes")
             at += n_read
 
-    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)])
+    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)], size)
     whole.flags.writeable = False
     return whole
 
@@ -107,10 +107,16 @@ def _read_into(fd: int, room: Bytes, offset: int) -> int:
     return len(found)
 
 
-def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any]) -> list[Any]:
-    """``work`` of every piece, in as many threads as attncache uses; the first exception stops what has not begun."""
+_WORTH_THREADS = 8 << 20  # bytes: a millisecond's work
+
+
+def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any], n_bytes: int) -> list[Any]:
+    """``work`` of every piece, of ``n_bytes`` together, in as many threads as attncache uses, if that is worth it.
+
+    The first exception stops what has not begun.
+    """
     pieces = list(pieces)
-    n_threads = min(get_num_threads(), len(pieces)) if hasattr(os, "preadv") else 1
+    n_threads = min(get_num_threads(), len(pieces)) if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
     if n_threads <= 1:
         return [work(piece) for piece in pieces]
     with ThreadPoolExecutor(n_threads) as pool:

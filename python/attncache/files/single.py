@@ -17,7 +17,7 @@ from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hex
 from attncache.files.errors import damaged
 from attncache.files.layer_writing import Part, metadata_of, parts_of
 from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
-from attncache.files.safetensors import PADDING, Header, Plan, plan
+from attncache.files.safetensors import PADDING, Header, Plan, Tensor, plan
 from attncache.files.schema import StoredLayer, layers_of, metadata_entry
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
@@ -95,7 +95,7 @@ def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, li
                 write_at(fd, piece.data, begins + at)
             return hexadecimal(checksum)
 
-        checksums[tensor.name] = in_threads(write_block, blocks(tensor.n_bytes))
+        checksums[tensor.name] = in_threads(write_block, blocks(tensor.n_bytes), tensor.n_bytes)
     return checksums
 
 
@@ -147,7 +147,7 @@ def verify_data(file: OpenFile) -> int:
         DamagedFileError: some differ, the message says in which tensor and where; or the file has no checksums.
     """
     expected = _expected_checksums(file)
-    spans = []
+    spans: list[tuple[Tensor, int, int]] = []
     for tensor in file.header.tensors.values():
         data = file.whole[tensor.begin : tensor.end]
         if tensor.name.startswith(PADDING):
@@ -155,15 +155,19 @@ def verify_data(file: OpenFile) -> int:
                 raise damaged(file.path, f"tensor {tensor.name}", "must be zeros, it is padding", "other bytes")
             continue
         spans += [(tensor, *span) for span in blocks(tensor.n_bytes)]
-    found = in_threads(
-        lambda span: block_checksum(file.whole[span[0].begin + span[1] : span[0].begin + span[2]]), spans
-    )
+
+    def checksum_of(span: tuple[Tensor, int, int]) -> str:
+        tensor, begin, end = span
+        return block_checksum(file.whole[tensor.begin + begin : tensor.begin + end])
+
+    n_bytes = sum(end - begin for _, begin, end in spans)
+    found = in_threads(checksum_of, spans, n_bytes)
     for (tensor, begin, end), checksum in zip(spans, found, strict=True):
         wanted = expected[tensor.name][begin // BLOCK]
         if checksum != wanted:
             where = f"bytes {begin} to {end - 1} of tensor {tensor.name}"
             raise damaged(file.path, where, f"must have the checksum {wanted}", f"{checksum}: the file is damaged")
-    return sum(end - begin for _, begin, end in spans)
+    return n_bytes
 
 
 def _expected_checksums(file: OpenFile) -> dict[str, list[str]]:
