@@ -117,12 +117,15 @@ def kind_of(path: Path) -> Literal["safetensors", "npz", "npy"]:
     """
     with opened(path) as fd, open(fd, "rb", closefd=False) as stream:
         beginning = stream.read(16)
-    if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")) or path.suffix == ".npz":
+    if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "npz"
-    if beginning.startswith(b"\x93NUMPY") or path.suffix == ".npy":
+    if beginning.startswith(b"\x93NUMPY"):
         return "npy"
-    if beginning[8:9] == b"{" or path.suffix == ".safetensors":
+    if beginning[8:9] == b"{":
         return "safetensors"
+    for kind in ("npz", "npy", "safetensors"):  # damaged, perhaps: its reader says how
+        if path.suffix == f".{kind}":
+            return kind
     rule = "must be a safetensors, .npz or .npy file, or a directory of AttentionCache.create"
     raise ValueError(f"{path}: {rule}, got a file that begins with {beginning!r}")
 
