@@ -294,14 +294,17 @@ def test_a_terminal_without_utf_8_gets_ascii_in_the_same_columns(run: Run) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE to be quiet about")
-def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
-    command = [sys.executable, "-m", "attncache", "demo", "--no-timing"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
-        assert demo.stdout is not None
-        assert demo.stderr is not None
-        demo.stdout.close()
-        assert demo.stderr.read() == b""
-        assert demo.wait(timeout=120) == 1
+@pytest.mark.parametrize(
+    "words", ["demo --no-timing", "info sample", "top sample", "top sample --json", "info missing --json"]
+)
+def test_a_reader_that_leaves_early_gets_no_traceback(words: str) -> None:
+    command = [sys.executable, "-m", "attncache", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=120) == 1
 
 
 def test_demo_ends_with_the_timings_of_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,8 @@ def heading(title: str, call: str) -> list[str]:
 
 
 def bar(fraction: float, width: int = BAR) -> str:
-    """A number from 0 to 1 as a bar; anything above zero shows."""
-    filled = round(min(max(fraction, 0.0), 1.0) * width)
+    """A number from 0 to 1 as a bar; anything above zero shows, NaN does not."""
+    filled = round(min(fraction, 1.0) * width) if fraction > 0 else 0
     return ("█" * max(filled, int(fraction > 0))).ljust(width, "·")
 
 

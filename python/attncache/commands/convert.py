@@ -55,10 +55,14 @@ def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
 
 def read_tokens(path: Path) -> Any:
     """The tokens in a JSON file; whether they fit is checked with the layers."""
+    rule = f"{path}: tokens must be JSON, a list of strings or one such list per batch item"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        tokens = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: tokens must be JSON, a list of strings, got: {error}") from error
+        raise ValueError(f"{rule}, got: {error}") from error
+    if not isinstance(tokens, list):
+        raise ValueError(f"{rule}, got {json.dumps(tokens)[:40]}")  # noqa: TRY004 (what a file holds is a value)
+    return tokens
 
 
 def nonsense(arguments: argparse.Namespace) -> str | None:
