@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from attncache.files.checksums import BLOCK
 from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
 
 Bytes = npt.NDArray[np.uint8]
+
+
+_MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name != "nt" else {}  # a mapping
+# then takes no file descriptor, of which a process has a thousand or so
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def mapped(fd: int, size: int) -> Bytes:
         OSError: it cannot be mapped, or has become shorter.
     """
     try:
-        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ, **_MAPPING)
     except ValueError as error:
         raise OSError(errno.EIO, f"the file became shorter while it was opened, it had {size} bytes") from error
     return np.frombuffer(mapping, np.uint8)
