@@ -38,8 +38,8 @@ def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     unproved = [file for file in files if file.state == "no checksums"]
     failure = None
     if damaged:
-        which = "the file is damaged" if len(files) == 1 else f"{len(damaged)} of {len(files)} files damaged"
-        failure = f"{title}: {which}; {one_line(damaged[0].errors[0])}"
+        first = one_line(damaged[0].errors[0])
+        failure = first if len(files) == 1 else f"{title}: {len(damaged)} of {len(files)} files damaged; {first}"
     elif unproved:
         which = "it has no" if len(files) == 1 else f"{len(unproved)} of {len(files)} files have no"
         failure = f"{title}: {which} checksums, so nobody can know; attncache convert writes a file that has them"
