@@ -203,6 +203,14 @@ def test_npy_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, array: 
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_npy_with_more_layers_than_can_be_is_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**15, 1, 0, 1, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match=r"a\.npy: the array must have at most 1000000 layers, got shape \(10{15}, "):
+        read_patterns(tmp_path / "a.npy")
+
+
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, pattern())

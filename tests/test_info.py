@@ -22,6 +22,7 @@ from attncache import AttentionCache
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.layout import WIDTH, label
 from command_line import Run, every_kind, flipped, process, write_safetensors
+from patterns import make
 from stored import everything, factored_options, push_factored, tokened
 
 SAMPLE: PatternFile = read_patterns(sample_path())
@@ -240,3 +241,23 @@ def test_words_that_the_terminal_cannot_say_do_not_stop_it(tmp_path: Path) -> No
         assert "prompt: text Gr" in done.stdout
         document = process("info", str(tmp_path / "a.safetensors"), "--json", env=environment).stdout
         assert json.loads(document)["metadata"]["prompt"]["text"] == "Größe\n\ud800"
+
+
+def test_whatever_byte_of_a_small_file_is_wrong_no_command_ends_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from attncache import cli
+
+    paths = every_kind(tmp_path, [make("soft", (1, 2, 3, 4), "float16", n) for n in range(2)], ["a", "b", "c", "d"])
+    files = [path for path in paths.values() if path.is_file()] + sorted(paths["run"].glob("[ms]*"))
+    for number, path in enumerate(files):
+        whole = path.read_bytes()
+        for at in range(number % 7, len(whole), 23):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :])
+            asked = path if path.parent == tmp_path else paths["run"]
+            target = str(tmp_path / "converted")
+            for words in (["info"], ["verify"], ["top"], ["convert", "--force"]):
+                code = cli.main([words[0], str(asked), *([target, *words[1:]] if words[1:] else [])])
+                assert code in (0, 1)
+                assert capsys.readouterr().err.count("\n") == code
+        path.write_bytes(whole)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from attncache.files.named_arrays import UNREADABLE, NamedArray
 
 _SUFFIX = ".npy"
+_MOST_LAYERS = 1_000_000
 _MAGIC = b"\x93NUMPY"
 
 
@@ -51,6 +52,8 @@ def npy_arrays(path: Path) -> list[NamedArray]:
     if len(shape) not in (4, 5):
         axes = "[layer, batch, head, query, key] or [batch, head, query, key]"
         raise ValueError(f"{path}: the array must be {axes}, got shape {shape}")
+    if len(shape) == 5 and shape[0] > _MOST_LAYERS:  # of no bytes, or it would be a strange file
+        raise ValueError(f"{path}: the array must have at most {_MOST_LAYERS} layers, got shape {shape}")
 
     def layer(number: int) -> NamedArray:
         def read() -> npt.NDArray[Any]:
