@@ -61,7 +61,7 @@ def _expected_checksums(header: Header, path: _Path) -> dict[str, Any]:
         rule = "must have data_crc32 in __metadata__ to be verified"
         raise damaged(path, "the header", rule, "none: attncache did not write this file")
     data = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(PADDING)}
-    wanted = {name: len(list(blocks(tensor.n_bytes))) for name, tensor in data.items()}
+    wanted = {name: len(blocks(tensor.n_bytes)) for name, tensor in data.items()}
     known = entry.get("tensors") if isinstance(entry, dict) and entry.get("block") == BLOCK else None
     if not isinstance(known, dict) or known.keys() != wanted.keys():
         raise damaged(path, "data_crc32 in __metadata__", f"must have blocks of {BLOCK} bytes of every tensor", "less")
