@@ -205,6 +205,8 @@ def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_
     (tmp_path / "old.pt").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")
     (tmp_path / "short.safetensors").write_bytes(b"12")
     (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "bool.npy", np.zeros((1, 1, 2, 2), bool))
+    np.save(tmp_path / "nothing.npy", np.zeros((1 << 21, 1, 0, 2), np.float32))
     both = write_safetensors(
         tmp_path / "both.safetensors", {name: np.zeros((1, 1, 2, 2), "f4") for name in ("encoder.0", "decoder.0")}
     )
@@ -217,6 +219,11 @@ def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_
         ),
         (tmp_path / "short.safetensors", "the file must begin with the 8 bytes of the header's length, got 2 bytes"),
         (tmp_path / "empty", "must be a cache or hold some, got a directory without manifest.json and without runs"),
+        (tmp_path / "bool.npy", "layer 0 must be one of float16, bfloat16, float32, float64, got bool"),
+        (
+            tmp_path / "nothing.npy",
+            "layer 0 must have at most 1048576 batch items and heads if it is empty, got shape (",
+        ),
         (both, "got encoder.0 [1, 1, 2, 2] float32, decoder.0 [1, 1, 2, 2] float32"),
     ]:
         value, line = fails("info", path)

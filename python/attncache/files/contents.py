@@ -18,7 +18,7 @@ from attncache.files.archives import metadata_among, tokens_among
 from attncache.files.layer_reading import push_layer
 from attncache.files.manifest import MANIFEST, Manifest
 from attncache.files.memory import Bytes, mapped, opened, read_header
-from attncache.files.named_arrays import NamedArray, layers_among
+from attncache.files.named_arrays import NamedArray, checked_patterns, layers_among
 from attncache.files.numpy_arrays import npy_arrays, npz_arrays
 from attncache.files.opening import at_one_moment, read_metadata, read_tokens, segments_of
 from attncache.files.safetensors import Tensor
@@ -96,7 +96,7 @@ def contents_of(path: Path, names: str | None = None) -> Contents:
     if kind in ("npz", "npy"):
         arrays = npz_arrays(path) if kind == "npz" else npy_arrays(path)
         metadata = metadata_among(arrays, path)
-        layers = layers_among(arrays, path, names) if kind == "npz" else arrays
+        layers = layers_among(arrays, path, names) if kind == "npz" else checked_patterns(arrays, path)
         return _of_others(path, kind, layers, tokens_among(arrays, path), metadata)
     with opened(path) as fd:
         header, size = read_header(fd, path)

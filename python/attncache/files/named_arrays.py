@@ -15,6 +15,7 @@ from attncache.sources import Source, read_source
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 UNREADABLE = "unreadable"  # the dtype of what is no array
 _PATTERN = "layers.{}.pattern"
+_MOST_OF_NOTHING = 1 << 20  # as in schema.py: what takes no bytes may still take time
 _SHOWN = 8  # names in an error
 
 
@@ -88,6 +89,9 @@ def checked_patterns(arrays: Sequence[NamedArray], path: str | PathLike[str]) ->
             raise ValueError(f"{path}: {array.name} must be [batch, head, query, key], got shape {array.shape}")
         if array.dtype not in FLOATS:
             raise ValueError(f"{path}: {array.name} must be one of {', '.join(FLOATS)}, got {array.dtype}")
+        if array.n_bytes == 0 and max(array.shape[:2]) > _MOST_OF_NOTHING:
+            rule = f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty"
+            raise ValueError(f"{path}: {array.name} {rule}, got shape {array.shape}")
     return list(arrays)
 
 
