@@ -1,6 +1,6 @@
 """The library under test: the emulated one, built once for all files of this folder, and the built one on a device.
 
-The proofs of LONG take minutes: they run when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
+What is LONG takes minutes: it runs when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
 LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
+LONG_TESTS = ("test_this_file_passes_under_sanitizers",)
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
@@ -32,9 +33,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name in LONG and not is_named(config) else None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_named(config):
+        return
+    long = [item for item in items if item.path.parent == HERE and item.name.partition("[")[0] in LONG_TESTS]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not is_named(config):
-        terminalreporter.write_line(f"left out, they take minutes: {', '.join(LONG)}; `pytest tests/cuda` runs them")
+        terminalreporter.write_line(f"left out, they take minutes: {', '.join([*LONG, *LONG_TESTS])}; `pytest tests/cuda` runs them")
 
 
 @pytest.fixture(scope="session")
