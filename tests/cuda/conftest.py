@@ -43,7 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not is_named(config):
-        terminalreporter.write_line(f"left out, they take minutes: {', '.join([*LONG, *LONG_TESTS])}; `pytest tests/cuda` runs them")
+        terminalreporter.write_line(
+            f"left out, they take minutes: {', '.join([*LONG, *LONG_TESTS])}; `pytest tests/cuda` runs them"
+        )
 
 
 @pytest.fixture(scope="session")
