@@ -25,8 +25,7 @@ import torch
 import transformers
 from transformers.modeling_utils import AttentionInterface
 
-from attncache import AttentionCache, capture
-from attncache.capturing import progress
+from attncache import AttentionCache, capture, progress
 from attncache.capturing.calls import Call
 from attncache.capturing.interface import listening
 from attncache.capturing.masks import continued, read_sight

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import cache, factored, simd, units
+from attncache import cache, factored, mapping, runs, simd, units
 from attncache.capturing import selection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,25 +47,29 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (selection, "key_heads_for"),
         (units, "readable_bytes"),
         (simd, "use"),
+        (runs, "open_runs"),
+        (mapping, "map_runs"),
     ],
-    ids=["AttentionCache", "pattern_from_qk", "key_heads_for", "readable_bytes", "simd.use"],
+    ids=["AttentionCache", "pattern_from_qk", "key_heads_for", "readable_bytes", "simd.use", "open_runs", "map_runs"],
 )
 def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> None:
     run_examples(getattr(module, name).__doc__ or "", name, vars(module))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/ways_in.md"])
-def test_the_examples_on_a_page_print_what_they_show(page: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/runs.md", "docs/ways_in.md"])
+def test_the_examples_on_a_page_print_what_they_show(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # they may write files
     text = (ROOT / page).read_text(encoding="utf-8")
     examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ">>>" in block]
     assert examples
-    for block in examples:
-        run_examples(block, page, {})
+    run_examples("\n".join(examples), page, {})
 
 
 def test_every_page_with_examples_is_run_here() -> None:
     pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
-    assert sorted(page.name for page in pages) == ["README.md", "format.md", "ways_in.md"]
+    assert sorted(page.name for page in pages) == ["README.md", "format.md", "runs.md", "ways_in.md"]
 
 
 def test_the_bytes_in_the_format_document_are_those_of_a_real_file(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +342,28 @@ def test_metadata_are_a_copy_that_cannot_be_written() -> None:
     assert dict(cache.metadata) == {"list": [1, 2], "number": 0.5}
     with pytest.raises(TypeError):
         cache.metadata["list"] = 3  # type: ignore[index]
+
+
+def test_readers_never_disturb_a_writer_nor_see_anything_but_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    caches = [everything(), tokened()]
+    states = [state(cache) for cache in caches]
+    caches[0].save(path)
+    stop = threading.Event()
+
+    def read() -> int:
+        n_reads = 0
+        while not stop.is_set():
+            assert state(AttentionCache.load(path, verify=True)) in states
+            n_reads += 1
+        return n_reads
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for number in range(60):
+                caches[number % 2].save(path)
+        finally:
+            stop.set()
+        assert all(reader.result(60) > 0 for reader in readers)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]

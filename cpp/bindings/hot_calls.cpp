@@ -122,18 +122,6 @@ PyObject* answer(const Store& store, const std::shared_ptr<StoredLayer>& stored,
     return directly(*layer, bytes);
 }
 
-/// The answer of `query` about positions of the mean of a batch item on a device, as `floats_on_device` gives it;
-/// read-only if it is a new NumPy array. ValueError if the layer lies in CPU memory.
-PyObject* floats_of_device_mean(const char* query, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
-                                std::span<const std::int64_t> positions, std::span<const npy_intp> dims, PyObject* out,
-                                bool device_result) {
-    ResolvedSelection resolved = mean_on_device(stored, batch);
-    resolved.dims.assign(dims.begin(), dims.end());
-    py::object result = floats_on_device(query, resolved, {positions}, device_result, out);
-    if (!device_result && result.ptr() != out) make_read_only(result.ptr());
-    return result.release().ptr();
-}
-
 /// The result of `answer` as an array of floats: a view of the index, or what `fill(layer, float*)`, given the dense or
 /// factored layer, writes into `out` or a new array.
 template <class Cost, class InIndex, class Fill>
@@ -176,7 +164,7 @@ PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ss
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_k};
         if (device_result || stored->is_on_device()) {
-            return floats_of_device_mean("rows", stored, batch, {&query, 1}, dims, arguments[3], device_result);
+            return mean_on_device("rows", stored, batch, {&query, 1}, dims, arguments[3], device_result);
         }
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.row; },
@@ -201,7 +189,7 @@ PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssiz
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_q};
         if (device_result || stored->is_on_device()) {
-            return floats_of_device_mean("columns", stored, batch, {&key, 1}, dims, arguments[3], device_result);
+            return mean_on_device("columns", stored, batch, {&key, 1}, dims, arguments[3], device_result);
         }
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.column; },
@@ -225,7 +213,7 @@ PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, 
         if (device_result || stored->is_on_device()) {
             std::vector<std::int64_t> all(static_cast<std::size_t>(shape.seq_q));
             std::iota(all.begin(), all.end(), 0);
-            return floats_of_device_mean("rows", stored, batch, all, dims, arguments[2], device_result);
+            return mean_on_device("rows", stored, batch, all, dims, arguments[2], device_result);
         }
         return floats_of_mean(
             store, stored, batch, dims, arguments[2], [](const IndexCosts& costs) { return costs.layer; },
@@ -255,17 +243,6 @@ PyObject* list_of_heaviest(const float* weights, std::int64_t n, std::int64_t k)
     return list.release().ptr();
 }
 
-/// The same of a layer on a device.
-PyObject* list_from_device(const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, std::int64_t query,
-                           std::int64_t k) {
-    ResolvedSelection resolved = mean_on_device(stored, batch);
-    resolved.dims.push_back(static_cast<npy_intp>(k));
-    const py::tuple found = top_k_on_device(resolved, {&query, 1}, Direction::from, false);
-    const py::object pairs =
-        py::module_::import("builtins").attr("zip")(found[0].attr("tolist")(), found[1].attr("tolist")());
-    return py::list(pairs).release().ptr();
-}
-
 PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
     static constexpr Arguments<4>::Signature signature{
         "top_attended_positions", {"layer", "from_position", "k", "batch"}, 3, 4};
@@ -282,7 +259,7 @@ PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssi
         const std::int64_t query = given_position.on({"from_position", "seq_q", shape.seq_q});
         const std::int64_t k = std::min(given_k, seq_k);
         const std::int64_t batch = given_batch.on(shape);
-        if (stored->is_on_device()) return list_from_device(stored, batch, query, k);
+        if (stored->is_on_device()) return heaviest_on_device(stored, batch, query, k);
         return answer(
             store, stored, batch, [](const IndexCosts& costs) { return costs.row; },
             [&](const BatchIndex& found) {

@@ -37,7 +37,10 @@ py::object query_named(const char* name) { return py::module_::import("attncache
 
 void refuse_device_result() { throw py::value_error("device_result must be False for layers in CPU memory, got True"); }
 
-ResolvedSelection mean_on_device(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch) {
+namespace {
+
+/// The mean over all heads of one batch item, as a selection.
+ResolvedSelection mean_of(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch) {
     if (!layer->is_on_device()) refuse_device_result();
     ResolvedSelection resolved;
     resolved.shape = layer->shape();
@@ -48,6 +51,8 @@ ResolvedSelection mean_on_device(const std::shared_ptr<StoredLayer>& layer, std:
     std::iota(resolved.selection.heads.begin(), resolved.selection.heads.end(), 0);
     return resolved;
 }
+
+}  // namespace
 
 py::object floats_on_device(const char* query, const ResolvedSelection& resolved,
                             std::initializer_list<std::span<const std::int64_t>> positions, bool device_result,
@@ -72,6 +77,26 @@ py::tuple top_k_on_device(const ResolvedSelection& resolved, std::span<const std
     const py::object answer =
         query_named("top_k")(picked(resolved), lines, array_of(positions), tuple_of(resolved.dims), into);
     return device_result ? answer : into;
+}
+
+PyObject* mean_on_device(const char* query, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
+                         std::span<const std::int64_t> positions, std::span<const npy_intp> dims, PyObject* out,
+                         bool device_result) {
+    ResolvedSelection resolved = mean_of(stored, batch);
+    resolved.dims.assign(dims.begin(), dims.end());
+    py::object result = floats_on_device(query, resolved, {positions}, device_result, out);
+    if (!device_result && result.ptr() != out) make_read_only(result.ptr());
+    return result.release().ptr();
+}
+
+PyObject* heaviest_on_device(const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, std::int64_t query,
+                             std::int64_t k) {
+    ResolvedSelection resolved = mean_of(stored, batch);
+    resolved.dims.push_back(static_cast<npy_intp>(k));
+    const py::tuple found = top_k_on_device(resolved, {&query, 1}, Direction::from, false);
+    const py::object pairs =
+        py::module_::import("builtins").attr("zip")(found[0].attr("tolist")(), found[1].attr("tolist")());
+    return py::list(pairs).release().ptr();
 }
 
 }  // namespace attncache::python

@@ -22,9 +22,6 @@ inline void check_device_result(bool device_result, const ResolvedSelection& res
     if (device_result && !resolved.home) refuse_device_result();
 }
 
-/// The mean over all heads of one batch item of a layer on a device, as a selection.
-ResolvedSelection mean_on_device(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch);
-
 /// The answer of `query` ("rows", "columns" or "edges") about those positions, of dimensions `resolved.dims`: a device
 /// array, or floats in `out` or a new NumPy array. ValueError if there is an `out` for a device array.
 py::object floats_on_device(const char* query, const ResolvedSelection& resolved,
@@ -34,5 +31,15 @@ py::object floats_on_device(const char* query, const ResolvedSelection& resolved
 /// The answer of top_k: positions and weights, two device arrays or two NumPy arrays.
 py::tuple top_k_on_device(const ResolvedSelection& resolved, std::span<const std::int64_t> positions,
                           Direction direction, bool device_result);
+
+/// The answer of `query` ("rows" or "columns") about the mean over all heads of a batch item, as a new reference to
+/// what `floats_on_device` gives; read-only if it is a new NumPy array. ValueError if the layer lies in CPU memory.
+PyObject* mean_on_device(const char* query, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
+                         std::span<const std::int64_t> positions, std::span<const npy_intp> dims, PyObject* out,
+                         bool device_result);
+
+/// [(position, weight), ...] of the k heaviest keys of a query in that mean, a new reference.
+PyObject* heaviest_on_device(const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, std::int64_t query,
+                             std::int64_t k);
 
 }  // namespace attncache::python

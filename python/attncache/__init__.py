@@ -12,14 +12,20 @@ from attncache._core import __version__, get_num_threads, set_num_threads
 from attncache.cache import AttentionCache
 from attncache.capturing import capture
 from attncache.factored import pattern_from_qk
+from attncache.mapping import RunErrors, map_runs
 from attncache.results import TopK
+from attncache.runs import Runs, open_runs
 
 __all__ = [
     "AttentionCache",
+    "RunErrors",
+    "Runs",
     "TopK",
     "__version__",
     "capture",
     "get_num_threads",
+    "map_runs",
+    "open_runs",
     "pattern_from_qk",
     "set_num_threads",
     "simd",

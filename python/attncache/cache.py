@@ -270,7 +270,7 @@ class AttentionCache(_core.Store):
         Raises:
             OSError: it cannot be written; the old file is as it was. attncache.files.InUseError, an OSError: another
                 ``save`` is writing it. TypeError: an argument is of the wrong kind. ValueError: tokens and metadata come
-                to more than the 100 MB that a header may have.
+                to more than the 100 MB that a header may have; or a layer lies on a device, ``cpu()`` copies it.
 
         >>> import tempfile
         >>> cache = AttentionCache()
@@ -400,8 +400,8 @@ class AttentionCache(_core.Store):
             key_mask: None, or bool (or 0 and 1) array [batch, n] of the new keys.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense or was pushed with lse, or the shapes do not fit.
-                TypeError: query or key is not an array of floats. The layer is unchanged after any of these.
+            IndexError: there is no such layer. ValueError: it is dense, lies on a device or was pushed with lse, or the
+                shapes do not fit. TypeError: query or key is not an array of floats. The layer is unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
@@ -423,8 +423,8 @@ class AttentionCache(_core.Store):
             ``append_qk`` it need not be contiguous.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int. ImportError: it is
-                bfloat16 and ml_dtypes is not installed.
+            IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
+                int. ImportError: it is bfloat16 and ml_dtypes is not installed.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
@@ -467,8 +467,8 @@ class AttentionCache(_core.Store):
             D_max + (seq_k / 256 + 60 + its size) 2^-24 of the exact value; D_max as in docs/factored.md.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int, or progress is
-                neither None nor callable.
+            IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
+                int, or progress is neither None nor callable.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))

@@ -29,6 +29,7 @@ NO_DISASSEMBLER = (
     "`pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm` brings them"
 )
 NO_GXX = "no g++: the kernels are emulated with it"
+OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # names one with a planted bug, which the tests are to see
 
 
 def folders() -> Iterator[Path]:

@@ -1,16 +1,40 @@
-"""The emulated library, built once for all files of this folder."""
+"""The library under test: the emulated one, built once for all files of this folder, and the built one on a device.
+
+The proofs of LONG take minutes: they run when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cuda import emulated
-from cuda.compilers import NO_GXX, find_gxx
+from attncache.cuda import library
+from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
+from cuda.emulated import build
+from cuda.recording import Recorder
 
-OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # set by test_planted.py, which asks whether these tests see a bug
+HERE = Path(__file__).resolve().parent
+LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
+LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
+
+
+def is_named(config: pytest.Config) -> bool:
+    """Whether the command line names this folder or something in it."""
+    named = (config.invocation_params.dir / str(word).partition("::")[0] for word in config.invocation_params.args)
+    return any(path.exists() and path.resolve().is_relative_to(HERE) for path in named)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name in LONG and not is_named(config) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not is_named(config):
+        terminalreporter.write_line(f"left out, they take minutes: {', '.join(LONG)}; `pytest tests/cuda` runs them")
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +44,30 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(os.environ[OTHER_LIBRARY])
     if find_gxx() is None:
         pytest.skip(NO_GXX)
-    return emulated.build(tmp_path_factory.mktemp("emulated"))
+    return build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=LIBRARIES)
+def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """A device that attncache can use, and what is asked of its library; the test must leave no memory on it."""
+    if request.param == "emulated":
+        monkeypatch.setattr(library, "PATH", request.getfixturevalue("emulated_library"))
+    yield from recording(monkeypatch)
+
+
+def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """Records what is asked of the library until the test ends."""
+    loaded = library.load()
+    recorded = Recorder(loaded.status)
+    monkeypatch.setattr(loaded, "status", recorded)
+    yield recorded
+    recorded.failing.clear()
+    gc.collect()
+    assert recorded.misplaced() == [], "memory is left on the device, or was freed twice"
+
+
+@pytest.fixture
+def emulated(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """The same of the emulated library alone: where streams are made up."""
+    monkeypatch.setattr(library, "PATH", emulated_library)
+    yield from recording(monkeypatch)

@@ -76,14 +76,18 @@ def compiled_folder(folder: Path, architecture: int, work: Path, chosen: Sequenc
         return [kernel for job in jobs for kernel in job.result()]
 
 
-def compiled(source: Path, architecture: int, folder: Path) -> list[Kernel]:
-    """The kernels of a source for one architecture; files go into `folder`, which must be its own."""
+def compiled(source: Path, architecture: int, folder: Path, *, may_fuse: bool = False) -> list[Kernel]:
+    """The kernels of a source for one architecture; files go into `folder`, which must be its own.
+
+    may_fuse: leave out the flag that keeps products and sums apart, as only a planted bug does.
+    """
     nvcc = find_nvcc()
     assert nvcc is not None
     folder.mkdir(parents=True)
     cubin = folder / "code.cubin"
     keep = ["--keep", "--keep-dir", folder]
-    words = [*compile_flags(source), f"-arch=sm_{architecture}", "-Xptxas=-v", *keep, "-cubin", source, "-o", cubin]
+    flags = [flag for flag in compile_flags(source) if not (may_fuse and flag == EXACT)]
+    words = [*flags, f"-arch=sm_{architecture}", "-Xptxas=-v", *keep, "-cubin", source, "-o", cubin]
     kernels = {kernel.mangled: kernel for kernel in needs_in(run([nvcc, *words]))}
     if not kernels:
         return []

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from attncache.cache import AttentionCache, Selector
 from attncache.capturing.interface import attention_modules, listening
-from attncache.capturing.progress import Progress
 from attncache.capturing.recorder import Recorder
 from attncache.capturing.stores import DenseLayers, FactoredLayers
+from attncache.progress import Progress
 from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.cuda.library import Library, load, why_not
 from attncache.cuda.streams import DEFAULT, OnStream, Stream
+from attncache.cuda.structs import BAD_ARGUMENT
 from attncache.sources import KDL_CUDA, KDL_CUDA_MANAGED, Argument
 
 _BFLOAT = 4
@@ -59,13 +61,9 @@ class Borrowed:
         """The bytes of all items."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.item_bytes
 
-    def is_used(self) -> None:
+    def is_left_in_use(self) -> None:
         """Work on the stream uses the memory from now on, and the host does not wait for it."""
         self._unfinished[:] = [True]
-
-    def is_done_with(self) -> None:
-        """The host has waited for all work."""
-        self._unfinished.clear()
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy in CPU memory, C-contiguous; bfloat16 as uint16."""
@@ -107,28 +105,36 @@ def borrow(values: Any, argument: Argument) -> Borrowed:
         raise ValueError(f"{name} must not require grad; pass {name}.detach()")
     library = load()
     if hasattr(array, "__dlpack__"):
-        return Borrowed(library, _from_dlpack(array, stream, name))
+        return Borrowed(library, _from_dlpack(library, array, stream, name))
+    if not hasattr(array, "__cuda_array_interface__"):
+        raise TypeError(f"{name} must be an array on a CUDA device, got {type(array).__name__}")
     return Borrowed(library, _from_interface(library, array, stream, name))
 
 
-def _from_dlpack(array: Any, stream: Stream | None, name: str) -> Found:
+def _from_dlpack(library: Library, array: Any, stream: Stream | None, name: str) -> Found:
     """DLPack has no stream of the maker's: the maker has ours wait for what it was given to do."""
     stream = stream or DEFAULT
+    _check_device(array.__dlpack_device__(), name)
     try:
-        try:
-            capsule = array.__dlpack__(stream=stream.handle, max_version=_VERSION)
-        except TypeError:  # made before DLPack 1
-            capsule = array.__dlpack__(stream=stream.handle)
-        owner, address, (kind, device), (code, bits, lanes), shape, strides = _core.dlpack_taken(capsule)
+        with library.on(int(array.__dlpack_device__()[1])):  # torch gives none of another device than the current one
+            try:
+                capsule = array.__dlpack__(stream=stream.handle, max_version=_VERSION)
+            except TypeError:  # made before DLPack 1
+                capsule = array.__dlpack__(stream=stream.handle)
+        owner, address, place, (code, bits, lanes), shape, strides = _core.dlpack_taken(capsule)
     except BufferError as error:
         raise ValueError(f"{name} must be an array that can be shared: {error}") from error
-    if kind not in (KDL_CUDA, KDL_CUDA_MANAGED):
-        raise ValueError(f"{name} must lie on a CUDA device, got DLPack device ({kind}, {device})")
+    _check_device(place, name)
     dtype = _dtype_of(code, bits) if lanes == 1 else None
     if dtype is None:
         raise TypeError(f"{name} must hold numbers, got items of DLPack type {(code, bits, lanes)}")
     item = bits // 8
-    return Found(owner, address, device, dtype, shape, tuple(item * each for each in strides), stream)
+    return Found(owner, address, place[1], dtype, shape, tuple(item * each for each in strides), stream)
+
+
+def _check_device(place: tuple[int, int], name: str) -> None:
+    if place[0] not in (KDL_CUDA, KDL_CUDA_MANAGED):
+        raise ValueError(f"{name} must lie on a CUDA device, got DLPack device ({int(place[0])}, {place[1]})")
 
 
 def _dtype_of(code: int, bits: int) -> str | None:
@@ -153,13 +159,23 @@ def _from_interface(library: Library, array: Any, stream: Stream | None, name: s
     if strides is None:
         strides = np.empty(shape, dtype).strides if 0 in shape else _contiguous(shape, dtype.itemsize)
     address = int(described["data"][0] or 0)
-    device = library.number("device_of", address) if address else library.number("get_device")
+    device = _device_of(library, address, name)
     makers = described.get("stream")
     if makers is not None and stream is not None and makers != stream.handle:
         with library.on(device):
             library.call("stream_wait", stream.handle, makers)
     own = DEFAULT if makers is None else Stream(int(makers), array)
     return Found(array, address, device, dtype.name, shape, tuple(map(int, strides)), stream or own)
+
+
+def _device_of(library: Library, address: int, name: str) -> int:
+    """The device that memory lies on; of no memory, the current one."""
+    if address == 0:
+        return library.number("get_device")
+    found = ctypes.c_int()
+    if library.status("device_of", address, ctypes.byref(found)) == BAD_ARGUMENT:
+        raise ValueError(f"{name} must lie on a CUDA device, got an address of the host: {address:#x}")
+    return found.value
 
 
 def _contiguous(shape: tuple[int, ...], item: int) -> tuple[int, ...]:
@@ -186,7 +202,7 @@ def borrow_rows(values: Any, argument: Argument) -> Borrowed:
     if len(borrowed.shape) != 4:
         raise ValueError(f"{name} must have the 4 axes {argument.axes}, got shape {borrowed.shape}")
     item = borrowed.item_bytes
-    if borrowed.shape[3] > 1 and borrowed.strides[3] != item:
+    if borrowed.nbytes and borrowed.shape[3] > 1 and borrowed.strides[3] != item:
         raise ValueError(
             f"{name} must be contiguous along its last axis, got strides {borrowed.strides} in bytes; "
             f"pass {name}.contiguous()"

@@ -139,20 +139,19 @@ def _running(picked: Picked, *, is_waited_for: bool) -> Iterator[None]:
     """The time in which work is enqueued on the stream of ``home``, and waited for or not."""
     home = picked.home
     others = {layer.stream.handle for layer in picked.layers} - {home.stream.handle}
-    borrowed = [each for layer in picked.layers for each in layer.borrowed]
     with home.library.on(home.device_number):
         for handle in others:
             home.library.call("stream_wait", home.stream.handle, handle)
-        for each in borrowed:
-            each.is_used()
+        is_finished = False
         try:
             yield
+            is_finished = is_waited_for
         finally:
+            if not is_finished:
+                for each in (each for layer in picked.layers for each in layer.borrowed):
+                    each.is_left_in_use()
             for handle in others:
                 home.library.call("stream_wait", handle, home.stream.handle)
-    if is_waited_for:
-        for each in borrowed:
-            each.is_done_with()
 
 
 def _of_one_kind(picked: Picked) -> Iterator[tuple[str, Picked]]:

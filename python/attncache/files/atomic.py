@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ def replacing(path: Path) -> Iterator[int]:
     """
     path = Path(os.path.realpath(path))  # through a link to what it links to
     hidden = hidden_name(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with naming(path):
         fd = _open_locked(hidden, path)
         is_open = True
@@ -79,7 +82,7 @@ def remove_abandoned(path: Path) -> None:
     with suppress(OSError):  # none there, as nearly always; or in a folder that may only be read
         fd = os.open(hidden, os.O_RDWR | _BINARY)
         try:
-            if try_lock(fd):
+            if try_lock(fd) and _is_still(hidden, fd):  # else it has just taken its place, and the name is another's
                 hidden.unlink()
         finally:
             os.close(fd)
@@ -114,6 +117,16 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> int:
         return os.write(fd, data)
 
 
+def begin_flush(fd: int, offset: int, n_bytes: int) -> None:
+    """Let the disk begin with what was written, where the system can, so that the flush at the end has less to wait for.
+
+    A hint: an error of the disk shows in that flush.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)  # on Linux: write what is dirty
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):
@@ -130,7 +143,7 @@ def _open_locked(hidden: Path, path: Path) -> int:
     while True:
         fd = os.open(hidden, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
         try:
-            if not try_lock(fd):
+            if not _lock_soon(fd):
                 raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
             if _is_still(hidden, fd):
                 return fd
@@ -138,6 +151,15 @@ def _open_locked(hidden: Path, path: Path) -> int:
             os.close(fd)
             raise
         os.close(fd)  # its writer has renamed or removed it since it was opened
+
+
+def _lock_soon(fd: int) -> bool:
+    """``try_lock``, with patience for a reader that is about to find that a file was not abandoned."""
+    for _ in range(20):
+        if try_lock(fd):
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def _is_still(path: Path, fd: int) -> bool:

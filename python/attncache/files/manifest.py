@@ -40,14 +40,21 @@ class Segment(NamedTuple):
         Raises:
             OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
         """
-        path = directory / self.file
-        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        file = open_file(directory / self.file, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        self.check(file)
+        return file
+
+    def check(self, file: OpenFile) -> None:
+        """Refuse a file that is not the one the manifest means.
+
+        Raises:
+            DamagedFileError: it has another header or another number of layers.
+        """
         if file.digest != self.header_sha256:
             rule = f"must have the SHA-256 {self.header_sha256}, as {MANIFEST} says"
-            raise damaged(path, "the header", rule, file.digest)
+            raise damaged(file.path, "the header", rule, file.digest)
         if len(file.layers) != self.n_layers:
-            raise damaged(path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
-        return file
+            raise damaged(file.path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
 
 
 class Manifest(NamedTuple):
@@ -155,13 +162,15 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
     if not isinstance(listed, list):
         raise damaged(path, "segments", "must be a list", type(listed).__name__)
     segments = tuple(_segment(entry, path) for entry in listed)
+    if sum(segment.n_layers for segment in segments) > _MOST_LAYERS:
+        raise damaged(path, "segments", f"must hold at most {_MOST_LAYERS} layers together", len(segments))
     layers = sorted({layer for segment in segments for layer in segment.layers})
     if layers != list(range(len(layers))):
         raise damaged(path, "segments", "must have the layers 0, 1, 2, .. without a gap", layers)
     return Manifest(segments, entries["next"], entries.get("tokens"), entries.get("metadata"))
 
 
-_MOST_LAYERS = 1_000_000  # of a segment: far beyond any model, and quickly counted
+_MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted
 
 
 def _segment(entry: Any, path: Path) -> Segment:
@@ -169,7 +178,8 @@ def _segment(entry: Any, path: Path) -> Segment:
         raise damaged(path, "a segment", f"must have {', '.join(Segment._fields)}", repr(entry)[:80])
     segment = Segment(**entry)
     file: Any = segment.file
-    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+    named = isinstance(file, str) and file.isprintable() and len(file) < 256  # no file system takes more
+    if not named or Path(file).name != file or file in ("", ".", ".."):
         raise damaged(path, "the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
     for name in ("first_layer", "n_layers"):
         if not strict_json.is_whole(entry[name]) or entry[name] > _MOST_LAYERS:

@@ -6,8 +6,10 @@ import errno
 import mmap
 import os
 import stat
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from attncache.files.checksums import BLOCK
 from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
 
 Bytes = npt.NDArray[np.uint8]
+
+
+_MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name != "nt" else {}  # a mapping
+# then takes no file descriptor, of which a process has a thousand or so
 
 
 @contextmanager
@@ -69,7 +75,7 @@ def mapped(fd: int, size: int) -> Bytes:
         OSError: it cannot be mapped, or has become shorter.
     """
     try:
-        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(fd, size, access=mmap.ACCESS_READ, **_MAPPING)
     except ValueError as error:
         raise OSError(errno.EIO, f"the file became shorter while it was opened, it had {size} bytes") from error
     return np.frombuffer(mapping, np.uint8)
@@ -86,19 +92,39 @@ def read(fd: int, size: int) -> Bytes:
     whole = room[begin : begin + size]
 
     def read_block(span: tuple[int, int]) -> None:
-        at, end = span
-        while at < end:
-            n_read = _read_into(fd, whole[at:end], at)
-            if n_read == 0:
-                raise OSError(errno.EIO, f"the file became shorter while it was read, {at} of {size} bytes")
-            at += n_read
+        read_into(fd, whole[slice(*span)], span[0])
 
-    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)])
+    in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)], size)
     whole.flags.writeable = False
     return whole
 
 
-def _read_into(fd: int, room: Bytes, offset: int) -> int:
+def read_between(fd: int, begin: int, end: int) -> Bytes:
+    """The bytes of a file from one place to another, in memory.
+
+    Raises:
+        OSError: they cannot be read, or the file has become shorter. MemoryError: there is no room.
+    """
+    room = np.empty(end - begin, np.uint8)
+    read_into(fd, room, begin)
+    return room
+
+
+def read_into(fd: int, room: Bytes, offset: int) -> None:
+    """Fill ``room`` with the bytes of a file from ``offset`` on.
+
+    Raises:
+        OSError: they cannot be read, or the file has become shorter.
+    """
+    at = 0
+    while at < len(room):
+        n_read = _read_some(fd, room[at:], offset + at)
+        if n_read == 0:
+            raise OSError(errno.EIO, f"the file became shorter while it was read, to {offset + at} bytes")
+        at += n_read
+
+
+def _read_some(fd: int, room: Bytes, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(fd, [room.data], offset)
     os.lseek(fd, offset, os.SEEK_SET)  # in one thread, see in_threads
@@ -107,16 +133,26 @@ def _read_into(fd: int, room: Bytes, offset: int) -> int:
     return len(found)
 
 
-def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any]) -> list[Any]:
-    """``work`` of every piece, in as many threads as attncache uses; the first exception stops what has not begun."""
-    pieces = list(pieces)
-    n_threads = min(get_num_threads(), len(pieces)) if hasattr(os, "preadv") else 1
+_WORTH_THREADS = 8 << 20  # bytes: a millisecond's work
+
+
+def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any], n_bytes: int) -> list[Any]:
+    """``work`` of every piece, of ``n_bytes`` together, in as many threads as attncache uses, if that is worth it.
+
+    Pieces are taken as they are needed, so what they hold need not be in memory all at once. The first exception stops what
+    has not begun.
+    """
+    n_threads = get_num_threads() if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
     if n_threads <= 1:
         return [work(piece) for piece in pieces]
+    done, running = [], deque[Future[Any]]()
     with ThreadPoolExecutor(n_threads) as pool:
-        running = [pool.submit(work, piece) for piece in pieces]
         try:
-            return [each.result() for each in running]
+            for piece in pieces:
+                if len(running) == 2 * n_threads:
+                    done.append(running.popleft().result())
+                running.append(pool.submit(work, piece))
+            return done + [each.result() for each in running]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

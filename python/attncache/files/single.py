@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -12,13 +13,13 @@ from zlib import crc32
 import numpy as np
 
 from attncache import _core
-from attncache.files.atomic import replacing, reserve, write_at
-from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hexadecimal
-from attncache.files.errors import damaged
+from attncache.files.atomic import begin_flush, replacing, reserve, write_at
+from attncache.files.checksums import BLOCK, DIGITS, blocks, hexadecimal
+from attncache.files.damage import damages
 from attncache.files.layer_writing import Part, metadata_of, parts_of
 from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
-from attncache.files.safetensors import PADDING, Header, Plan, plan
-from attncache.files.schema import StoredLayer, layers_of, metadata_entry
+from attncache.files.safetensors import Header, Plan, plan
+from attncache.files.schema import Description, StoredLayer, layers_of, metadata_entry
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
@@ -49,6 +50,26 @@ def write_file(
         OSError: it cannot be written; see ``atomic.replacing``.
     """
     described = [parts_of(cache, layer, f"layers.{first + at}", index=index) for at, layer in enumerate(layers)]
+    return write_layers(path, described, tokens=tokens, metadata=metadata)
+
+
+def write_layers(
+    path: Path,
+    described: Sequence[tuple[Description, Sequence[Part]]],
+    *,
+    tokens: object = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """Write layers as one file in the place of what was there; items of their tensors are asked for one after the other.
+
+    Args:
+        path: the file.
+        described: the description and the tensors of each layer.
+        tokens, metadata: what else it says.
+
+    Returns, Raises:
+        As ``write_file``.
+    """
     parts = [part for _, each in described for part in each]
     entries = metadata_of([description for description, _ in described], tokens, metadata)
     layout = _plan(parts, entries, path)
@@ -79,24 +100,31 @@ def _checksums_entry(checksums: Mapping[str, Sequence[str]]) -> str:
 
 def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, list[str]]:
     """Write the data of all tensors, and give the checksums of their blocks."""
-    checksums: dict[str, list[str]] = {}
-    end = layout.data_begins
-    for tensor, part in zip(layout.tensors, parts, strict=True):
-        if tensor.begin > end:
-            write_at(fd, bytes(tensor.begin - end), end)
-        end = tensor.end
-        items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
 
-        def write_block(span: tuple[int, int], items: Bytes = items, begins: int = tensor.begin) -> str:
-            checksum = 0
-            for at in range(*span, _PIECE):
-                piece = items[at : min(at + _PIECE, span[1])]
-                checksum = crc32(piece.data, checksum)
-                write_at(fd, piece.data, begins + at)
-            return hexadecimal(checksum)
+    def pieces() -> Iterator[tuple[Bytes, int]]:
+        end = layout.data_begins
+        for tensor, part in zip(layout.tensors, parts, strict=True):
+            if tensor.begin > end:
+                write_at(fd, bytes(tensor.begin - end), end)
+            end = tensor.end
+            items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
+            for begin, stop in blocks(tensor.n_bytes):
+                yield items[begin:stop], tensor.begin + begin
 
-        checksums[tensor.name] = in_threads(write_block, blocks(tensor.n_bytes))
-    return checksums
+    def write_block(piece: tuple[Bytes, int]) -> str:
+        block, begins = piece
+        checksum = 0
+        for at in range(0, len(block), _PIECE):
+            some = block[at : at + _PIECE].data
+            checksum = crc32(some, checksum)
+            write_at(fd, some, begins + at)
+        if len(block) >= _PIECE:
+            begin_flush(fd, begins, len(block))
+        return hexadecimal(checksum)
+
+    # Blocks of all tensors in one go, so that no thread waits for the last block of a tensor.
+    found = iter(in_threads(write_block, pieces(), layout.file_size))
+    return {tensor.name: list(islice(found, len(blocks(tensor.n_bytes)))) for tensor in layout.tensors}
 
 
 class OpenFile(NamedTuple):
@@ -146,41 +174,7 @@ def verify_data(file: OpenFile) -> int:
     Raises:
         DamagedFileError: some differ, the message says in which tensor and where; or the file has no checksums.
     """
-    expected = _expected_checksums(file)
-    spans = []
-    for tensor in file.header.tensors.values():
-        data = file.whole[tensor.begin : tensor.end]
-        if tensor.name.startswith(PADDING):
-            if data.any():
-                raise damaged(file.path, f"tensor {tensor.name}", "must be zeros, it is padding", "other bytes")
-            continue
-        spans += [(tensor, *span) for span in blocks(tensor.n_bytes)]
-    found = in_threads(
-        lambda span: block_checksum(file.whole[span[0].begin + span[1] : span[0].begin + span[2]]), spans
-    )
-    for (tensor, begin, end), checksum in zip(spans, found, strict=True):
-        wanted = expected[tensor.name][begin // BLOCK]
-        if checksum != wanted:
-            where = f"bytes {begin} to {end - 1} of tensor {tensor.name}"
-            raise damaged(file.path, where, f"must have the checksum {wanted}", f"{checksum}: the file is damaged")
-    return sum(end - begin for _, begin, end in spans)
-
-
-def _expected_checksums(file: OpenFile) -> dict[str, list[str]]:
-    """The checksums that the file carries, one for each block of each tensor."""
-    entry = file.entry("data_crc32")
-    if entry is None:
-        rule = "must have data_crc32 in __metadata__ to be verified"
-        raise damaged(file.path, "the header", rule, "none: attncache did not write this file")
-    data = {name: tensor for name, tensor in file.header.tensors.items() if not name.startswith(PADDING)}
-    wanted = {name: len(list(blocks(tensor.n_bytes))) for name, tensor in data.items()}
-    known = entry.get("tensors") if isinstance(entry, dict) and entry.get("block") == BLOCK else None
-    if not isinstance(known, dict) or known.keys() != wanted.keys():
-        raise damaged(
-            file.path, "data_crc32 in __metadata__", f"must have blocks of {BLOCK} bytes of every tensor", "less"
-        )
-    for name, checksums in known.items():
-        if not isinstance(checksums, list) or len(checksums) != wanted[name]:
-            rule = f"must be {wanted[name]} checksums"
-            raise damaged(file.path, f"data_crc32 of tensor {name}", rule, repr(checksums)[:80])
-    return known
+    n_bytes, found = damages(file.header, file.path, lambda begin, end: file.whole[begin:end])
+    if found:
+        raise found[0]
+    return n_bytes

@@ -1,4 +1,4 @@
-"""A bar for long captures: tqdm's if it is installed, else a line on stderr that rewrites itself."""
+"""A bar for long work: tqdm's if it is installed, else a line on stderr that rewrites itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PAUSE = 0.1  # seconds between two states of the line
 
 
 class Progress:
-    """Counts the layers of each forward and, if asked to, shows the count.
+    """Counts the layers of each forward, or other pieces of work, and, if asked to, shows the count.
 
     Args:
         shown: whether to show anything.
@@ -22,16 +22,22 @@ class Progress:
         self._bar: Any = None
         self._wrote = False
 
-    def begin(self, what: str, n_layers: int) -> None:
-        """Start to count layers of one forward, or of other work."""
+    def begin(self, what: str, total: int, unit: str = "layer") -> None:
+        """Start to count.
+
+        Args:
+            what: the work, such as "capturing".
+            total: how many pieces it has; when there are more, they belong to the next round (a step of ``generate``).
+            unit: what one piece is.
+        """
         self.close()
-        self._what, self._total, self._done, self._round = what, n_layers, 0, 1
+        self._what, self._unit, self._total, self._done, self._round = what, unit, total, 0, 1
         self._started = self._said = monotonic()
         if self._shown:
-            self._bar = _tqdm(what, n_layers)
+            self._bar = _tqdm(what, total, unit)
 
     def advance(self) -> None:
-        """One more layer is done; after the last one, the next forward begins."""
+        """One more piece is done; after the last one, the next round begins."""
         if self._done == self._total:
             self._done, self._round = 0, self._round + 1
             if self._bar is not None:
@@ -58,14 +64,14 @@ class Progress:
             return
         self._said, self._wrote = now, True
         step = f", step {self._round}" if self._round > 1 else ""
-        sys.stderr.write(f"\r{self._what}{step}: layer {self._done} of {self._total} ")
+        sys.stderr.write(f"\r{self._what}{step}: {self._unit} {self._done} of {self._total} ")
         sys.stderr.flush()
 
 
-def _tqdm(what: str, total: int) -> Any:
+def _tqdm(what: str, total: int, unit: str) -> Any:
     """tqdm's bar, or None if tqdm is not installed."""
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415
     except ImportError:
         return None
-    return tqdm(desc=what, total=total, unit="layer", delay=DELAY)
+    return tqdm(desc=what, total=total, unit=unit, delay=DELAY)

@@ -1,0 +1,68 @@
+"""The PTX that nvcc makes of the kernels, launched by the real launchers and run instruction by instruction.
+
+Covered: every query of cpp/cuda/attncache_cuda.h that launches a kernel, for three architectures, compared with
+reference.py by equality (within its written bound for factored rows); no fault in any launch; at least 95 % of the PTX
+instructions of every kernel. What that can show and what it cannot, says cuda/ptx/__init__.py. test_ptx_instructions.py
+holds the interpreter to the meaning of PTX, test_ptx_catches.py shows that each of its checks can fail.
+Not covered: index arithmetic beyond 32 bits (the other branch of every 64-bit division), which takes such sizes.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from cuda.budgets import KERNELS
+from cuda.compilers import NO_GXX, NO_NVCC, find_gxx, find_nvcc
+from cuda.interpreted_cases import CASES, Case
+from cuda.ptx.library import Built, Interpreted, build, kernel_of
+
+ARCHITECTURES = (75, 90, 120)
+LEAST_COVERAGE = 0.95
+
+pytestmark = [
+    pytest.mark.skipif(find_nvcc() is None, reason=NO_NVCC),
+    pytest.mark.skipif(find_gxx() is None, reason=NO_GXX),
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tmp_path_factory.mktemp("interpreted"), ARCHITECTURES)
+
+
+@cache
+def device(built: Built, architecture: int) -> Interpreted:
+    return Interpreted(built, built.ptx[architecture])
+
+
+@cache
+def run(built: Built, architecture: int, case: Case) -> None:
+    """A case is run once, whoever asks first."""
+    interpreted = device(built, architecture)
+    interpreted.most_blocks = case.blocks
+    case.run(interpreted)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_interpreted_kernels_answer_as_numpy_does(built: Built, architecture: int, case: Case) -> None:
+    run(built, architecture, case)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
+def test_the_cases_reach_the_instructions_of_every_kernel(built: Built, architecture: int) -> None:
+    for case in CASES:
+        run(built, architecture, case)
+    reached = device(built, architecture).device.coverage()
+    assert {kernel_of(name) for name in reached} == set(KERNELS)
+    for name, (executed, total) in reached.items():
+        print(f"sm_{architecture} {kernel_of(name)}: {executed} of {total} instructions reached")
+        missing = "\n".join(device(built, architecture).device.unreached(name))
+        assert executed >= LEAST_COVERAGE * total, f"{kernel_of(name)}: {executed} of {total} reached; not:\n{missing}"
+
+
+def test_nothing_is_left_on_the_device(built: Built) -> None:
+    for architecture in ARCHITECTURES:
+        assert device(built, architecture).device.memory.allocations == {}
