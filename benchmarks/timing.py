@@ -93,6 +93,28 @@ def interleaved(sweeps: Mapping[str, Sweep], pool: Calls, plan: Plan, clock: Clo
     return {name: summary(samples[name], counts[name]) for name in sweeps}
 
 
+def taking_turns(
+    actions: Mapping[str, Callable[[], object]], before: Callable[[], None], plan: Plan
+) -> dict[str, Timing]:
+    """Time actions that leave something behind: a sample is one call, and ``before`` restores the world untimed."""
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(plan.most):
+            for name, action in actions.items():
+                if turn < plan.least or sum(samples[name]) < plan.budget:
+                    before()
+                    start = time.perf_counter()
+                    action()
+                    samples[name].append(time.perf_counter() - start)
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {name: summary(samples[name], 1) for name in actions}
+
+
 def summary(samples: Sequence[float], count: int) -> Timing:
     """Median and quartiles of the samples."""
     lower, median, upper = (float(value) for value in np.percentile(samples, [25, 50, 75]))

@@ -2,7 +2,7 @@
 
 Covered at tiny sizes: every registered query has a case, the commands' output, planted wrong answers, the judgement of
 goals and of instruction counts, the data of every figure and (with matplotlib) its file; of the long context, its
-comparison with float64 (with torch).
+comparison with float64 (with torch); of a cache larger than memory, its comparison and the limit itself.
 Not covered: any number the benchmarks print; the model of the long context; counting under valgrind, which is a stage of .ci/run.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -455,3 +457,116 @@ def test_long_context_compares_all_layers_with_float64(is_wrong: bool, capsys: p
     assert report.is_right is not is_wrong
     assert [row[0] for row in report.rows] == ["rows", "columns, at those rows", "top_k, k=10"]
     assert "the same bits" in capsys.readouterr().out
+
+
+@pytest.fixture
+def files() -> ModuleType:
+    """The command that measures caches in files."""
+    return importlib.import_module("benchmarks.files")
+
+
+def test_quick_files_run_measures_every_case_and_leaves_nothing_behind(
+    files: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, written = tmp_path / "work", [tmp_path / "numbers.json", tmp_path / "report.md"]
+    folder.mkdir()
+    options = ["--quick", "--folder", str(folder), "--json", str(written[0]), "--write", str(written[1])]
+    assert files.main(options) == 0
+    assert list(folder.iterdir()) == []
+    printed, report = capsys.readouterr().out, json.loads(written[0].read_text(encoding="utf-8"))
+    assert "command: python -m benchmarks.files --quick --folder DIR" in printed
+    assert [result["operation"] for result in report["results"]] == [case.name for case in files.CASES]
+    for result in report["results"]:
+        assert result["timings"] == {} or result["timings"]["attncache"]["median"] > 0
+        assert result["timings"] or "cold" in result["operation"], "only what lies in memory alone cannot be cold"
+    assert [len(opened["timings"]) > 1 for opened in report["opened"]] == [True, True]
+    assert all(f"## {case.name}" in written[1].read_text(encoding="utf-8") for case in files.CASES)
+
+
+def test_without_its_library_a_contender_of_files_is_not_measured(
+    files: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contenders = importlib.import_module("benchmarks.files_contenders")
+    monkeypatch.setattr(contenders, "installed", lambda: dict.fromkeys(("safetensors", "torch", "cp"), False))
+    monkeypatch.setattr(importlib.import_module("benchmarks.worlds"), "torch_or_none", lambda: None)
+    assert files.main(["--quick", "--only", "save, on the disk"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("2 x 3 x 32")]
+    missing = {re.split(r"\s{2,}", line)[1] for line in lines if "not measured" in line}
+    assert missing == {"safetensors", "torch", "cp"}
+
+
+@pytest.mark.parametrize(
+    ("name", "contender", "wrong"),
+    [
+        ("save, on the disk", "attncache", "AttentionCache().save(folder / 'ours.safetensors')"),
+        ("save, on the disk", "NumPy", "save_numpy(patterns[::-1], folder)"),
+        ("push to disk, layer by layer", "attncache", "pushed_to_disk(patterns[::-1], folder)"),
+        ("load into memory", "attncache", "load_ours(kept, mmap=False)[:1]"),
+        ("open, all layers", "NumPy", "load_numpy(kept, n_layers, 'r')[1:]"),
+        ("open and ask one query", "attncache", "np.nextafter(ask_ours(kept, layer, position), np.float32(2))"),
+    ],
+)
+def test_a_wrong_file_or_answer_is_refused(
+    files: ModuleType, name: str, contender: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = (case for case in files.CASES if case.name == name)
+    assert files.main(["--quick"], [replace(case, contenders={**case.contenders, contender: wrong})]) == 1
+    printed = capsys.readouterr()
+    assert f"{contender} does {wrong} wrongly" in printed.err
+    assert name.upper() not in printed.out
+
+
+def test_what_is_done_between_samples_is_not_timed() -> None:
+    timing = importlib.import_module("benchmarks.timing")
+    calls: list[str] = []
+    plan = timing.Plan(0, 0, least=2, most=9)
+    actions = {name: lambda name=name: calls.append(name) for name in ("one", "two")}
+    found = timing.taking_turns(actions, lambda: (calls.append("before"), time.sleep(0.01)), plan)
+    assert calls == ["before", "one", "before", "two"] * 2
+    assert all(each.median < 0.01 and each.samples == 2 for each in found.values())
+
+
+def test_pages_of_a_file_are_counted_and_evicted(tmp_path: Path) -> None:
+    pages = importlib.import_module("benchmarks.pages")
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 4096)
+    if pages.resident(file) is None or not pages.CAN_EVICT:
+        pytest.skip("this system does not tell which pages of a file are in memory")
+    assert pages.resident(file) == 1 << 20
+    mapping = np.memmap(file, np.uint8, "r")
+    assert pages.mapped_and_touched(file) in (None, 0)
+    assert mapping[4096] == 0
+    assert pages.mapped_and_touched(file) in (None, *range(4096, (1 << 20) + 1, 4096))
+    del mapping
+    pages.evict([file])
+    if pages.file_system(tmp_path).startswith(("ext", "xfs", "btrfs")):
+        assert pages.resident(file) == 0
+
+
+def test_a_process_over_its_memory_limit_does_not_survive() -> None:
+    limits = importlib.import_module("benchmarks.memory_limit")
+    with limits.limited(96 << 20) as limit:
+        assert limit.run([sys.executable, "-c", "bytearray(16 << 20)"]).returncode == 0
+        assert limit.run([sys.executable, "-c", "bytearray(160 << 20)"]).returncode != 0
+    assert limit.group is None or not limit.group.exists()
+
+
+def test_larger_than_memory_runs_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.import_module("benchmarks.larger_than_memory").main(["--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert "answers: the same bits as the reference" in printed
+    assert "one row of one layer" in printed
+
+
+def test_larger_than_memory_finds_a_wrong_answer(tmp_path: Path) -> None:
+    module, roles = (
+        importlib.import_module(f"benchmarks.{name}") for name in ("larger_than_memory", "limited_process")
+    )
+    roles.write(tmp_path, module.QUICK)
+    roles.ask(tmp_path, module.QUICK)
+    assert module.wrong_answers(tmp_path, module.QUICK) == []
+    with np.load(tmp_path / roles.ANSWERS) as archive:
+        answers = dict(archive)
+    answers["rows"] = np.nextafter(answers["rows"], np.float32(2))
+    np.savez(tmp_path / roles.ANSWERS, **answers)
+    assert module.wrong_answers(tmp_path, module.QUICK) == ["rows"]

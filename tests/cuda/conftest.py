@@ -1,4 +1,7 @@
-"""The library under test: the emulated one, built once for all files of this folder, and the built one on a device."""
+"""The library under test: the emulated one, built once for all files of this folder, and the built one on a device.
+
+The proofs of LONG take minutes: they run when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,24 @@ from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
 from cuda.emulated import build
 from cuda.recording import Recorder
 
+HERE = Path(__file__).resolve().parent
+LONG = ("test_planted.py", "test_ptx.py", "test_static.py")
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
+
+
+def is_named(config: pytest.Config) -> bool:
+    """Whether the command line names this folder or something in it."""
+    named = (config.invocation_params.dir / str(word).partition("::")[0] for word in config.invocation_params.args)
+    return any(path.exists() and path.resolve().is_relative_to(HERE) for path in named)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name in LONG and not is_named(config) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not is_named(config):
+        terminalreporter.write_line(f"left out, they take minutes: {', '.join(LONG)}; `pytest tests/cuda` runs them")
 
 
 @pytest.fixture(scope="session")

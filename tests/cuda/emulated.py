@@ -30,8 +30,11 @@ FLAGS = ("-std=c++20", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contra
 LIMITS = ("-DATTNCACHE_CUDA_MAX_BLOCKS=5", "-DATTNCACHE_CUDA_SCRATCH_BYTES=65536")
 
 
-def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA) -> Path:
-    """Compiles every .cu file of `kernels` and the shim, and links them into a library in `folder`."""
+def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA, like: Path | None = None) -> Path:
+    """Compiles every .cu file of `kernels` and the shim, and links them into a library in `folder`.
+
+    like: the folder of a build of the sources as they are; files that `kernels` has unchanged are not compiled again.
+    """
     compiler = find_gxx()
     if compiler is None:
         raise RuntimeError(NO_GXX)
@@ -40,7 +43,12 @@ def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA) -
     includes = [f"-I{SHIM}", f"-I{kernels}", f"-I{ROOT / 'cpp' / 'include'}"]
     sources = [*sorted(kernels.glob("*.cu")), *sorted(SHIM.glob("*.cpp"))]
 
+    is_same = {path.name: path.read_bytes() == (CUDA / path.name).read_bytes() for path in kernels.glob("*.cu*")}
+    has_same_headers = all(same for name, same in is_same.items() if name.endswith(".cuh"))
+
     def compiled(source: Path) -> str:
+        if like is not None and (source.parent == SHIM or (has_same_headers and is_same[source.name])):
+            return str(like / f"{source.name}.o")
         built = str(folder / f"{source.name}.o")
         run([str(compiler), *flags, *includes, "-x", "c++", "-c", str(source), "-o", built])
         return built

@@ -102,14 +102,23 @@ class ThroughInterface(Placed):
         }
 
 
-def strides_in(capsule: Any, is_versioned: bool) -> Any:
-    """The strides that the struct in a capsule points at, to be written."""
-    name = b"dltensor_versioned" if is_versioned else b"dltensor"
+def struct_in(capsule: Any, is_versioned: bool) -> int:
+    """The address of the struct in a capsule."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return pointer(capsule, b"dltensor_versioned" if is_versioned else b"dltensor")
+
+
+def strides_in(capsule: Any, is_versioned: bool) -> Any:
+    """The strides that the struct in a capsule points at, to be written."""
     # DLTensor: data 8, device 8, ndim 4, dtype 4, shape 8, strides 8; before it, if versioned: 4, 4, 8, 8, 8
-    at = pointer(capsule, name) + (32 if is_versioned else 0) + 32
+    at = struct_in(capsule, is_versioned) + (32 if is_versioned else 0) + 32
     return ctypes.cast(ctypes.c_void_p.from_address(at).value, ctypes.POINTER(ctypes.c_int64))
+
+
+def major_in(capsule: Any) -> ctypes.c_uint32:
+    """The major version in a capsule of DLPack 1, to be written."""
+    return ctypes.c_uint32.from_address(struct_in(capsule, True))
 
 
 WAYS = {"dlpack": ThroughDLPack, "old dlpack": ThroughOldDLPack, "interface": ThroughInterface}

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plant:
-    """One bug: its edits, the check of `checks` (or the words of the emulation) that must report it, what is compiled."""
+    """One bug: its edits, the check of `checks` (or a pattern in the words of the emulation) that must report it, what is compiled."""
 
     edits: tuple[tuple[str, str, str], ...]
     seen_by: str
     source: str = "rows.cu"
+    tests: str = ""  # of the emulation that are enough to see it, as pytest's -k
     may_fuse: bool = False  # compiled without the flag that keeps products and sums apart
 
 
@@ -69,36 +70,32 @@ STATIC = {
     ),
 }
 
-READ_INSIDE = "if (first + r * step >= n_keys) continue;\n            float weights"
+READ = "if (first + r * step >= n_keys) continue;\n            float weights"
 TURNED = "sums[r];\n        }\n        __syncthreads();"
+PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
+TAKEN = "is_equal && my_equal < threshold.wanted"
 LISTED = "line.heads[h] * line.layer->head_stride"
-FEW_BLOCKS = ("launch.cuh", "kMaxBlocks = 65536;", "kMaxBlocks = 2;")  # no bug: each block has more to do
 
 EMULATED = {
-    "a barrier is missing": Plant((("columns.cu", TURNED, TURNED.replace("__syncthreads();", "")),), ""),
+    "a barrier is missing": Plant(
+        (("columns.cu", TURNED, TURNED.replace("__syncthreads();", "")),), "differ", tests="columns"
+    ),
     "a barrier is not reached by all": Plant(
-        (("columns.cu", TURNED, TURNED.replace("__syncthreads", "if (sums[0] > 0.1F) __syncthreads")),), "barrier"
+        (("columns.cu", TURNED, TURNED.replace("__syncthreads", "if (threadIdx.x < 99) __syncthreads")),),
+        "diverged",
+        tests="columns",
     ),
     "a tile is overwritten while it is read": Plant(
-        (
-            FEW_BLOCKS,
-            ("columns.cu", "__syncthreads();  // before the next tile overwrites this one", ""),
-        ),
-        "",
+        (("columns.cu", "__syncthreads();  // before the next tile overwrites this one", ""),),
+        "differ",
+        tests="columns",
     ),
     "lanes of a warp race": Plant(
-        (
-            (
-                "top_k.cu",
-                "sorted[places[digit] + before] = item;\n        __syncwarp();",
-                "sorted[places[digit] + before] = item;",
-            ),
-        ),
-        "",
+        (("top_k.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
     ),
-    "one item too many is read": Plant((("rows.cu", READ_INSIDE, READ_INSIDE.replace(">=", ">")),), "outside"),
+    "one item too many is read": Plant((("rows.cu", READ, READ.replace(">=", ">")),), "outside", tests="rows"),
     "one line too many is written": Plant(
-        (("rows.cu", "if (index >= n_lines) continue;", "if (index > n_lines) continue;"),), ""
+        (("rows.cu", "if (index >= n_lines) continue;", "if (index > n_lines) continue;"),), "outside", tests="rows"
     ),
     "wide reads of rows that lie anywhere": Plant(
         (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned"
@@ -108,17 +105,18 @@ EMULATED = {
             ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(position))", "static_cast<unsigned>(position)"),
             ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
         ),
-        "",
+        "differ",
+        tests="top_k",
     ),
     "of equal weights the last are taken": Plant(
-        (("top_k.cu", "is_equal && my_equal < threshold.wanted", "is_equal && my_equal >= threshold.wanted"),), ""
+        (("top_k.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
     ),
     "NaN comes first": Plant(
-        (("top_k.cu", "if (weight != weight) return 0;", "if (weight != weight) return 0xffffffff;"),), ""
+        (("top_k.cu", "if (weight != weight) return 0;", "if (weight != weight) return ~0U;"),), "differ", tests="top_k"
     ),
-    "-0 is less than +0": Plant((("top_k.cu", "weight == 0 ? 0.0F : weight", "weight"),), ""),
+    "-0 is less than +0": Plant((("top_k.cu", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
     "heads are added backwards": Plant(
-        (("rows.cu", LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), ""
+        (("rows.cu", LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), "differ", tests="rows"
     ),
-    "the sign of zero is lost": Plant((("selection.cuh", "0.0F : -0.0F", "0.0F : 0.0F"),), ""),
+    "the sign of zero is lost": Plant((("selection.cuh", "0.0F : -0.0F", "0.0F : 0.0F"),), "differ"),
 }

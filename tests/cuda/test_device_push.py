@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, _core
-from attncache.cuda import on_stream
-from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, put
+from attncache.cuda import library, on_stream
+from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, major_in, put
 from cuda.recording import Recorder
 from patterns import DTYPES, Array, assert_same, make, meaning, strided
 
@@ -99,6 +99,21 @@ def test_the_owner_lives_as_long_as_the_layer_and_no_longer(recorder: Recorder) 
     assert answer.numpy().shape == (1, 5, 7)
 
 
+def test_the_maker_is_asked_while_its_device_is_the_current_one(recorder: Recorder) -> None:
+    current = []
+
+    class Asked(ThroughDLPack):
+        def capsule(self, is_versioned: bool) -> Any:
+            current.append(library.load().number("get_device"))
+            return super().capsule(is_versioned)
+
+    pattern = make("soft", SHAPE)
+    for number in (1, 0):
+        assert_same(pushed(Asked(pattern, number)).rows(), meaning("rows", [pattern]))
+    assert current == [1, 0]
+    assert library.load().number("get_device") == 0
+
+
 def test_a_capsule_that_nobody_takes_lets_go_of_its_array(recorder: Recorder) -> None:
     placed = put(make("soft", SHAPE))
     for is_versioned in (True, False):
@@ -119,6 +134,19 @@ def test_a_capsule_is_taken_once(recorder: Recorder) -> None:
     with pytest.raises(ValueError, match="a DLPack capsule that nobody has used"):
         pushed(Again(np.zeros(SHAPE, np.float32)))
     cache.clear()
+    assert placed.released == 1
+
+
+def test_a_later_major_version_is_refused_and_given_back(recorder: Recorder) -> None:
+    class Later(ThroughDLPack):
+        def capsule(self, is_versioned: bool) -> Any:
+            capsule = super().capsule(is_versioned)
+            major_in(capsule).value = 2
+            return capsule
+
+    placed = Later(make("soft", SHAPE))
+    with pytest.raises(ValueError, match="must come as DLPack 1, got version 2"):
+        pushed(placed)
     assert placed.released == 1
 
 
@@ -252,6 +280,8 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "bools": (lambda: put(zeros("?")), TypeError, "got bool"),
     "three axes": (lambda: put(zeros("f4", (2, 3, 4))), ValueError, r"the 4 axes .*got shape \(2, 3, 4\)"),
     "on the host": (lambda: OnHost(zeros("f4")), ValueError, r"must lie on a CUDA device, got DLPack device \(1, 0\)"),
+    "told a stream, on the host": (lambda: on_stream(zeros("f4"), 1), ValueError, r"got DLPack device \(1, 0\)"),
+    "told a stream, no array": (lambda: on_stream([1.0], 1), TypeError, "must be an array on a CUDA device, got list"),
     "no capsule": (lambda: NoCapsule(zeros("f4")), ValueError, "must return a DLPack capsule"),
     "refusing": (lambda: Refusing(zeros("f4")), ValueError, "can be shared: conjugated"),
     "needs grad": (lambda: NeedsGrad(zeros("f4")), ValueError, r"must not require grad; pass pattern\.detach\(\)"),
@@ -278,7 +308,7 @@ def test_what_cannot_be_a_layer_is_named_and_given_back(case: str, recorder: Rec
     assert cache.n_layers == 1
     gc.collect()
     took = [way for way in ("float64", "integers", "bools", "three axes") if way == case]
-    assert placed.released == len(took)
+    assert getattr(placed, "released", 0) == len(took)
 
 
 def test_a_cache_of_another_dtype_converts_nothing_on_a_device(recorder: Recorder) -> None:

@@ -105,28 +105,36 @@ def borrow(values: Any, argument: Argument) -> Borrowed:
         raise ValueError(f"{name} must not require grad; pass {name}.detach()")
     library = load()
     if hasattr(array, "__dlpack__"):
-        return Borrowed(library, _from_dlpack(array, stream, name))
+        return Borrowed(library, _from_dlpack(library, array, stream, name))
+    if not hasattr(array, "__cuda_array_interface__"):
+        raise TypeError(f"{name} must be an array on a CUDA device, got {type(array).__name__}")
     return Borrowed(library, _from_interface(library, array, stream, name))
 
 
-def _from_dlpack(array: Any, stream: Stream | None, name: str) -> Found:
+def _from_dlpack(library: Library, array: Any, stream: Stream | None, name: str) -> Found:
     """DLPack has no stream of the maker's: the maker has ours wait for what it was given to do."""
     stream = stream or DEFAULT
+    _check_device(array.__dlpack_device__(), name)
     try:
-        try:
-            capsule = array.__dlpack__(stream=stream.handle, max_version=_VERSION)
-        except TypeError:  # made before DLPack 1
-            capsule = array.__dlpack__(stream=stream.handle)
-        owner, address, (kind, device), (code, bits, lanes), shape, strides = _core.dlpack_taken(capsule)
+        with library.on(int(array.__dlpack_device__()[1])):  # torch gives none of another device than the current one
+            try:
+                capsule = array.__dlpack__(stream=stream.handle, max_version=_VERSION)
+            except TypeError:  # made before DLPack 1
+                capsule = array.__dlpack__(stream=stream.handle)
+        owner, address, place, (code, bits, lanes), shape, strides = _core.dlpack_taken(capsule)
     except BufferError as error:
         raise ValueError(f"{name} must be an array that can be shared: {error}") from error
-    if kind not in (KDL_CUDA, KDL_CUDA_MANAGED):
-        raise ValueError(f"{name} must lie on a CUDA device, got DLPack device ({kind}, {device})")
+    _check_device(place, name)
     dtype = _dtype_of(code, bits) if lanes == 1 else None
     if dtype is None:
         raise TypeError(f"{name} must hold numbers, got items of DLPack type {(code, bits, lanes)}")
     item = bits // 8
-    return Found(owner, address, device, dtype, shape, tuple(item * each for each in strides), stream)
+    return Found(owner, address, place[1], dtype, shape, tuple(item * each for each in strides), stream)
+
+
+def _check_device(place: tuple[int, int], name: str) -> None:
+    if place[0] not in (KDL_CUDA, KDL_CUDA_MANAGED):
+        raise ValueError(f"{name} must lie on a CUDA device, got DLPack device ({int(place[0])}, {place[1]})")
 
 
 def _dtype_of(code: int, bits: int) -> str | None:

@@ -6,7 +6,6 @@ protection against somebody who wants to deceive. zlib computes it at several GB
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from zlib import crc32
 
 import numpy as np
@@ -22,9 +21,9 @@ def hexadecimal(checksum: int) -> str:
     return f"{checksum:08x}"
 
 
-def blocks(n_bytes: int) -> Iterable[tuple[int, int]]:
-    """First and last byte of each block of a tensor."""
-    return ((begin, min(begin + BLOCK, n_bytes)) for begin in range(0, n_bytes, BLOCK))
+def blocks(n_bytes: int) -> list[tuple[int, int]]:
+    """Where each block of a tensor begins and ends."""
+    return [(begin, min(begin + BLOCK, n_bytes)) for begin in range(0, n_bytes, BLOCK)]
 
 
 def block_checksum(block: npt.NDArray[np.uint8]) -> str:

@@ -54,13 +54,14 @@ class DiskCache(AttentionCache):
         self._directory = checked_path(directory).absolute()
         self._writing = threading.RLock()
         self._process = os.getpid()
-        lock, self._manifest = _opened(self._directory)
-        self._unlock = weakref.finalize(self, os.close, lock)
-        try:
-            map_directory(self, self._directory, self._manifest)
-        except BaseException:
-            self._unlock()
-            raise
+        with naming(self._directory):
+            lock, self._manifest = _opened(self._directory)
+            self._unlock = weakref.finalize(self, os.close, lock)
+            try:
+                map_directory(self, self._directory, self._manifest)
+            except BaseException:
+                self._unlock()
+                raise
 
     @property
     def directory(self) -> Path:
@@ -69,7 +70,8 @@ class DiskCache(AttentionCache):
 
     def close(self) -> None:
         """Let another writer in; the cache still answers, but takes no more layers. May be called again."""
-        self._unlock()
+        with naming(self._directory):
+            self._unlock()
 
     def __enter__(self) -> DiskCache:  # noqa: PYI034 (typing has no Self before 3.11)
         return self
@@ -159,7 +161,7 @@ class DiskCache(AttentionCache):
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """The right to change the directory, of one thread of the process that opened it, until it is closed."""
-        with self._writing:
+        with self._writing, naming(self._directory):
             if os.getpid() != self._process:
                 message = f"process {self._process} writes this cache; a process forked from it may only read it"
                 raise InUseError(errno.EBUSY, message, str(self._directory))

@@ -155,13 +155,15 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
     if not isinstance(listed, list):
         raise damaged(path, "segments", "must be a list", type(listed).__name__)
     segments = tuple(_segment(entry, path) for entry in listed)
+    if sum(segment.n_layers for segment in segments) > _MOST_LAYERS:
+        raise damaged(path, "segments", f"must hold at most {_MOST_LAYERS} layers together", len(segments))
     layers = sorted({layer for segment in segments for layer in segment.layers})
     if layers != list(range(len(layers))):
         raise damaged(path, "segments", "must have the layers 0, 1, 2, .. without a gap", layers)
     return Manifest(segments, entries["next"], entries.get("tokens"), entries.get("metadata"))
 
 
-_MOST_LAYERS = 1_000_000  # of a segment: far beyond any model, and quickly counted
+_MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted
 
 
 def _segment(entry: Any, path: Path) -> Segment:
@@ -169,7 +171,8 @@ def _segment(entry: Any, path: Path) -> Segment:
         raise damaged(path, "a segment", f"must have {', '.join(Segment._fields)}", repr(entry)[:80])
     segment = Segment(**entry)
     file: Any = segment.file
-    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+    named = isinstance(file, str) and file.isprintable() and len(file) < 256  # no file system takes more
+    if not named or Path(file).name != file or file in ("", ".", ".."):
         raise damaged(path, "the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
     for name in ("first_layer", "n_layers"):
         if not strict_json.is_whole(entry[name]) or entry[name] > _MOST_LAYERS:

@@ -7,8 +7,9 @@ import mmap
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,16 +119,20 @@ _WORTH_THREADS = 8 << 20  # bytes: a millisecond's work
 def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any], n_bytes: int) -> list[Any]:
     """``work`` of every piece, of ``n_bytes`` together, in as many threads as attncache uses, if that is worth it.
 
-    The first exception stops what has not begun.
+    Pieces are taken as they are needed, so what they hold need not be in memory all at once. The first exception stops what
+    has not begun.
     """
-    pieces = list(pieces)
-    n_threads = min(get_num_threads(), len(pieces)) if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
+    n_threads = get_num_threads() if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
     if n_threads <= 1:
         return [work(piece) for piece in pieces]
+    done, running = [], deque[Future[Any]]()
     with ThreadPoolExecutor(n_threads) as pool:
-        running = [pool.submit(work, piece) for piece in pieces]
         try:
-            return [each.result() for each in running]
+            for piece in pieces:
+                if len(running) == 2 * n_threads:
+                    done.append(running.popleft().result())
+                running.append(pool.submit(work, piece))
+            return done + [each.result() for each in running]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

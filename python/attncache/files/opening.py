@@ -45,7 +45,10 @@ def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy)
         return _load_directory(path, mmap, verify, index)
     cache = AttentionCache(index=index)
     remove_abandoned(path)
-    file = open_file(path, is_mapped=mmap, verify=verify)
+    try:
+        file = open_file(path, is_mapped=mmap, verify=verify)
+    except IsADirectoryError:  # a writer has made it since
+        return _load_directory(path, mmap, verify, index)
     push_layers(cache, file.each_layer())
     set_description(cache, path, file.entry("tokens"), file.entry("metadata"))
     cache._origin = Origin(path.absolute(), file.digest, mmap)
@@ -109,8 +112,9 @@ def set_description(cache: AttentionCache, path: Path, tokens: Any, metadata: An
 
 def read_tokens(tokens: Any, path: Path) -> Tokens | None:
     """The tokens as a file has them; they need not fit its layers, as those of a cache need not after more pushes."""
-    if isinstance(tokens, str):
-        raise damaged(path, "tokens", "must be lists of strings", "a string")
+    for item in (tokens, *tokens) if isinstance(tokens, list) else (tokens,):
+        if isinstance(item, dict) or isinstance(tokens, str):
+            raise damaged(path, "tokens", "must be lists of strings", repr(item)[:80])
     try:
         return checked_tokens(tokens, ())
     except (TypeError, ValueError) as error:

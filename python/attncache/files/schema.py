@@ -37,6 +37,7 @@ _AXES = {
     "row_greatest": "[batch, head, query]",
     "row_sum": "[batch, head, query]",
 }
+_MOST_OF_NOTHING = 1 << 20  # what follows takes memory for each batch item, which nothing else bounds
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.([a-z_]+)")
 
 
@@ -171,4 +172,7 @@ def _check_main(tensor: Tensor, name: str, path: _Path) -> None:
         raise damaged(path, f"tensor {tensor.name}", f"must be {_AXES[name]}", f"shape {list(tensor.shape)}")
     if max(tensor.shape[2:]) >= 2**32:
         rule = "must have fewer than 2**32 queries and keys"
+        raise damaged(path, f"tensor {tensor.name}", rule, f"shape {list(tensor.shape)}")
+    if tensor.n_bytes == 0 and max(tensor.shape[:2]) > _MOST_OF_NOTHING:
+        rule = f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty"
         raise damaged(path, f"tensor {tensor.name}", rule, f"shape {list(tensor.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -12,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from attncache import _core
-from attncache.files.atomic import replacing, reserve, write_at
+from attncache.files.atomic import begin_flush, replacing, reserve, write_at
 from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hexadecimal
 from attncache.files.errors import damaged
 from attncache.files.layer_writing import Part, metadata_of, parts_of
@@ -79,24 +80,31 @@ def _checksums_entry(checksums: Mapping[str, Sequence[str]]) -> str:
 
 def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, list[str]]:
     """Write the data of all tensors, and give the checksums of their blocks."""
-    checksums: dict[str, list[str]] = {}
-    end = layout.data_begins
-    for tensor, part in zip(layout.tensors, parts, strict=True):
-        if tensor.begin > end:
-            write_at(fd, bytes(tensor.begin - end), end)
-        end = tensor.end
-        items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
 
-        def write_block(span: tuple[int, int], items: Bytes = items, begins: int = tensor.begin) -> str:
-            checksum = 0
-            for at in range(*span, _PIECE):
-                piece = items[at : min(at + _PIECE, span[1])]
-                checksum = crc32(piece.data, checksum)
-                write_at(fd, piece.data, begins + at)
-            return hexadecimal(checksum)
+    def pieces() -> Iterator[tuple[Bytes, int]]:
+        end = layout.data_begins
+        for tensor, part in zip(layout.tensors, parts, strict=True):
+            if tensor.begin > end:
+                write_at(fd, bytes(tensor.begin - end), end)
+            end = tensor.end
+            items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
+            for begin, stop in blocks(tensor.n_bytes):
+                yield items[begin:stop], tensor.begin + begin
 
-        checksums[tensor.name] = in_threads(write_block, blocks(tensor.n_bytes), tensor.n_bytes)
-    return checksums
+    def write_block(piece: tuple[Bytes, int]) -> str:
+        block, begins = piece
+        checksum = 0
+        for at in range(0, len(block), _PIECE):
+            some = block[at : at + _PIECE].data
+            checksum = crc32(some, checksum)
+            write_at(fd, some, begins + at)
+        if len(block) >= _PIECE:
+            begin_flush(fd, begins, len(block))
+        return hexadecimal(checksum)
+
+    # Blocks of all tensors in one go, so that no thread waits for the last block of a tensor.
+    found = iter(in_threads(write_block, pieces(), layout.file_size))
+    return {tensor.name: list(islice(found, len(blocks(tensor.n_bytes)))) for tensor in layout.tensors}
 
 
 class OpenFile(NamedTuple):
@@ -177,7 +185,7 @@ def _expected_checksums(file: OpenFile) -> dict[str, list[str]]:
         rule = "must have data_crc32 in __metadata__ to be verified"
         raise damaged(file.path, "the header", rule, "none: attncache did not write this file")
     data = {name: tensor for name, tensor in file.header.tensors.items() if not name.startswith(PADDING)}
-    wanted = {name: len(list(blocks(tensor.n_bytes))) for name, tensor in data.items()}
+    wanted = {name: len(blocks(tensor.n_bytes)) for name, tensor in data.items()}
     known = entry.get("tensors") if isinstance(entry, dict) and entry.get("block") == BLOCK else None
     if not isinstance(known, dict) or known.keys() != wanted.keys():
         raise damaged(

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+_MOST_DIGITS = 4000  # slow to read if there are very many, and Python by itself refuses more than 4300
+
 
 def parse(text: str | bytes) -> Any:
     """The value of a JSON text.
@@ -28,10 +30,11 @@ def parse(text: str | bytes) -> Any:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in found if names.count(name) > 1)!r} twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name[:80]!r} twice in one object")
+        found[name] = value
     return found
 
 
@@ -40,7 +43,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 20:  # more than 64 bits, and slow to read if very many
+    if len(digits) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from attncache.files import strict_json
+
 
 def checked_metadata(metadata: object) -> Mapping[str, Any]:
     """A read-only copy of the metadata, as they come back from a file.
@@ -24,7 +26,7 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
         if not isinstance(name, str):
             raise TypeError(f"metadata must have names that are strings, got {name!r}")
         try:
-            copied[name] = json.loads(json.dumps(value, allow_nan=False, default=_plain))
+            copied[name] = strict_json.parse(json.dumps(value, allow_nan=False, default=_plain))
         except (TypeError, ValueError, RecursionError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"metadata[{name!r}] must be a JSON value, got {type(value).__name__}: {error}") from error

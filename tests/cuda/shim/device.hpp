@@ -132,7 +132,9 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
 template <class T>
 T __ldg(const T* address) {
     shim::check_read(address, sizeof(T));
-    return *address;
+    T value;
+    std::memcpy(&value, address, sizeof(T));  // a misaligned address has been reported; the CPU must not stop at it
+    return value;
 }
 
 template <class T>

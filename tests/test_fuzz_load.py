@@ -1,0 +1,96 @@
+"""The fuzz of ``load`` with some thousands of inputs, always the same; ``python -m tests.fuzz`` runs it for long.
+
+Covered: mutations of bytes, headers, shapes, tensors' names, inner JSON, data and manifests, each with and without right
+checksums; every way of loading; a query of what was loaded; memory, hangs, crashes, and what Python's audit hooks see of
+code, imports and other files. Also that the fuzz itself sees a crash, a hang, a wrong exception and an answer that fails.
+Not covered: inputs that no mutation of ours makes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("the fuzz forks", allow_module_level=True)
+
+from attncache import AttentionCache
+from tests.fuzz import campaign, trying
+
+MADE_FROM = campaign.all_bases()
+
+
+def test_eight_thousand_inputs_are_loaded_or_refused() -> None:
+    outcome = campaign.run(range(8000), MADE_FROM)
+    assert outcome.findings == []
+    assert outcome.inputs == 8000
+    assert outcome.ways["loaded"] > 1000
+    assert outcome.ways["DamagedFileError"] > 1000
+    assert outcome.ways.keys() <= {"loaded", "DamagedFileError", "MemoryError", "OSError", "FileNotFoundError"}
+
+
+def test_an_input_is_the_same_each_time() -> None:
+    again = campaign.all_bases()
+    for number in range(50):
+        assert campaign.case(number, MADE_FROM) == campaign.case(number, again)
+
+
+def planted(defect: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The findings among three inputs when loading has this defect."""
+    monkeypatch.setattr(trying.AttentionCache, "load", lambda path, **_: defect(path))
+    monkeypatch.setattr(campaign, "HANGS_AFTER", 0.5)
+    monkeypatch.setattr(campaign, "MOST_MEMORY", 64 << 20)
+    outcome = campaign.run(range(3), MADE_FROM[:1])
+    return "\n".join(outcome.findings)
+
+
+class Silent(AttentionCache):
+    """A cache that was loaded and does not answer."""
+
+    def rows(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("the pattern is gone")
+
+
+def silent(_: Any) -> AttentionCache:
+    cache = Silent()
+    cache.push([[[[1.0]]]])
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [
+        (lambda _: {}["missing"], "KeyError"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "input 0: the process ended with -9"),
+        (lambda _: time.sleep(5), "input 0: the process hung"),
+        (lambda _: eval("1 + 1"), "exec"),
+        (lambda _: Path("/etc/hostname").read_bytes(), "open /etc/hostname"),
+        (silent, "a cache that was loaded does not answer"),
+    ],
+    ids=["a wrong exception", "a crash", "a hang", "executed code", "another file", "no answer"],
+)
+def test_the_fuzz_finds(defect: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words in planted(defect, monkeypatch)
+
+
+def test_the_fuzz_finds_memory_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bytes] = []
+
+    def grow(_: Any) -> AttentionCache:
+        kept.append(b"x" * (20 << 20))
+        raise ValueError("a refusal that costs 20 MiB")
+
+    assert "the process has grown" in planted(grow, monkeypatch)
+
+
+def test_ways_are_counted() -> None:
+    outcome = campaign.run(range(10), MADE_FROM)
+    assert sum(outcome.ways.values()) == 4 * outcome.inputs == 40
+    assert isinstance(outcome.ways, Counter)

@@ -1,0 +1,185 @@
+"""Headers made wrong by hand: each is refused with the file, the place and the rule in its message.
+
+Covered: the container (lengths, JSON, tensors, offsets, products that overflow), our own entries under a right checksum
+(layers, tokens, metadata, checksums, versions), and manifests; every way of loading; that the stock safetensors library
+refuses the same containers. Files are written by handmade.py, which knows the format document alone, so the right ones
+among them test that too. Not covered: flipped bits and truncation (test_damage.py), random mutations (test_fuzz_load.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncache import AttentionCache
+from attncache.files.errors import DamagedFileError
+from handmade import Tensors, entries_of, our_file, raw_file
+
+WEIGHTS = np.array([[1, 0], [0.25, 0.75]], np.float32).tobytes()
+TWO: Tensors = {f"layers.{n}.pattern": ("F32", (1, 1, 2, 2), WEIGHTS) for n in range(2)}
+DENSE = [{"kind": "dense"}, {"kind": "dense"}]
+NUMBERS = {"kind": "factored", "scale": 0.5, "causal": True, "window": None, "softcap": None}
+FACTORS: Tensors = {
+    "layers.0.query": ("F32", (1, 2, 2, 4), np.ones(16, np.float32).tobytes()),
+    "layers.0.key": ("F32", (1, 1, 3, 4), np.ones(12, np.float32).tobytes()),
+}
+WAYS: tuple[dict[str, bool], ...] = ({}, {"mmap": False}, {"verify": True}, {"mmap": False, "verify": True})
+
+
+def assert_refused(raw: bytes, words: str, path: Path) -> None:
+    """Every way of loading refuses the bytes, names the file and says these words."""
+    path.write_bytes(raw)
+    for way in WAYS:
+        with pytest.raises(DamagedFileError) as caught:
+            AttentionCache.load(path, **way)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: "), message
+        assert words in message, f"{way}: {message}"
+        assert len(message) < 1000, "a message must be readable"
+
+
+def changed(change: Callable[[dict[str, Any]], object], data: bytes = WEIGHTS * 2) -> bytes:
+    """The container of two patterns with something changed in its header."""
+    entries, _ = entries_of(TWO)
+    change(entries)
+    return raw_file(json.dumps(entries), data)
+
+
+def tensor(name: str, **fields: Any) -> Callable[[dict[str, Any]], object]:
+    """Change fields of a tensor's entry; None leaves one out."""
+
+    def change(entries: dict[str, Any]) -> None:
+        entries[name] = {key: value for key, value in {**entries[name], **fields}.items() if value is not None}
+
+    return change
+
+
+def one(dtype: str, shape: Any, offsets: Any, size: int = 16) -> bytes:
+    """The container of one pattern that says this of itself."""
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    return raw_file(json.dumps({"layers.0.pattern": entry}), bytes(size))
+
+
+FIRST, SECOND = "layers.0.pattern", "layers.1.pattern"
+ENTRY = '{"dtype":"F32","shape":[1,1,2,2],"data_offsets":[0,16]}'
+CONTAINERS: dict[str, tuple[bytes, str]] = {
+    "empty file": (b"", "must begin with the 8 bytes"),
+    "seven bytes": (bytes(7), "must begin with the 8 bytes"),
+    "header of no bytes": (raw_file(b""), "header must be JSON"),
+    "header longer than the file": (raw_file("{}", length=3), "must lie in the file"),
+    "header of 100,000,001 bytes": (raw_file("{}", length=100_000_001), "must be at most 100000000 bytes"),
+    "length + 8 wraps to 7": (raw_file("{}", length=2**64 - 1), "must be at most 100000000 bytes"),
+    "length + 8 wraps to 0": (raw_file("{}", length=2**64 - 8), "must be at most 100000000 bytes"),
+    "length of 2^63": (raw_file("{}", length=2**63), "must be at most 100000000 bytes"),
+    "not UTF-8": (raw_file(b'{"\xff":1}'), "must be JSON in UTF-8"),
+    "UTF-16": (raw_file('{"a":1}'.encode("utf-16")), "must be JSON in UTF-8"),
+    "surrogate in UTF-8": (raw_file(b'{"\xed\xa0\x80":1}'), "must be JSON in UTF-8"),
+    "byte order mark": (raw_file(b"\xef\xbb\xbf{}"), "must be JSON in UTF-8"),
+    "not JSON": (raw_file("{"), "must be JSON in UTF-8"),
+    "pickle": (raw_file(b"\x80\x04}."), "must be JSON in UTF-8"),
+    "two values": (raw_file("{}{}"), "must be JSON in UTF-8"),
+    "control character": (raw_file('{"a\nb":1}'), "must be JSON in UTF-8"),
+    "zeros after the header": (raw_file(b"{}" + bytes(6)), "must be JSON in UTF-8"),
+    "deep nesting": (raw_file("[" * 100_000 + "]" * 100_000), "too deeply nested"),
+    "deep objects": (raw_file('{"a":' * 50_000 + "1" + "}" * 50_000), "too deeply nested"),
+    "a name of a megabyte": (raw_file(f'{{"{"a" * 1_000_000}":[]}}'), "must have dtype"),
+    "a name of a megabyte twice": (raw_file(f'{{"{"a" * 1_000_000}":1,"{"a" * 1_000_000}":1}}'), "twice"),
+    "list": (raw_file("[]"), "must be a JSON object"),
+    "NaN": (raw_file(f'{{"{FIRST}":NaN}}'), "NaN"),
+    "Infinity": (raw_file(f'{{"{FIRST}":-Infinity}}'), "Infinity"),
+    "number of 5000 digits": (raw_file(f'{{"{FIRST}":1{"0" * 5000}}}'), "5001 digits"),
+    "name twice": (raw_file(f'{{"{FIRST}":{ENTRY},"{FIRST}":{ENTRY}}}', bytes(16)), f"{FIRST!r} twice"),
+    "name twice by escape": (raw_file(f'{{"{FIRST}":{ENTRY},"\\u006c{FIRST[1:]}":{ENTRY}}}', bytes(16)), "twice"),
+    "dtype twice": (raw_file(f'{{"{FIRST}":{ENTRY[:-1]},"dtype":"F16"}}}}', bytes(16)), "'dtype' twice"),
+    "metadata twice": (raw_file(f'{{"__metadata__":{{}},"{FIRST}":{ENTRY},"__metadata__":{{}}}}', bytes(16)), "twice"),
+    "name in metadata twice": (
+        raw_file(f'{{"__metadata__":{{"a":"1","a":"2"}},"{FIRST}":{ENTRY}}}', bytes(16)),
+        "'a' twice",
+    ),
+    "metadata a list": (changed(lambda entries: entries.update(__metadata__=["a"])), "__metadata__ must be an object"),
+    "metadata null": (changed(lambda entries: entries.update(__metadata__=None)), "__metadata__ must be an object"),
+    "metadata of numbers": (changed(lambda entries: entries.update(__metadata__={"a": 1})), "object of strings"),
+    "entry a list": (changed(lambda entries: entries.update({FIRST: []})), f"tensor '{FIRST}' must have"),
+    "entry without dtype": (changed(tensor(FIRST, dtype=None)), f"tensor '{FIRST}' must have"),
+    "entry without shape": (changed(tensor(FIRST, shape=None)), f"tensor '{FIRST}' must have"),
+    "entry without offsets": (changed(tensor(FIRST, data_offsets=None)), f"tensor '{FIRST}' must have"),
+    "entry with more": (changed(tensor(FIRST, strides=[1])), f"tensor '{FIRST}' must have"),
+    "dtype a number": (changed(tensor(FIRST, dtype=5)), f"dtype of tensor '{FIRST}'"),
+    "dtype unknown": (changed(tensor(FIRST, dtype="F33")), "must be one of F64"),
+    "dtype in lower case": (changed(tensor(FIRST, dtype="f32")), "must be one of F64"),
+    "dtype with a null": (changed(tensor(FIRST, dtype="F32\0")), "must be one of F64"),
+    "shape a number": (changed(tensor(FIRST, shape=4)), f"shape of tensor '{FIRST}'"),
+    "shape of floats": (changed(tensor(FIRST, shape=[1.0, 1, 2, 2])), "must be whole numbers"),
+    "shape of bools": (changed(tensor(FIRST, shape=[True, 1, 2, 2])), "must be whole numbers"),
+    "shape of strings": (changed(tensor(FIRST, shape=["1", 1, 2, 2])), "must be whole numbers"),
+    "shape negative": (changed(tensor(FIRST, shape=[-1, -1, 2, 2])), "must be whole numbers"),
+    "shape with null": (changed(tensor(FIRST, shape=[1, 1, 2, [2]])), "must be whole numbers"),
+    "offsets one number": (changed(tensor(FIRST, data_offsets=[0])), "must be two whole numbers"),
+    "offsets three numbers": (changed(tensor(FIRST, data_offsets=[0, 16, 16])), "must be two whole numbers"),
+    "offsets a number": (changed(tensor(FIRST, data_offsets=0)), "must be two whole numbers"),
+    "offsets negative": (changed(tensor(FIRST, data_offsets=[-16, 0])), "must be two whole numbers"),
+    "offsets floats": (changed(tensor(FIRST, data_offsets=[0.0, 16.0])), "must be two whole numbers"),
+    "offsets bools": (changed(tensor(FIRST, data_offsets=[False, 16])), "must be two whole numbers"),
+    "offsets backwards": (changed(tensor(FIRST, data_offsets=[16, 0])), "must be 16 bytes apart"),
+    "offsets of 2^64": (changed(tensor(FIRST, data_offsets=[2**64, 2**64 + 16])), "must begin where"),
+    "offsets of 10^400": (changed(tensor(FIRST, data_offsets=[0, 10**400])), "must be 16 bytes apart"),
+    "offsets the same twice": (changed(tensor(SECOND, data_offsets=[0, 16])), "must begin where the tensor before"),
+    "offsets overlapping": (changed(tensor(SECOND, data_offsets=[8, 24])), "must begin where the tensor before"),
+    "offsets with a hole": (changed(tensor(SECOND, data_offsets=[20, 36]), bytes(36)), "must begin where"),
+    "offsets beginning late": (one("F32", [1, 1, 2, 2], [4, 20], 20), "must begin where"),
+    "offsets behind the end": (changed(lambda _: None, WEIGHTS), "must be"),
+    "data behind the last": (changed(lambda _: None, WEIGHTS * 3), "bytes long, as its header says"),
+    "no tensor at all": (raw_file("{}"), "must hold tensors named layers.0.pattern"),
+    "size of another dtype": (changed(tensor(FIRST, dtype="F16")), "must be 8 bytes apart"),
+    "size of another shape": (changed(tensor(FIRST, shape=[1, 1, 2, 3])), "must be 24 bytes apart"),
+    "product that is 2^64": (one("U8", [2**32, 2**32, 1, 1], [0, 0], 0), "fewer than 2**63 bytes"),
+    "product that wraps to 0": (one("F32", [2**31, 2**31, 1, 1], [0, 0], 0), "fewer than 2**63 bytes"),
+    "product that wraps to 16": (one("F32", [2**62 + 1, 1, 2, 2], [0, 16]), "fewer than 2**63 bytes"),
+    "product that is negative": (one("F32", [2**61, 1, 1, 1], [0, 16]), "fewer than 2**63 bytes"),
+    "product with a late zero": (one("F32", [2**62, 2**62, 2, 0], [0, 0], 0), "fewer than 2**63 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_wrong_container_is_refused(name: str, tmp_path: Path) -> None:
+    raw, words = CONTAINERS[name]
+    assert_refused(raw, words, tmp_path / "wrong.safetensors")
+
+
+# What safetensors takes and we do not: names that occur twice (its parser keeps the last), a hole that no tensor of
+# ours can see, sizes that come to nothing only by a late zero.
+STRICTER = {"name twice", "name twice by escape", "metadata twice", "name in metadata twice", "no tensor at all"}
+STRICTER |= {"metadata null", "entry with more", "product with a late zero"}
+
+
+def test_stock_safetensors_refuses_the_same_containers(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors", reason="the stock reader is not installed")
+    path = tmp_path / "wrong.safetensors"
+    taken = set()
+    for name, (raw, _) in CONTAINERS.items():
+        path.write_bytes(raw)
+        with suppress(Exception), safetensors.safe_open(path, "np") as file:  # its kinds vary between versions
+            file.keys()
+            taken.add(name)
+    assert taken <= STRICTER
+
+
+def test_right_containers_made_by_hand_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "right.safetensors"
+    for raw in (
+        changed(lambda _: None),
+        our_file(TWO, DENSE),
+        raw_file(json.dumps(entries_of(TWO)[0]) + "  ", WEIGHTS * 2),
+    ):
+        path.write_bytes(raw)
+        assert [layer.tobytes() for layer in AttentionCache.load(path)] == [WEIGHTS, WEIGHTS]
+    path.write_bytes(our_file(FACTORS, [NUMBERS], tokens='["a","b","c"]', metadata='{"n":1}'))
+    cache = AttentionCache.load(path, verify=True)
+    assert (cache.kinds, cache.tokens, dict(cache.metadata)) == (("factored",), ("a", "b", "c"), {"n": 1})
+    assert cache.get_queries(0).tobytes() == FACTORS["layers.0.query"][2]
