@@ -7,9 +7,12 @@ Seeds: every random array comes from `patterns.SEED`; hypothesis runs derandomis
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 import attncache
+from command_line import Run
 from patterns import DTYPES, SEED
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -86,3 +90,52 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def dtype(request: pytest.FixtureRequest) -> str:
     """The name of each dtype a layer may be stored in."""
     return str(request.param)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process, asserts that it succeeded silently, gives the lines of its output."""
+
+    from attncache import cli
+
+    def command(*arguments: str) -> list[str]:
+        assert cli.main([str(argument) for argument in arguments]) == 0
+        output, errors = capsys.readouterr()
+        assert errors == ""
+        return output.splitlines()
+
+    return command
+
+
+@pytest.fixture
+def ask(run: Run) -> Callable[..., Any]:
+    """The same with ``--json``: the value of the one document on stdout."""
+
+    def command(*arguments: str) -> Any:
+        (line,) = run(*arguments, "--json")
+        return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    return command
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+    """Runs a command that must end with 1: its document with ``--json``, and its one line on stderr.
+
+    Without ``--json`` it must say the same on stderr.
+    """
+
+    from attncache import cli
+
+    def command(*arguments: str) -> tuple[Any, str]:
+        words = [str(argument) for argument in arguments]
+        assert cli.main(words) == 1
+        line = capsys.readouterr().err
+        assert cli.main([*words, "--json"]) == 1
+        output, errors = capsys.readouterr()
+        assert errors == line
+        assert re.fullmatch(r"attncache: error: [^\n]+\n", line)
+        assert output.count("\n") == 1
+        return json.loads(output), line.removeprefix("attncache: error: ").rstrip("\n")
+
+    return command

@@ -73,6 +73,53 @@ def test_npz_tokens_and_metadata_come_along_and_other_arrays_are_passed_over(tmp
     assert len(file.patterns) == 1
 
 
+@pytest.mark.parametrize(
+    "names",
+    ["arr_{}", "{}", "attentions.{}", "model.layers.{}.self_attn.2", "block{:02}_attention", "L1/{}/weights"],
+)
+def test_layers_of_an_npz_may_have_any_names_that_differ_in_one_number(tmp_path: Path, names: str) -> None:
+    order = [10, 2, 0, 1, 9, 3, 8, 4, 7, 5, 6]
+    arrays = {names.format(number): np.full(SHAPE, number, np.float32) for number in order}
+    file = read_patterns(write_npz(tmp_path / "a.npz", hidden_states=np.zeros((3, 4)), **arrays))
+    assert [layer[0, 0, 0, 0] for layer in file.patterns] == list(range(11))
+
+
+def test_names_choose_the_layers_among_others_like_them(tmp_path: Path) -> None:
+    kinds = ("encoder_attentions", "decoder_attentions", "layers.{}.pattern")
+    arrays = {
+        f"{kind}.{n}".replace(".{}.pattern.", ".") + ".pattern" * (kind == kinds[2]): np.full(SHAPE, 10 * at + n, "f4")
+        for at, kind in enumerate(kinds)
+        for n in range(3)
+    }
+    path = write_npz(tmp_path / "a.npz", single=pattern(), **arrays)
+    for names, first in [("encoder_attentions.{}", 0), ("decoder_attentions.{}", 10), (None, 20)]:
+        found = read_patterns(path, names).patterns
+        assert [layer[0, 0, 0, 0] for layer in found] == [first, first + 1, first + 2]
+    assert np.array_equal(read_patterns(path, "single").patterns[0], pattern())
+    with pytest.raises(
+        ValueError, match=r"a\.npz: must hold arrays named a\.0, \.\., got single \[1, 2, 3, 4\] float32, enc"
+    ):
+        read_patterns(path, "a.{}")
+    with pytest.raises(ValueError, match=r"a\.npz: must hold an array named double, got single"):
+        read_patterns(path, "double")
+    with pytest.raises(ValueError, match=r"names must have \{\} once, .*, got '\{\}\.\{\}'"):
+        read_patterns(path, "{}.{}")
+
+
+def test_the_only_pattern_needs_no_number(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", attention=pattern(), ids=np.zeros((1, 2, 3, 4), np.int64), mask=np.ones(3))
+    (layer,) = read_patterns(path).patterns
+    assert np.array_equal(layer, pattern())
+
+
+@pytest.mark.parametrize("shape", [(3, *SHAPE), SHAPE])
+def test_npy_may_be_in_fortran_order_or_of_the_other_byte_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).random(shape).astype(">f4")
+    for name, stored in [("swapped", array), ("fortran", np.asfortranarray(array))]:
+        np.save(tmp_path / f"{name}.npy", stored)
+        assert np.array_equal(np.array(read_patterns(tmp_path / f"{name}.npy").patterns).reshape(shape), array)
+
+
 @pytest.mark.parametrize(("shape", "n_layers"), [((2, *SHAPE), 2), (SHAPE, 1), ((0, *SHAPE), 0)])
 def test_npy_holds_all_layers_or_one(tmp_path: Path, shape: tuple[int, ...], n_layers: int) -> None:
     array = np.random.default_rng(0).random(shape).astype(np.float16)
@@ -100,16 +147,25 @@ def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({}, r"must hold arrays named layers\.0\.pattern, .*, got \[\]"),
-        ({"layer.0": pattern()}, r"got \['layer\.0'\]"),
-        ({"layers.01.pattern": pattern()}, r"got \['layers\.01\.pattern'\]"),
+        ({}, r"must hold arrays of floats .*, named layers\.0\.pattern, .*; got no array$"),
+        ({"scores.1": pattern()}, r"got scores\.1 \[1, 2, 3, 4\] float32$"),
+        ({"scores.0": pattern(), "scores.2": pattern()}, r"got scores\.0 \[1, 2, 3, 4\] float32, scores\.2 \["),
+        (
+            {"encoder.0": pattern(), "decoder.0": pattern()},
+            r"names, such as 'attentions\.\{\}', chooses .*; got enc.*, dec",
+        ),
+        ({f"a{n}b{n}": pattern() for n in range(9)}, r"got a0b0 .*, a7b7 \[1, 2, 3, 4\] float32, and 1 more$"),
+        ({"layers.0.pattern": pattern(), "layers.00.pattern": pattern()}, r"without a gap, got 0 twice"),
         ({"layers.1.pattern": pattern()}, r"without a gap, got no layers\.0\.pattern"),
         ({"layers.0.pattern": pattern(), "layers.2.pattern": pattern()}, r"without a gap, got no layers\.1\.pattern"),
         (
             {"layers.0.pattern": pattern()[0]},
             r"layers\.0\.pattern must be \[batch, head, query, key\], got shape \(2, 3, 4\)",
         ),
-        ({"layers.0.pattern": np.zeros(SHAPE, np.int64)}, r"must be one of float16, float32, float64, got int64"),
+        (
+            {"layers.0.pattern": np.zeros(SHAPE, np.int64)},
+            r"must be one of float16, bfloat16, float32, float64, got int64",
+        ),
         ({"layers.0.pattern": np.zeros(SHAPE, complex)}, r"got complex128"),
         ({"layers.0.pattern": np.full(SHAPE, None)}, r"without pickled objects, got: Object arrays"),
         (
@@ -134,7 +190,7 @@ def test_npz_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, arrays:
     ("array", "message"),
     [
         (np.zeros((3, 4), np.float32), r"got shape \(3, 4\)"),
-        (np.zeros(SHAPE, bool), r"layer 0 must be one of float16, float32, float64, got bool"),
+        (np.zeros(SHAPE, bool), r"layer 0 must be one of float16, bfloat16, float32, float64, got bool"),
         (np.full(SHAPE, None), r"without pickled objects"),
     ],
     ids=["axes", "dtype", "objects"],
@@ -147,10 +203,18 @@ def test_npy_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, array: 
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_npy_with_more_layers_than_can_be_is_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**15, 1, 0, 1, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match=r"a\.npy: the array must have at most 1000000 layers, got shape \(10{15}, "):
+        read_patterns(tmp_path / "a.npy")
+
+
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, pattern())
-    with pytest.raises(ValueError, match=r"a\.npz: a \.npz file must hold named arrays, got one array of shape"):
+    with pytest.raises(ValueError, match=r"a\.npz: a \.npz file must hold named arrays, got one array without a name"):
         read_patterns(tmp_path / "a.npz")
     with (tmp_path / "a.npy").open("wb") as file:
         np.savez(file, pattern())
@@ -158,7 +222,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
         read_patterns(tmp_path / "a.npy")
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("layers.0.pattern.npy", b"no array")
-    with pytest.raises(ValueError, match=r"b\.npz: layers\.0\.pattern must be a NumPy array, got bytes"):
+    with pytest.raises(ValueError, match=r"b\.npz: layers\.0\.pattern must be whole, in NumPy's format"):
         read_patterns(tmp_path / "b.npz")
 
 

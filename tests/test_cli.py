@@ -1,9 +1,9 @@
-"""The command line: ``attncache demo`` and ``attncache info``, in this process and in one of their own.
+"""The command line: ``attncache demo`` and what all commands share, in this process and in one of their own.
 
 Covered: every option, the exit codes 0, 1 and 2 and where the words go, every number of the demo against
 reference.py on the same sample, terminals without UTF-8, a reader that leaves early, the timing table's checks.
 The demo rounds: numbers compare as text at the printed digits, which is exact because both sides hold the same bits.
-Not covered: what the timings say; they are measurements.
+Not covered: what the timings say; they are measurements. The other commands: test_info.py and so on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from attncache import AttentionCache, cli, reference
 from attncache.demo import timing
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.layout import WIDTH, label, printable
+from command_line import Run, process
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = [label(token) for token in SAMPLE.tokens or ()]
@@ -30,26 +29,6 @@ LAST = len(TOKENS) - 1
 LAYERS = range(len(SAMPLE.patterns))
 CELL = r" *(\d+) (\S+) +(\d\.\d\d)"
 EDGE = r"head (\d)  +(\d+) (\S+) +→ +(\d+) (\S+) +(\d\.\d\d)"
-
-Run = Callable[..., list[str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process, asserts that it succeeded silently, gives the lines of its output."""
-
-    def command(*arguments: str) -> list[str]:
-        assert cli.main(arguments) == 0
-        output, errors = capsys.readouterr()
-        assert errors == ""
-        return output.splitlines()
-
-    return command
-
-
-def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "attncache", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=120, **options)
 
 
 def section(lines: list[str], question: str) -> list[str]:
@@ -256,7 +235,24 @@ def test_demo_out_of_range_is_one_line_on_stderr_nothing_on_stdout_and_exit_1(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["show"], ["demo", "--top", "0"], ["demo", "--layer", "x"], ["demo", "17"], ["info"], ["info", "a", "b"]],
+    [
+        [],
+        ["show"],
+        ["demo", "--top", "0"],
+        ["demo", "--layer", "x"],
+        ["demo", "17"],
+        ["info"],
+        ["info", "a", "b"],
+        ["verify"],
+        ["top"],
+        ["top", "sample", "-k", "0"],
+        ["top", "sample", "--head", "means"],
+        ["convert", "sample"],
+        ["convert", "sample", "a", "--dtype", "float64"],
+        ["convert", "sample", "a", "--mean-only", "--dtype", "float16"],
+        ["demo", "--json"],
+        ["demo", "--text", "a"],
+    ],
     ids=lambda arguments: " ".join(arguments) or "nothing",
 )
 def test_a_command_line_that_makes_no_sense_is_exit_2_with_the_usage(
@@ -270,12 +266,12 @@ def test_a_command_line_that_makes_no_sense_is_exit_2_with_the_usage(
     assert errors.startswith("usage: attncache")
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["info"]], ids=["attncache", "demo", "info"])
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)], ids="".join)
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])
     assert stop.value.code == 0
-    assert re.search(r"examples?:\n  attncache (demo|info)", capsys.readouterr().out)
+    assert re.search(rf"examples?:\n  attncache (demo|{'|'.join(command)})", capsys.readouterr().out)
 
 
 def test_python_m_attncache_is_the_same_command(run: Run) -> None:
@@ -298,14 +294,17 @@ def test_a_terminal_without_utf_8_gets_ascii_in_the_same_columns(run: Run) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE to be quiet about")
-def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
-    command = [sys.executable, "-m", "attncache", "demo", "--no-timing"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
-        assert demo.stdout is not None
-        assert demo.stderr is not None
-        demo.stdout.close()
-        assert demo.stderr.read() == b""
-        assert demo.wait(timeout=120) == 1
+@pytest.mark.parametrize(
+    "words", ["demo --no-timing", "info sample", "top sample", "top sample --json", "info missing --json"]
+)
+def test_a_reader_that_leaves_early_gets_no_traceback(words: str) -> None:
+    command = [sys.executable, "-m", "attncache", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=120) == 1
 
 
 def test_demo_ends_with_the_timings_of_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,52 +350,3 @@ def test_a_timing_is_refused_where_an_answer_differs(
 )
 def test_top_k_lists_are_the_same_up_to_ties(ours: list[Any], theirs: list[Any], same: bool) -> None:
     assert timing.same_weights(ours, theirs) is same
-
-
-def test_info_sample_says_what_the_sample_holds(run: Run) -> None:
-    lines = run("info", "sample")
-    assert (
-        lines[0]
-        == f"smollm2_sample.npz (the packaged sample): 30 layers, {sample_path().stat().st_size:,} bytes on disk"
-    )
-    words = [line.split() for line in lines]
-    assert ["0-29", "1", "9", "40", "40", "float16", "28,800", "bytes", "864,000", "bytes"] in words
-    assert ["all", "864,000", "bytes"] in words
-    text = " ".join(" ".join(lines).split())
-    assert f"40 tokens {' '.join(TOKENS)}" in text
-    assert all(f"{key}: " in text for key in SAMPLE.metadata)
-    assert max(map(len, lines)) <= WIDTH
-
-
-def test_info_groups_neighbouring_layers_of_one_shape_and_dtype(run: Run, tmp_path: Path) -> None:
-    shapes = [(1, 2, 3, 3), (1, 2, 3, 3), (1, 4, 3, 3), (1, 2, 3, 3)]
-    arrays = {f"layers.{number}.pattern": np.zeros(shape, np.float32) for number, shape in enumerate(shapes)}
-    np.savez(tmp_path / "a.npz", **arrays)
-    lines = run("info", str(tmp_path / "a.npz"))
-    table = [line.split() for line in lines if re.match(r"   (\d|all)", line)]
-    assert [row[0] for row in table] == ["0-1", "2", "3", "all"]
-    assert table[0][1:] == ["1", "2", "3", "3", "float32", "72", "bytes", "144", "bytes"]
-    assert table[-1][1:] == [f"{sum(array.nbytes for array in arrays.values())}", "bytes"]
-    assert "   no tokens" in lines
-    assert "   no metadata" in lines
-
-
-def test_info_reads_npy_and_says_one_layer(run: Run, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((1, 2, 3, 3), np.float16))
-    lines = run("info", str(tmp_path / "a.npy"))
-    assert lines[0].startswith(f"{tmp_path / 'a.npy'}: 1 layer, ")
-
-
-def test_info_errors_are_one_line_on_stderr_and_exit_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
-    for name, words in [
-        (tmp_path / "missing.npz", f"{tmp_path / 'missing.npz'}: No such file or directory"),
-        (tmp_path / "a.pt", "must end in .npz or .npy, got '.pt'"),
-        (tmp_path / "bad.npz", "bad.npz: the file must be whole, in NumPy's format"),
-    ]:
-        assert cli.main(["info", str(name)]) == 1
-        output, errors = capsys.readouterr()
-        assert output == ""
-        assert errors.startswith("attncache: error: ")
-        assert words in errors
-        assert errors.count("\n") == 1

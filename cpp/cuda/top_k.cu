@@ -194,7 +194,7 @@ __device__ inline void sort_by_digit(const Ranked* items, Ranked* sorted, std::i
         if (is_item) sorted[places[digit] + before] = item;
         __syncwarp();
         if (is_item && before == 0) places[digit] += __popc(same);
-        __syncwarp();
+        __syncwarp();  // the vote that comes next orders no memory
     }
     __syncthreads();
 }

@@ -1,12 +1,14 @@
-"""Lays out tokens, weights and tables as plain text; for ``attncache demo``, ``attncache info`` and the repr of TopK."""
+"""Lays out tokens, weights and tables as plain text; for the commands and the repr of TopK."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 WIDTH = 100
 BAR = 20
+LABEL_LIMITS = (12, 9)  # letters of a token: plenty, or few enough for five keys on a line
 _ASCII = str.maketrans({"→": ">", "█": "#", "·": ".", "─": "-", "µ": "u", "…": "~"})
 
 
@@ -49,8 +51,8 @@ def heading(title: str, call: str) -> list[str]:
 
 
 def bar(fraction: float, width: int = BAR) -> str:
-    """A number from 0 to 1 as a bar; anything above zero shows."""
-    filled = round(min(max(fraction, 0.0), 1.0) * width)
+    """A number from 0 to 1 as a bar; anything above zero shows, NaN does not."""
+    filled = round(min(fraction, 1.0) * width) if fraction > 0 else 0
     return ("█" * max(filled, int(fraction > 0))).ljust(width, "·")
 
 
@@ -80,3 +82,46 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append(("   " + "   ".join(cells)).rstrip())
     return lines
+
+
+class WeighedKey(NamedTuple):
+    """One entry of an answer: a position, its token if it has one, and its weight."""
+
+    position: int
+    token: str | None
+    weight: float
+
+
+def weight_cells(answers: Sequence[Sequence[WeighedKey]], digits: int = 2) -> list[list[str]]:
+    """Answers as cells, the n-th of every answer equally wide; long words shrink if that makes each answer one line."""
+    places = max((len(str(key.position)) for answer in answers for key in answer), default=0)
+    cells: list[list[str]] = []
+    for limit in LABEL_LIMITS:
+        words = [["" if key.token is None else label(key.token, limit) for key in answer] for answer in answers]
+        widths = column_widths(words)
+        cells = [
+            [
+                f"{key.position:{max(places, 2)}} {word:<{wide}}{' ' * bool(wide)}{key.weight:{digits + 2}.{digits}f}"
+                for key, word, wide in zip(answer, row, widths, strict=False)
+            ]
+            for answer, row in zip(answers, words, strict=True)
+        ]
+        if all(len(line) <= 1 for line in map(number_cells, cells)):
+            break
+    return cells
+
+
+def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """How wide the widest n-th word of all rows is, for every n."""
+    longest = max(map(len, rows), default=0)
+    return [max(len(row[column]) for row in rows if column < len(row)) for column in range(longest)]
+
+
+def numbered_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells behind their number; a row too long goes on beneath."""
+    return [line for number, cells in enumerate(rows) for line in number_cells(cells, number)]
+
+
+def number_cells(cells: Sequence[str], number: int = 0) -> list[str]:
+    """One row of cells behind its number."""
+    return flowed(f"{number:5}  ", cells)

@@ -103,7 +103,7 @@ def test_the_library_exports_its_interface_alone(library: Path) -> None:
         pytest.skip("no nm")
     exported = {line.split()[-1] for line in run(["nm", "-D", "--defined-only", library]).splitlines()}
     header = (CUDA_SOURCES / "attncache_cuda.h").read_text(encoding="utf-8")
-    declared = set(re.findall(r"ATTNCACHE_CUDA_API [^;(]*?(\w+)\(", header))
+    declared = set(re.findall(r"^ATTNCACHE_CUDA_API [^;(]*?(\w+)\(", header, re.MULTILINE))
     assert declared
     assert exported == declared
 

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.demo.sample import Choice, Sample
-from attncache.layout import flowed, label
+from attncache.layout import WeighedKey, column_widths, label, weight_cells
 
 Weights = npt.NDArray[np.float32]
 Key = tuple[int, float]
 Edge = tuple[int, int, int, float]
 
-LABEL_LIMITS = (12, 9)  # letters of a token: plenty, or few enough for five keys on a line
 LEFT_OUT = "Left out: edges to token 0 (the attention sink, above) and edges from a token to itself."
 
 
@@ -49,21 +48,8 @@ def each(choice: Choice) -> list[int] | None:
 
 
 def key_cells(sample: Sample, answers: Sequence[Sequence[Key]]) -> list[list[str]]:
-    """Answers of (position, weight) as cells, every n-th equally wide; long words shrink if that makes one line."""
-    cells: list[list[str]] = []
-    for limit in LABEL_LIMITS:
-        words = [[label(sample.tokens[key], limit) for key, _ in answer] for answer in answers]
-        widths = column_widths(words)
-        cells = [
-            [
-                f"{key:2} {word:<{wide}} {weight:.2f}"
-                for (key, weight), word, wide in zip(answer, row, widths, strict=False)
-            ]
-            for answer, row in zip(answers, words, strict=True)
-        ]
-        if all(len(line) <= 1 for line in map(number_cells, cells)):
-            break
-    return cells
+    """Answers of (position, weight) as cells with tokens."""
+    return weight_cells([[WeighedKey(key, sample.tokens[key], weight) for key, weight in answer] for answer in answers])
 
 
 def edge_cells(sample: Sample, answers: Sequence[Sequence[Edge]]) -> list[list[str]]:
@@ -78,19 +64,3 @@ def edge_cells(sample: Sample, answers: Sequence[Sequence[Edge]]) -> list[list[s
         ]
         for answer in answers
     ]
-
-
-def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """How wide the widest n-th word of all rows is, for every n."""
-    longest = max(map(len, rows), default=0)
-    return [max(len(row[column]) for row in rows if column < len(row)) for column in range(longest)]
-
-
-def numbered_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells behind their number; a row too long goes on beneath."""
-    return [line for number, cells in enumerate(rows) for line in number_cells(cells, number)]
-
-
-def number_cells(cells: Sequence[str], number: int = 0) -> list[str]:
-    """One row of cells behind its number."""
-    return flowed(f"{number:5}  ", cells)

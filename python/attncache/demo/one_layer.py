@@ -13,12 +13,11 @@ from attncache.demo.answers import (
     each,
     edge_cells,
     key_cells,
-    numbered_lines,
     pairs,
     strongest,
 )
 from attncache.demo.sample import Choice, Sample, quoted, whose
-from attncache.layout import bar, heading, label, paragraph
+from attncache.layout import bar, heading, label, numbered_lines, paragraph
 
 KEYS_PER_HEAD = 4
 

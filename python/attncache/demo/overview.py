@@ -10,12 +10,11 @@ from attncache.demo.answers import (
     each,
     edge_cells,
     key_cells,
-    numbered_lines,
     pairs,
     strongest,
 )
 from attncache.demo.sample import Choice, Sample, quoted, whose
-from attncache.layout import bar, heading, label, paragraph
+from attncache.layout import bar, heading, label, numbered_lines, paragraph
 
 EDGES_PER_LAYER = 2  # more would not fit on one line
 

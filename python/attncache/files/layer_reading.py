@@ -19,7 +19,15 @@ _Path = str | PathLike[str]
 _NUMPY = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "BOOL": np.uint8}
 
 
-def push_layer(cache: _core.Store, layer: StoredLayer, whole: npt.NDArray[np.uint8], path: _Path, policy: str) -> None:
+def push_layer(
+    cache: _core.Store,
+    layer: StoredLayer,
+    whole: npt.NDArray[np.uint8],
+    path: _Path,
+    policy: str,
+    *,
+    dtype: StoredDType | None = None,
+) -> None:
     """Append a layer of a file to a store, over the memory that the file's bytes lie in.
 
     Args:
@@ -28,6 +36,7 @@ def push_layer(cache: _core.Store, layer: StoredLayer, whole: npt.NDArray[np.uin
         whole: all bytes of the file, read-only.
         path: how errors name the file.
         policy: the cache's index policy; "off" leaves an index in the file alone, which changes no answer.
+        dtype: what to store it as; None keeps its dtype, and so does not copy. Another dtype takes no index from the file.
 
     Raises:
         DamagedFileError: the layer's numbers break a rule of ``push_qk``.
@@ -41,11 +50,13 @@ def push_layer(cache: _core.Store, layer: StoredLayer, whole: npt.NDArray[np.uin
     def floats(name: str) -> npt.NDArray[np.float32]:
         return np.require(array(name), requirements=["C", "A"])
 
-    has_index = "mean" in layer.tensors and policy != "off"
+    is_kept = dtype in (None, STORED[layer.tensors["pattern" if "pattern" in layer.tensors else "key"].dtype])
+    has_index = "mean" in layer.tensors and policy != "off" and is_kept
     if layer.description["kind"] == "dense":
         source = _source(array("pattern"), layer.tensors["pattern"])
         cache._set_index_policy("off" if has_index else policy)
-        cache._push(source.array, source.dtype, source.dtype, source.borrows(source.own_dtype, None))
+        stored = dtype or source.own_dtype
+        cache._push(source.array, source.dtype, stored, source.borrows(stored, None))
         if has_index:
             cache._set_index_policy(policy)
             for batch, (by_query, by_key) in enumerate(zip(floats("mean"), floats("mean_by_key"), strict=True)):
@@ -58,10 +69,10 @@ def push_layer(cache: _core.Store, layer: StoredLayer, whole: npt.NDArray[np.uin
         raise damaged(path, f"layers.{layer.number}: its scale", "must be a number", repr(given["scale"])[:80])
     try:
         query = _source(array("query"), layer.tensors["query"])
-        push_factors(cache, None, query, _source(array("key"), layer.tensors["key"]), Options(**given))
+        push_factors(cache, dtype, query, _source(array("key"), layer.tensors["key"]), Options(**given))
     except (TypeError, ValueError) as error:
         raise damaged(path, f"layers.{layer.number}", "must fit together as push_qk asks", error) from error
-    if "row_sum" in layer.tensors:
+    if "row_sum" in layer.tensors and is_kept:
         cache._set_row_sums(-1, floats("row_greatest"), floats("row_sum"))
 
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.files.schema import STORED, VERSION, Description
+from attncache.sources import StoredDType
 
-_SAFETENSORS = {name: code for code, name in STORED.items()}
+SAFETENSORS = {name: code for code, name in STORED.items()}
 
 
 class Part(NamedTuple):
@@ -33,11 +34,10 @@ def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple
         name: what its tensors' names begin with, such as "layers.0".
         index: whether to compute and write its head means or normalisers too.
     """
+    if cache.kinds[layer] == "dense":
+        return dense_parts(lambda: (cache, layer), name, cache.dtypes[layer], cache.shapes[layer], index=index)
     memory = cache._memory(layer)
-    dtype = _SAFETENSORS[cache.dtypes[layer]]
-    if len(memory) == 1:
-        parts = [_part(f"{name}.pattern", dtype, memory[0])]
-        return {"kind": "dense"}, parts + (_mean_parts(cache, layer, memory[0].shape, name) if index else [])
+    dtype = SAFETENSORS[cache.dtypes[layer]]
     scale, softcap, causal, window, hidden, sinks, has_lse = cache._options(layer)
     description = {
         "kind": "factored",
@@ -70,23 +70,42 @@ def _part(name: str, dtype: str, items: npt.NDArray[Any]) -> Part:
     return Part(name, dtype, items.shape, lambda: items)
 
 
-def _mean_parts(cache: _core.Store, layer: int, shape: tuple[int, ...], name: str) -> list[Part]:
-    """The head means of a dense layer, by query and by key."""
+def dense_parts(
+    layer: Callable[[], tuple[_core.Store, int]],
+    name: str,
+    dtype: StoredDType,
+    shape: tuple[int, int, int, int],
+    *,
+    index: bool,
+) -> tuple[Description, list[Part]]:
+    """The description and the tensors of a dense layer that need not be there yet.
+
+    Args:
+        layer: gives the cache and which of its layers it is, when items are wanted.
+        name, index: as for ``parts_of``.
+        dtype, shape: those of the layer, [batch, head, query, key].
+    """
     batch_size, n_heads, seq_q, seq_k = shape
-    if n_heads == 0:  # the mean of none is NaN: nothing to keep
-        return []
+
+    def pattern() -> npt.NDArray[Any]:
+        cache, number = layer()
+        return cache._memory(number)[0]
 
     def mean() -> npt.NDArray[np.float32]:
+        cache, number = layer()
         means = np.empty((batch_size, seq_q, seq_k), np.float32)
         for batch in range(batch_size):
-            cache.head_mean(layer, batch, out=means[batch])
+            cache.head_mean(number, batch, out=means[batch])
         return means
 
     def mean_by_key() -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(mean().swapaxes(1, 2))
 
-    by_query = Part(f"{name}.mean", "F32", (batch_size, seq_q, seq_k), mean)
-    return [by_query, Part(f"{name}.mean_by_key", "F32", (batch_size, seq_k, seq_q), mean_by_key)]
+    parts = [Part(f"{name}.pattern", SAFETENSORS[dtype], shape, pattern)]
+    if index and n_heads:  # the mean of none is NaN: nothing to keep
+        parts.append(Part(f"{name}.mean", "F32", (batch_size, seq_q, seq_k), mean))
+        parts.append(Part(f"{name}.mean_by_key", "F32", (batch_size, seq_k, seq_q), mean_by_key))
+    return {"kind": "dense"}, parts
 
 
 def metadata_of(

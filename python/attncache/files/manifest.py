@@ -40,14 +40,21 @@ class Segment(NamedTuple):
         Raises:
             OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
         """
-        path = directory / self.file
-        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        file = open_file(directory / self.file, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        self.check(file)
+        return file
+
+    def check(self, file: OpenFile) -> None:
+        """Refuse a file that is not the one the manifest means.
+
+        Raises:
+            DamagedFileError: it has another header or another number of layers.
+        """
         if file.digest != self.header_sha256:
             rule = f"must have the SHA-256 {self.header_sha256}, as {MANIFEST} says"
-            raise damaged(path, "the header", rule, file.digest)
+            raise damaged(file.path, "the header", rule, file.digest)
         if len(file.layers) != self.n_layers:
-            raise damaged(path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
-        return file
+            raise damaged(file.path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
 
 
 class Manifest(NamedTuple):

@@ -92,19 +92,39 @@ def read(fd: int, size: int) -> Bytes:
     whole = room[begin : begin + size]
 
     def read_block(span: tuple[int, int]) -> None:
-        at, end = span
-        while at < end:
-            n_read = _read_into(fd, whole[at:end], at)
-            if n_read == 0:
-                raise OSError(errno.EIO, f"the file became shorter while it was read, {at} of {size} bytes")
-            at += n_read
+        read_into(fd, whole[slice(*span)], span[0])
 
     in_threads(read_block, [(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK)], size)
     whole.flags.writeable = False
     return whole
 
 
-def _read_into(fd: int, room: Bytes, offset: int) -> int:
+def read_between(fd: int, begin: int, end: int) -> Bytes:
+    """The bytes of a file from one place to another, in memory.
+
+    Raises:
+        OSError: they cannot be read, or the file has become shorter. MemoryError: there is no room.
+    """
+    room = np.empty(end - begin, np.uint8)
+    read_into(fd, room, begin)
+    return room
+
+
+def read_into(fd: int, room: Bytes, offset: int) -> None:
+    """Fill ``room`` with the bytes of a file from ``offset`` on.
+
+    Raises:
+        OSError: they cannot be read, or the file has become shorter.
+    """
+    at = 0
+    while at < len(room):
+        n_read = _read_some(fd, room[at:], offset + at)
+        if n_read == 0:
+            raise OSError(errno.EIO, f"the file became shorter while it was read, to {offset + at} bytes")
+        at += n_read
+
+
+def _read_some(fd: int, room: Bytes, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(fd, [room.data], offset)
     os.lseek(fd, offset, os.SEEK_SET)  # in one thread, see in_threads

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from attncache.cache import AttentionCache
 from attncache.files.atomic import remove_abandoned
@@ -18,6 +18,7 @@ from attncache.files.schema import StoredLayer
 from attncache.files.single import OpenFile, open_file, write_file
 from attncache.tokens import Tokens, checked_tokens
 
+_Result = TypeVar("_Result")
 _Policy = Literal["off", "auto", "eager"]
 
 
@@ -57,19 +58,30 @@ def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy)
 
 def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
     """The cache of a directory, as its manifest says at one moment."""
-    manifest = read_manifest(path)
-    while True:
+
+    def loaded(manifest: Manifest) -> AttentionCache:
         cache = AttentionCache(index=index)
+        map_directory(cache, path, manifest, is_mapped=mmap, verify=verify)
+        return cache
+
+    return at_one_moment(path, loaded)
+
+
+def at_one_moment(path: Path, use: Callable[[Manifest], _Result]) -> _Result:
+    """What ``use`` makes of a directory; called again with the newer manifest if a writer has replaced segments meanwhile.
+
+    Raises:
+        OSError, DamagedFileError: the manifest or a segment that it names cannot be opened.
+    """
+    while True:
+        manifest = read_manifest(path)
         try:
-            map_directory(cache, path, manifest, is_mapped=mmap, verify=verify)
-            return cache
+            return use(manifest)
         except (FileNotFoundError, DamagedFileError) as error:
-            newer = read_manifest(path)
-            if newer.digest == manifest.digest:
+            if read_manifest(path).digest == manifest.digest:  # no writer has replaced a segment since
                 if isinstance(error, FileNotFoundError):
                     raise damaged(path / MANIFEST, "segments", "must be in the directory", error) from error
                 raise
-            manifest = newer  # a writer has replaced a segment since
 
 
 def map_directory(
@@ -80,12 +92,22 @@ def map_directory(
     Raises:
         OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
     """
-    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
-    firsts = [segment.first_layer for segment in manifest.segments]
-    sources = enumerate(manifest.sources())
-    push_layers(cache, ((files[place], files[place].layers[layer - firsts[place]]) for layer, place in sources))
+    push_layers(cache, segments_of(path, manifest, is_mapped=is_mapped, verify=verify))
     set_description(cache, path / MANIFEST, manifest.tokens, manifest.metadata)
     cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
+
+
+def segments_of(
+    path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
+) -> list[tuple[OpenFile, StoredLayer]]:
+    """The layers that a manifest names, in their order, each with the open file that it is in.
+
+    Raises:
+        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means.
+    """
+    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
+    firsts = [segment.first_layer for segment in manifest.segments]
+    return [(files[place], files[place].layers[n - firsts[place]]) for n, place in enumerate(manifest.sources())]
 
 
 def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLayer]]) -> None:
@@ -105,9 +127,7 @@ def set_description(cache: AttentionCache, path: Path, tokens: Any, metadata: An
         DamagedFileError: they are not tokens, or no metadata.
     """
     cache._tokens = read_tokens(tokens, path)
-    if metadata is not None and not isinstance(metadata, dict):
-        raise damaged(path, "metadata", "must be a JSON object", type(metadata).__name__)
-    cache._metadata = MappingProxyType(metadata or {})
+    cache._metadata = MappingProxyType(read_metadata(metadata, path))
 
 
 def read_tokens(tokens: Any, path: Path) -> Tokens | None:
@@ -119,6 +139,13 @@ def read_tokens(tokens: Any, path: Path) -> Tokens | None:
         return checked_tokens(tokens, ())
     except (TypeError, ValueError) as error:
         raise damaged(path, "tokens", "must be lists of strings", error) from error
+
+
+def read_metadata(metadata: Any, path: Path) -> dict[str, Any]:
+    """The metadata as a file has them."""
+    if metadata is not None and not isinstance(metadata, dict):
+        raise damaged(path, "metadata", "must be a JSON object", type(metadata).__name__)
+    return metadata or {}
 
 
 def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:

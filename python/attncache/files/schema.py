@@ -25,6 +25,7 @@ _KINDS = {
     "factored": (("query", "key"), ("lse", "key_mask", "sinks", "row_greatest", "row_sum")),
 }  # what a layer of each kind must have, and may have
 _PAIRS = (("mean", "mean_by_key"), ("row_greatest", "row_sum"))
+INDEX = tuple(name for pair in _PAIRS for name in pair)  # what was computed from a layer
 _AXES = {
     "pattern": "[batch, head, query, key]",
     "query": "[batch, head, query, item]",

@@ -14,12 +14,12 @@ import numpy as np
 
 from attncache import _core
 from attncache.files.atomic import begin_flush, replacing, reserve, write_at
-from attncache.files.checksums import BLOCK, DIGITS, block_checksum, blocks, hexadecimal
-from attncache.files.errors import damaged
+from attncache.files.checksums import BLOCK, DIGITS, blocks, hexadecimal
+from attncache.files.damage import damages
 from attncache.files.layer_writing import Part, metadata_of, parts_of
 from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
-from attncache.files.safetensors import PADDING, Header, Plan, Tensor, plan
-from attncache.files.schema import StoredLayer, layers_of, metadata_entry
+from attncache.files.safetensors import Header, Plan, plan
+from attncache.files.schema import Description, StoredLayer, layers_of, metadata_entry
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
@@ -50,6 +50,26 @@ def write_file(
         OSError: it cannot be written; see ``atomic.replacing``.
     """
     described = [parts_of(cache, layer, f"layers.{first + at}", index=index) for at, layer in enumerate(layers)]
+    return write_layers(path, described, tokens=tokens, metadata=metadata)
+
+
+def write_layers(
+    path: Path,
+    described: Sequence[tuple[Description, Sequence[Part]]],
+    *,
+    tokens: object = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """Write layers as one file in the place of what was there; items of their tensors are asked for one after the other.
+
+    Args:
+        path: the file.
+        described: the description and the tensors of each layer.
+        tokens, metadata: what else it says.
+
+    Returns, Raises:
+        As ``write_file``.
+    """
     parts = [part for _, each in described for part in each]
     entries = metadata_of([description for description, _ in described], tokens, metadata)
     layout = _plan(parts, entries, path)
@@ -154,45 +174,7 @@ def verify_data(file: OpenFile) -> int:
     Raises:
         DamagedFileError: some differ, the message says in which tensor and where; or the file has no checksums.
     """
-    expected = _expected_checksums(file)
-    spans: list[tuple[Tensor, int, int]] = []
-    for tensor in file.header.tensors.values():
-        data = file.whole[tensor.begin : tensor.end]
-        if tensor.name.startswith(PADDING):
-            if data.any():
-                raise damaged(file.path, f"tensor {tensor.name}", "must be zeros, it is padding", "other bytes")
-            continue
-        spans += [(tensor, *span) for span in blocks(tensor.n_bytes)]
-
-    def checksum_of(span: tuple[Tensor, int, int]) -> str:
-        tensor, begin, end = span
-        return block_checksum(file.whole[tensor.begin + begin : tensor.begin + end])
-
-    n_bytes = sum(end - begin for _, begin, end in spans)
-    found = in_threads(checksum_of, spans, n_bytes)
-    for (tensor, begin, end), checksum in zip(spans, found, strict=True):
-        wanted = expected[tensor.name][begin // BLOCK]
-        if checksum != wanted:
-            where = f"bytes {begin} to {end - 1} of tensor {tensor.name}"
-            raise damaged(file.path, where, f"must have the checksum {wanted}", f"{checksum}: the file is damaged")
+    n_bytes, found = damages(file.header, file.path, lambda begin, end: file.whole[begin:end])
+    if found:
+        raise found[0]
     return n_bytes
-
-
-def _expected_checksums(file: OpenFile) -> dict[str, list[str]]:
-    """The checksums that the file carries, one for each block of each tensor."""
-    entry = file.entry("data_crc32")
-    if entry is None:
-        rule = "must have data_crc32 in __metadata__ to be verified"
-        raise damaged(file.path, "the header", rule, "none: attncache did not write this file")
-    data = {name: tensor for name, tensor in file.header.tensors.items() if not name.startswith(PADDING)}
-    wanted = {name: len(blocks(tensor.n_bytes)) for name, tensor in data.items()}
-    known = entry.get("tensors") if isinstance(entry, dict) and entry.get("block") == BLOCK else None
-    if not isinstance(known, dict) or known.keys() != wanted.keys():
-        raise damaged(
-            file.path, "data_crc32 in __metadata__", f"must have blocks of {BLOCK} bytes of every tensor", "less"
-        )
-    for name, checksums in known.items():
-        if not isinstance(checksums, list) or len(checksums) != wanted[name]:
-            rule = f"must be {wanted[name]} checksums"
-            raise damaged(file.path, f"data_crc32 of tensor {name}", rule, repr(checksums)[:80])
-    return known

@@ -1,0 +1,281 @@
+"""``attncache convert``: archives and caches as one file of ours.
+
+Covered: every kind of source, every option alone and in pairs, names of layers, tokens and metadata, that the file is whole
+and loads to the same bits, means against reference.py, a target that is there, failures that leave it whole, a damaged source,
+peak memory (24 layers of 8 MB, in a process of its own), the exit code and stdout of a real process.
+Values compare by the equality of all bits. Not covered: a disk that is full; the fault tests have what ``save`` does then.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncache import AttentionCache, reference
+from attncache.files import read_patterns, sample_path
+from command_line import Run, every_kind, flipped, process, write_safetensors
+from patterns import DTYPES, assert_same, cache_of, make, meaning
+from stored import everything, factored_options, push_factored, state, tokened
+
+SAMPLE = read_patterns(sample_path())
+Ask = Callable[..., Any]
+Fails = Callable[..., tuple[Any, str]]
+
+
+@pytest.fixture
+def converted(ask: Ask, tmp_path: Path) -> Callable[..., AttentionCache]:
+    """Converts, checks that the new file is whole and described as it is, and opens it."""
+
+    def command(source: Path | str, *options: str) -> AttentionCache:
+        target = tmp_path / "converted.safetensors"
+        value = ask("convert", source, target, "--force", *options)
+        assert value["target"] == ask("info", target)
+        assert ask("verify", target)["ok"] is True
+        return AttentionCache.load(target, verify=True)
+
+    return command
+
+
+Converted = Callable[..., AttentionCache]
+
+
+def assert_layers(cache: AttentionCache, patterns: Any) -> None:
+    """The cache holds these layers, bit for bit."""
+    assert cache.n_layers == len(patterns)
+    for found, wanted in zip(cache, patterns, strict=True):
+        assert_same(found, wanted)
+
+
+def test_every_kind_of_source_becomes_the_same_layers(converted: Converted, tmp_path: Path) -> None:
+    patterns = SAMPLE.patterns[:11]
+    for name, path in every_kind(tmp_path, patterns, SAMPLE.tokens).items():
+        cache = converted(path)
+        assert_layers(cache, patterns)
+        assert cache.tokens == (None if name in ("a.npy", "others.safetensors") else SAMPLE.tokens), name
+        assert cache.index_nbytes == 0
+
+
+def test_the_sample_keeps_its_tokens_and_metadata(converted: Converted) -> None:
+    cache = converted("sample")
+    assert_layers(cache, SAMPLE.patterns)
+    assert cache.tokens == SAMPLE.tokens
+    assert dict(cache.metadata) == SAMPLE.metadata
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, None])
+@pytest.mark.parametrize("stored", [*DTYPES, "float64"])
+def test_the_dtype_is_that_of_push(converted: Converted, tmp_path: Path, stored: str, dtype: str | None) -> None:
+    wide = make("infinities", (2, 3, 5, 7))
+    pattern = wide.astype(np.float64) / 3 if stored == "float64" else wide.astype(DTYPES[stored])
+    path = write_safetensors(tmp_path / "a.safetensors", {"layers.0.pattern": pattern})
+    expected = AttentionCache(dtype)
+    expected.push(pattern)
+    assert_layers(converted(path, *(["--dtype", dtype] if dtype else [])), expected.patterns)
+    if stored not in ("bfloat16", "float64"):
+        cache_of([pattern]).save(tmp_path / "ours.safetensors", index=True)
+        cache = converted(tmp_path / "ours.safetensors", "--index", *(["--dtype", dtype] if dtype else []))
+        assert_layers(cache, expected.patterns)
+        assert_same(cache.head_mean(0, 1), expected.head_mean(0, 1))
+
+
+def test_a_cache_keeps_all_it_has(converted: Converted, tmp_path: Path) -> None:
+    for cache in (everything(), tokened(), AttentionCache()):
+        cache.save(tmp_path / "a.safetensors")
+        assert state(converted(tmp_path / "a.safetensors")) == state(cache)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", [False, True], ids=["", "index"])
+def test_factored_layers_change_their_dtype_as_push_qk_does(
+    converted: Converted, tmp_path: Path, dtype: Any, index: bool
+) -> None:
+    cache, expected = AttentionCache(), AttentionCache(dtype)
+    for options in factored_options():
+        push_factored(cache, **options)
+        push_factored(expected, **options)
+    cache.save(tmp_path / "a.safetensors", index=True)
+    found = converted(tmp_path / "a.safetensors", "--dtype", dtype, *(["--index"] if index else []))
+    assert state(found) == state(expected)
+    for layer in range(5):
+        assert_same(found.columns(layer, 1, heads=None), expected.columns(layer, 1, heads=None))
+
+
+def test_index_writes_head_means_and_row_sums(ask: Ask, converted: Converted, tmp_path: Path) -> None:
+    everything().save(tmp_path / "a.safetensors")
+    cache = converted(tmp_path / "a.safetensors", "--index")
+    expected = everything()
+    expected.save(tmp_path / "indexed.safetensors", index=True)
+    assert (tmp_path / "converted.safetensors").read_bytes() == (tmp_path / "indexed.safetensors").read_bytes()
+    assert cache.index_nbytes == sum(2 * 4 * 2 * 5 * 7 for _ in range(3))
+    np.savez(tmp_path / "a.npz", *SAMPLE.patterns[:2])
+    cache_of(SAMPLE.patterns[:2]).save(tmp_path / "indexed.safetensors", index=True)
+    converted(tmp_path / "a.npz", "--index")
+    assert (tmp_path / "converted.safetensors").read_bytes() == (tmp_path / "indexed.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["", "index"])
+def test_mean_only_keeps_the_bits_of_the_head_mean(converted: Converted, tmp_path: Path, index: bool) -> None:
+    patterns = [make(kind, (2, 3, 5, 7), dtype) for kind in ("infinities", "signed_zeros") for dtype in DTYPES]
+    cache_of(patterns).save(tmp_path / "a.safetensors")
+    cache = converted(tmp_path / "a.safetensors", "--mean-only", *(["--index"] if index else []))
+    assert cache.shapes == ((2, 1, 5, 7),) * 6
+    assert set(cache.dtypes) == {"float32"}
+    for layer in range(6):
+        for batch in range(2):
+            mean = meaning("head_mean", patterns, layer, batch)
+            assert_same(cache[layer][batch, 0], mean)
+            assert_same(cache.head_mean(layer, batch), mean)
+            assert_same(cache.attention_to_position(layer, 2, batch), mean[:, 2].copy())
+    assert cache.metadata == {"heads": "mean of 3"}
+    again = converted(tmp_path / "converted.safetensors", "--mean-only")
+    assert again.metadata == {"heads": "mean of 3"}
+    assert_layers(again, cache.patterns)
+
+
+def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_path: Path) -> None:
+    cache = AttentionCache()
+    for options in factored_options():
+        push_factored(cache, **options)
+    cache.push(make("soft", (2, 3, 5, 7), "float16"))
+    cache.metadata = {"model": "none"}
+    cache.save(tmp_path / "a.safetensors", index=True)
+    means = converted(tmp_path / "a.safetensors", "--mean-only")
+    assert means.kinds == ("dense",) * 6
+    for layer in range(6):
+        assert_same(means[layer][1, 0], cache.head_mean(layer, 1))
+    assert means.metadata == {"model": "none", "heads": ["mean of 4"] * 5 + ["mean of 3"]}
+    np.save(tmp_path / "a.npy", np.array(SAMPLE.patterns[:2]))
+    means = converted(tmp_path / "a.npy", "--mean-only")
+    for layer in range(2):
+        assert_same(means[layer][0, 0], reference.head_mean(SAMPLE.patterns, layer))
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"), [([], 0), (["--names", "decoder.{}"], 10), (["--names", "encoder.{}"], 0)]
+)
+def test_names_choose_the_layers(
+    converted: Converted, fails: Fails, tmp_path: Path, names: list[str], pattern: int
+) -> None:
+    kinds = {"encoder": 0, "decoder": 10} if names else {"encoder": 0}
+    tensors = {f"{kind}.{n}": np.full((1, 1, 2, 2), at + n, "f4") for kind, at in kinds.items() for n in range(11)}
+    tensors = {"hidden": np.zeros((3, 4)), "ids": np.zeros((1, 1, 2, 2), np.int64), **tensors}
+    path = write_safetensors(tmp_path / "a.safetensors", tensors)
+    assert [layer[0, 0, 0, 0] for layer in converted(path, *names)] == list(range(pattern, pattern + 11))
+    if names:
+        _, line = fails("convert", path, tmp_path / "b.safetensors")
+        assert "names, such as 'attentions.{}', chooses among several kinds; got hidden [3, 4] float64, " in line
+        assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.zeros((2, 1, 2, 3), "f4"), tokens=np.array(["x", "y", "z"]))
+    for tokens in (["a", "\n", "\N{SNOWMAN}"], [["a", "b", "c"], ["d", "e", "f"]]):
+        (tmp_path / "tokens.json").write_text(json.dumps(tokens))
+        found = converted(tmp_path / "a.npz", "--tokens", tmp_path / "tokens.json").tokens
+        assert json.loads(json.dumps(found)) == tokens
+    for text, words in [
+        ("[", "tokens.json: tokens must be JSON, a list of strings or one such list per batch item, got: "),
+        ('["a"]', "tokens must be one string for each key of layer 0, seq_k=3, got 1"),
+        (
+            "[3]",
+            "tokens must be None, a sequence of strings, or one such sequence per batch item, got tokens[0] of type",
+        ),
+        ("null", "a list of strings or one such list per batch item, got null"),
+    ]:
+        (tmp_path / "tokens.json").write_text(text)
+        _, line = fails("convert", tmp_path / "a.npz", tmp_path / "b", "--tokens", tmp_path / "tokens.json")
+        assert words in line
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_target_that_is_there_is_replaced_only_by_force(run: Run, fails: Fails, tmp_path: Path) -> None:
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"mine")
+    _, line = fails("convert", "sample", target)
+    assert line == f"{target}: exists already; --force replaces it"
+    assert target.read_bytes() == b"mine"
+    assert run("convert", "sample", target, "--force")[0] == f"smollm2_sample.npz (the packaged sample) → {target}"
+    assert AttentionCache.load(target).n_layers == 30
+    _, line = fails("convert", "sample", tmp_path, "--force")
+    assert line == f"{tmp_path}: the target must be a file, got a directory"
+
+
+def test_a_source_may_be_its_own_target(converted: Converted, ask: Ask, tmp_path: Path) -> None:
+    for name, path in every_kind(tmp_path, SAMPLE.patterns[:3], SAMPLE.tokens).items():
+        if path.is_file():
+            ask("convert", path, path, "--force", "--dtype", "float32")
+            assert ask("info", path)["kind"] == "attncache file", name
+            assert_layers(AttentionCache.load(path), [pattern.astype("f4") for pattern in SAMPLE.patterns[:3]])
+
+
+def test_a_failure_leaves_the_target_as_it_was_and_nothing_else(fails: Fails, tmp_path: Path) -> None:
+    source = tmp_path / "sources"
+    source.mkdir()
+    paths = every_kind(source, SAMPLE.patterns[:3])
+    flipped(paths["a.npz"], paths["a.npz"].stat().st_size * 5 // 6)
+    flipped(paths["run.safetensors"], paths["run.safetensors"].stat().st_size - 1)
+    flipped(paths["run"] / "segment-000002.safetensors", -1)
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a.safetensors").write_bytes(b"mine")
+    for name, words in [
+        ("a.npz", "attentions.2 must be whole"),
+        ("run.safetensors", "bytes 0 to 28799 of tensor layers.2.pattern must have the checksum"),
+        ("run", "segment-000002.safetensors: bytes 0 to 28799 of tensor layers.2.pattern must have the checksum"),
+    ]:
+        _, line = fails("convert", paths[name], target / "a.safetensors", "--force")
+        assert words in line
+        assert (target / "a.safetensors").read_bytes() == b"mine"
+        assert [path.name for path in target.iterdir()] == ["a.safetensors"]
+
+
+def test_metadata_that_are_no_json_are_refused(fails: Fails, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.zeros((1, 1, 1, 1), "f4"), metadata=np.array('{"loss": NaN}'))
+    _, line = fails("convert", tmp_path / "a.npz", tmp_path / "b.safetensors")
+    assert "metadata['loss'] must be a JSON value" in line
+
+
+MEMORY = """
+import resource, sys
+from attncache import cli
+cli.main(["convert", "sample", sys.argv[2] + ".sample"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert cli.main(["convert", sys.argv[1], sys.argv[2], *sys.argv[3:]]) == 0
+print("grew", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in kilobytes, as Linux gives it")
+@pytest.mark.parametrize(
+    ("kind", "options"), [("npz", []), ("npz", ["--dtype", "float16", "--index"]), ("npy", ["--mean-only"])]
+)
+def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, kind: str, options: list[str]) -> None:
+    layers = np.zeros((24, 1, 8, 512, 512), np.float32)  # 201 MB
+    layers[:, 0, :, :, 0] = 1
+    if kind == "npz":
+        np.savez_compressed(tmp_path / "a.npz", *layers)
+    else:
+        np.save(tmp_path / "a.npy", layers)
+    del layers
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / f"a.{kind}"), str(tmp_path / "b.safetensors"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout.split()[-1]) < 48_000  # kilobytes: a layer, what it is made of and of it, and room
+
+
+def test_a_process_of_its_own_ends_with_0_or_1(tmp_path: Path) -> None:
+    target = str(tmp_path / "a.safetensors")
+    done = process("convert", "sample", target, "--dtype", "bfloat16")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " bfloat16 " in done.stdout
+    done = process("convert", "sample", target, "--json")
+    assert done.returncode == 1
+    assert done.stderr == f"attncache: error: {target}: exists already; --force replaces it\n"
+    assert json.loads(done.stdout) == {"error": f"{target}: exists already; --force replaces it"}
+    assert process("convert", "sample", target, "--dtype", "float8").returncode == 2
