@@ -142,9 +142,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
 template <class T>
 T __ldg(const T* address) {
     shim::check_read(address, sizeof(T));
-    T value;
-    std::memcpy(&value, address, sizeof(T));  // a misaligned address has been reported; the CPU must not stop at it
-    return value;
+    return *address;
 }
 
 template <class T>
