@@ -125,6 +125,7 @@ __device__ inline void collect(const float* line, std::int64_t length, Shared& s
         n_equal += shared_bits == threshold.bits;
     }
     const unsigned greater_before = sum_before<kThreads>(n_greater, shared.of_warps);
+    __syncthreads();  // before the next sum overwrites this one's parts
     const unsigned equal_before = sum_before<kThreads>(n_equal, shared.of_warps);
     // What is before the first lane is before the warp.
     std::int64_t greater = __shfl_sync(kAllLanes, greater_before, 0);

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from attncache.cuda import library
-from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
+from cuda.compilers import NO_GXX, NO_NVCC, OTHER_LIBRARY, find_gxx, find_nvcc
 from cuda.emulated import build
+from cuda.ptx import library as ptx_library
+from cuda.ptx.library import Built
 from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
@@ -57,6 +59,14 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_gxx() is None:
         pytest.skip(NO_GXX)
     return build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def interpreted_library(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The library as nvcc compiles it, and the PTX of its kernels."""
+    if find_nvcc() is None or find_gxx() is None:
+        pytest.skip(NO_NVCC if find_nvcc() is None else NO_GXX)
+    return ptx_library.build(tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.fixture(params=LIBRARIES)
