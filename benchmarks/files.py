@@ -141,9 +141,9 @@ def described(threads: int, arguments: Sequence[str], folder: Path) -> dict[str,
 
 
 def shown_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the place of the folder, which says nothing about the numbers."""
-    places = [at + 1 for at, argument in enumerate(arguments) if argument == "--folder"]
-    return ["DIR" if at in places else argument for at, argument in enumerate(arguments)]
+    """The arguments without the places of folder and file, which say nothing about the numbers."""
+    kinds = {"--folder": "DIR", "--json": "FILE"}
+    return [kinds.get(before, argument) for before, argument in zip(("", *arguments), arguments, strict=False)]
 
 
 def rows(result: Result, cases_installed: Mapping[str, str]) -> list[list[str]]:

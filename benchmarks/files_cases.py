@@ -113,7 +113,7 @@ CASES = (
     ),
     FileCase(
         "save, not waiting for the disk",
-        "The final fsync is left out for all; of attncache by taking os.fsync away from it, which users cannot ask for.",
+        "The final fsync is left out for all; of attncache by taking os.fsync and the early start of the disk away from it, which users cannot ask for.",
         {OURS: "save_ours_without_sync(cache, folder)"} | WRITTEN,
         "write",
         CP,

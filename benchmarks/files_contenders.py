@@ -57,8 +57,8 @@ def save_ours(stored: AttentionCache, folder: Path) -> None:
 
 
 def save_ours_without_sync(stored: AttentionCache, folder: Path) -> None:
-    """The same without waiting for the disk, which attncache itself never leaves out."""
-    with mock.patch.object(os, "fsync"):
+    """The same without the disk, neither begun nor waited for, which attncache itself never leaves out."""
+    with mock.patch.object(os, "fsync"), mock.patch.object(os, "posix_fadvise", create=True):
         stored.save(folder / FILES[OURS])
 
 

@@ -474,7 +474,7 @@ def test_quick_files_run_measures_every_case_and_leaves_nothing_behind(
     assert files.main(options) == 0
     assert list(folder.iterdir()) == []
     printed, report = capsys.readouterr().out, json.loads(written[0].read_text(encoding="utf-8"))
-    assert "command: python -m benchmarks.files --quick --folder DIR" in printed
+    assert "command: python -m benchmarks.files --quick --folder DIR --json FILE" in printed
     assert [result["operation"] for result in report["results"]] == [case.name for case in files.CASES]
     for result in report["results"]:
         assert result["timings"] == {} or result["timings"]["attncache"]["median"] > 0

@@ -589,7 +589,9 @@ def test_structured_and_void_dtypes_are_a_type_error() -> None:
             AttentionCache().push(np.zeros(SHAPE, kind))
 
 
-@pytest.mark.parametrize("wrong", [None, "pattern", 1.0, object(), {}, b"\0" * 16], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong", [None, "pattern", 1.0, object(), {}, b"\0" * 16], ids=lambda wrong: type(wrong).__name__
+)
 def test_what_is_no_array_is_refused(wrong: Any) -> None:
     cache = AttentionCache()
     with pytest.raises((TypeError, ValueError)):

@@ -1,6 +1,6 @@
 """The library under test: the emulated one, built once for all files of this folder, and the built one on a device.
 
-The proofs of LONG take minutes: they run when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
+What is LONG takes minutes: it runs when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
 LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
+LONG_TESTS = ("under_sanitizers", "[seed2", "-seed2", "[seed3", "-seed3")  # parts of the names of others
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
@@ -34,9 +35,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name in LONG and not is_named(config) else None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_named(config):
+        return
+    long = [item for item in items if item.path.parent == HERE and any(part in item.name for part in LONG_TESTS)]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not is_named(config):
-        terminalreporter.write_line(f"left out, they take minutes: {', '.join(LONG)}; `pytest tests/cuda` runs them")
+        terminalreporter.write_line(
+            f"tests/cuda: left out, as they take minutes: {', '.join(LONG)}, sanitizers, two of three orders of threads; "
+            "`pytest tests/cuda` runs them"
+        )
 
 
 @pytest.fixture(scope="session")
