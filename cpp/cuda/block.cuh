@@ -9,7 +9,7 @@ constexpr int kLanes = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
 /// The sum of `count` over the threads before this one. All threads of a block of kThreads call it; `of_warps` is
-/// shared memory that no thread uses between the two barriers inside.
+/// shared memory that no thread has used since the last barrier, nor uses again before the next.
 template <int kThreads>
 __device__ inline unsigned sum_before(unsigned count, unsigned (&of_warps)[kThreads / kLanes]) {
     const int lane = static_cast<int>(threadIdx.x) % kLanes;
@@ -20,7 +20,6 @@ __device__ inline unsigned sum_before(unsigned count, unsigned (&of_warps)[kThre
         const unsigned other = __shfl_up_sync(kAllLanes, sum, distance);
         if (lane >= distance) sum += other;
     }
-    __syncthreads();
     if (lane == kLanes - 1) of_warps[warp] = sum;
     __syncthreads();
     unsigned before = sum - count;

@@ -56,10 +56,12 @@ __device__ inline SoftmaxPart whole_of_lse(float lse) {
 __device__ inline SoftmaxPart whole_of_parts(const SoftmaxPart* parts, std::int64_t n_blocks, const float* sink,
                                              float (&of_warps)[kWarps]) {
     float greatest = sink == nullptr ? kHidden : *sink;
+#pragma unroll 4
     for (std::int64_t b = threadIdx.x; b < n_blocks; b += kThreads) greatest = greater_of(greatest, parts[b].greatest);
     greatest = greatest_of_block(greatest, of_warps);
     const float base = greatest == kHidden ? 0.0F : greatest;
     float sum = 0;
+#pragma unroll 4
     for (std::int64_t b = threadIdx.x; b < n_blocks; b += kThreads)
         sum += parts[b].sum * expf(parts[b].greatest - base);
     sum = sum_of_block(sum, of_warps);

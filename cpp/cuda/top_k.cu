@@ -125,6 +125,7 @@ __device__ inline void collect(const float* line, std::int64_t length, Shared& s
         n_equal += shared_bits == threshold.bits;
     }
     const unsigned greater_before = sum_before<kThreads>(n_greater, shared.of_warps);
+    __syncthreads();  // before the next sum overwrites this one's parts
     const unsigned equal_before = sum_before<kThreads>(n_equal, shared.of_warps);
     // What is before the first lane is before the warp.
     std::int64_t greater = __shfl_sync(kAllLanes, greater_before, 0);
@@ -193,7 +194,7 @@ __device__ inline void sort_by_digit(const Ranked* items, Ranked* sorted, std::i
         if (is_item) sorted[places[digit] + before] = item;
         __syncwarp();
         if (is_item && before == 0) places[digit] += __popc(same);
-        __syncwarp();
+        __syncwarp();  // the vote that comes next orders no memory
     }
     __syncthreads();
 }

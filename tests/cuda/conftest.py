@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from attncache.cuda import library
-from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
+from cuda.compilers import NO_GXX, NO_NVCC, OTHER_LIBRARY, find_gxx, find_nvcc
 from cuda.emulated import build
+from cuda.ptx import library as ptx_library
+from cuda.ptx.library import Built
 from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
 LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
-LONG_TESTS = ("test_this_file_passes_under_sanitizers",)
+LONG_TESTS = ("under_sanitizers", "[seed2", "-seed2", "[seed3", "-seed3")  # parts of the names of others
 LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
@@ -36,7 +38,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if is_named(config):
         return
-    long = [item for item in items if item.path.parent == HERE and item.name.partition("[")[0] in LONG_TESTS]
+    long = [item for item in items if item.path.parent == HERE and any(part in item.name for part in LONG_TESTS)]
     items[:] = [item for item in items if item not in long]
     config.hook.pytest_deselected(items=long)
 
@@ -44,7 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not is_named(config):
         terminalreporter.write_line(
-            f"left out, they take minutes: {', '.join([*LONG, *LONG_TESTS])}; `pytest tests/cuda` runs them"
+            f"tests/cuda: left out, as they take minutes: {', '.join(LONG)}, sanitizers, two of three orders of threads; "
+            "`pytest tests/cuda` runs them"
         )
 
 
@@ -56,6 +59,14 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_gxx() is None:
         pytest.skip(NO_GXX)
     return build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def interpreted_library(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The library as nvcc compiles it, and the PTX of its kernels."""
+    if find_nvcc() is None or find_gxx() is None:
+        pytest.skip(NO_NVCC if find_nvcc() is None else NO_GXX)
+    return ptx_library.build(tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.fixture(params=LIBRARIES)

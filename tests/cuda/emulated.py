@@ -43,11 +43,13 @@ def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA, l
     includes = [f"-I{SHIM}", f"-I{kernels}", f"-I{ROOT / 'cpp' / 'include'}"]
     sources = [*sorted(kernels.glob("*.cu")), *sorted(SHIM.glob("*.cpp"))]
 
-    is_same = {path.name: path.read_bytes() == (CUDA / path.name).read_bytes() for path in kernels.glob("*.cu*")}
-    has_same_headers = all(same for name, same in is_same.items() if name.endswith(".cuh"))
+    def is_same(source: Path) -> bool:
+        return (CUDA / source.name).exists() and source.read_bytes() == (CUDA / source.name).read_bytes()
+
+    has_same_headers = all(map(is_same, kernels.glob("*.cuh")))
 
     def compiled(source: Path) -> str:
-        if like is not None and (source.parent == SHIM or (has_same_headers and is_same[source.name])):
+        if like is not None and (source.parent == SHIM or (has_same_headers and is_same(source))):
             return str(like / f"{source.name}.o")
         built = str(folder / f"{source.name}.o")
         run([str(compiler), *flags, *includes, "-x", "c++", "-c", str(source), "-o", built])

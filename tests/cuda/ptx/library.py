@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from cuda.machine_code import compile_flags
 from .faults import Fault
 from .launch import Device, packed
 
+ARCHITECTURES = (75, 90, 120)  # of which the PTX is interpreted: the oldest, a middle one, and nvcc's other back end
 TO_DEVICE, TO_HOST = 1, 2  # of cudaMemcpyKind
 LAUNCH_FAILURE = 719  # of cudaError_t
 RUNTIME = Path(__file__).with_name("runtime.cpp")
@@ -30,10 +31,10 @@ LINE_INFO = "-lineinfo"  # so that faults name lines of the sources; changes no 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A library and the PTX of its kernels, by architecture."""
+    """A library and the PTX of its sources with kernels, by architecture and by the source's name without its end."""
 
     library: Path
-    ptx: dict[int, list[str]]
+    ptx: dict[int, dict[str, str]]
 
 
 def plain(name: str) -> str:
@@ -47,8 +48,8 @@ def kernel_of(name: str) -> str:
     return found[1] if found else name
 
 
-def build(folder: Path, architectures: Sequence[int], sources: Path = CUDA_SOURCES) -> Built:
-    """Compile every .cu file of `sources` for these architectures, and link them into a library in `folder`."""
+def build(folder: Path, architectures: Sequence[int] = ARCHITECTURES) -> Built:
+    """Compile every CUDA source for these architectures, and link them into a library in `folder`."""
     nvcc, gxx = find_nvcc(), find_gxx()
     assert nvcc is not None
     assert gxx is not None
@@ -62,7 +63,7 @@ def build(folder: Path, architectures: Sequence[int], sources: Path = CUDA_SOURC
         return kept
 
     with ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(compiled, sorted(sources.glob("*.cu"))))
+        folders = list(pool.map(compiled, sorted(CUDA_SOURCES.glob("*.cu"))))
     runtime = folder / "libinterpreter.so"
     run([gxx, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", RUNTIME, "-o", runtime])
     library = folder / "libattncache_cuda_interpreted.so"
@@ -72,12 +73,13 @@ def build(folder: Path, architectures: Sequence[int], sources: Path = CUDA_SOURC
     return Built(library, {number: texts(folders, number) for number in architectures})
 
 
-def texts(folders: Sequence[Path], architecture: int) -> list[str]:
-    """The PTX of one architecture; with one alone nvcc leaves its name out of the file's."""
-    found = []
+def texts(folders: Sequence[Path], architecture: int) -> dict[str, str]:
+    """The PTX of one architecture; where it is the only one, nvcc leaves it out of the file's name."""
+    found = {}
     for kept in folders:
         named = sorted(kept.glob(f"*.compute_{architecture}.ptx")) or sorted(kept.glob("*.ptx"))
-        found += [path.read_text(encoding="utf-8") for path in named]
+        text = "".join(path.read_text(encoding="utf-8") for path in named)
+        found |= {kept.name: text} if ".entry" in text else {}
     return found
 
 
@@ -109,7 +111,7 @@ class Hooks(ctypes.Structure):
 class Interpreted(Calls):
     """The C interface of a library whose kernels are interpreted; a call raises the Fault that it runs into."""
 
-    def __init__(self, built: Built, modules: Sequence[str], seed: int = 0) -> None:
+    def __init__(self, built: Built, modules: Iterable[str], seed: int = 0) -> None:
         super().__init__(ctypes.CDLL(str(built.library)))
         self.runtime = ctypes.CDLL(str(built.library.parent / "libinterpreter.so"))
         self.device = Device(seed)

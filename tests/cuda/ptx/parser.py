@@ -104,7 +104,7 @@ class BodyParser:
                 self.scopes.append({})
             elif statement == "}":
                 self.scopes.pop()
-            elif statement.startswith(".loc"):
+            elif statement.split()[0] == ".loc":
                 _, file, source_line, *_ = statement.replace(",", " ").split()
                 self.source = f"{self.files.get(int(file), file)}:{source_line}"
             elif statement.endswith(":"):

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #define __global__
@@ -49,6 +50,8 @@ struct Site {
 
 /// Checks that a read of the kernel lies in live device memory and on a multiple of its size.
 void check_read(const void* address, std::size_t n_bytes);
+/// Ends the launch with these words and where the thread was. Called by a thread, which never goes on.
+void fail(const std::string& words);
 /// Waits for all threads of the block.
 void barrier(Site site);
 /// Gives a value to the lanes of a mask, once all of them have come here, and returns the 32 values.
@@ -76,6 +79,14 @@ T unpacked(std::uint64_t bits) {
     T value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+/// The value of another lane, which must be one of the mask.
+template <class T>
+T shuffled(unsigned mask, T value, unsigned from, const char* operation, Site site) {
+    const std::uint64_t* const values = exchange(mask, packed(value), operation, site);
+    if ((mask >> (from & 31) & 1) == 0) fail(std::string(operation) + " from a lane outside its mask");
+    return unpacked<T>(values[from & 31]);
 }
 
 }  // namespace shim
@@ -108,33 +119,30 @@ unsigned __match_any_sync(unsigned mask, T value, SHIM_SITE) {
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from, SHIM_SITE) {
-    return shim::unpacked<T>(shim::exchange(mask, shim::packed(value), "__shfl_sync", {file, line})[from & 31]);
+    return shim::shuffled(mask, value, static_cast<unsigned>(from), "__shfl_sync", {file, line});
 }
 
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned distance, SHIM_SITE) {
-    const std::uint64_t* const values = shim::exchange(mask, shim::packed(value), "__shfl_up_sync", {file, line});
-    return shim::lane() < distance ? value : shim::unpacked<T>(values[shim::lane() - distance]);
+    const unsigned from = shim::lane() < distance ? shim::lane() : shim::lane() - distance;
+    return shim::shuffled(mask, value, from, "__shfl_up_sync", {file, line});
 }
 
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned distance, SHIM_SITE) {
-    const std::uint64_t* const values = shim::exchange(mask, shim::packed(value), "__shfl_down_sync", {file, line});
-    return shim::lane() + distance > 31 ? value : shim::unpacked<T>(values[shim::lane() + distance]);
+    const unsigned from = shim::lane() + distance > 31 ? shim::lane() : shim::lane() + distance;
+    return shim::shuffled(mask, value, from, "__shfl_down_sync", {file, line});
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
-    const std::uint64_t* const values = shim::exchange(mask, shim::packed(value), "__shfl_xor_sync", {file, line});
-    return shim::unpacked<T>(values[(shim::lane() ^ static_cast<unsigned>(lanes)) & 31]);
+    return shim::shuffled(mask, value, shim::lane() ^ static_cast<unsigned>(lanes), "__shfl_xor_sync", {file, line});
 }
 
 template <class T>
 T __ldg(const T* address) {
     shim::check_read(address, sizeof(T));
-    T value;
-    std::memcpy(&value, address, sizeof(T));  // a misaligned address has been reported; the CPU must not stop at it
-    return value;
+    return *address;
 }
 
 template <class T>

@@ -1,6 +1,6 @@
 // Runs the blocks of a launch one after another, in random order, each thread as a fiber. A thread runs until it waits,
-// in a random order of threads; so whatever one thread does without a barrier happens long before or long after what
-// the others do, and code that depends on it goes wrong for some seed.
+// lanes and warps in random order, and some warps run ahead of the others as far as they can; so whatever one thread
+// does without a barrier happens long before or long after what the others do, and code that depends on it goes wrong.
 //
 // A barrier opens when every thread of the block waits at the same line; a warp operation when every lane of its mask
 // does. Anything else (other lines, threads that have ended) is reported with the lines, and ends the launch.
@@ -47,7 +47,7 @@ struct Thread {
 };
 
 std::vector<std::unique_ptr<Thread>> threads;  // of a block, kept for the next one
-std::vector<std::size_t> turns;
+std::vector<std::size_t> turns;                // warps
 std::size_t n_threads = 0;
 std::size_t running = 0;
 Work work;
@@ -71,8 +71,9 @@ void body() {
 std::string place(const Thread& thread) {
     char words[512];
     const char* const name = std::strrchr(thread.site.file, '/');
-    std::snprintf(words, sizeof words, "thread (%u, %u, %u) of block (%u, %u, %u) at %s, %s:%d", thread.index.x,
-                  thread.index.y, thread.index.z, blockIdx.x, blockIdx.y, blockIdx.z, thread.operation,
+    std::snprintf(words, sizeof words, "thread (%u, %u, %u) of block (%u, %u, %u) %s %s, %s:%d", thread.index.x,
+                  thread.index.y, thread.index.z, blockIdx.x, blockIdx.y, blockIdx.z,
+                  thread.state == State::ready ? "after" : "at", thread.operation,
                   name == nullptr ? thread.site.file : name + 1, thread.site.line);
     return words;
 }
@@ -90,28 +91,17 @@ void start_block(dim3 block) {
         const auto linear = static_cast<unsigned>(i);
         threads[i]->index = {linear % block.x, linear / block.x % block.y, linear / block.x / block.y};
         threads[i]->state = State::ready;
+        threads[i]->operation = "its beginning";
+        threads[i]->site = {"the kernel", 0};
         threads[i]->fiber.restart(body);
     }
 }
 
-/// Gives every ready thread its turn; false if there was none.
-bool run_ready() {
-    std::shuffle(turns.begin(), turns.end(), random_order);
-    bool did_run = false;
-    for (const std::size_t i : turns) {
-        if (threads[i]->state != State::ready) continue;
-        running = i;
-        threadIdx = threads[i]->index;
-        threads[i]->fiber.resume();
-        did_run = true;
-    }
-    return did_run;
-}
-
 /// Ends the warp operation that a thread waits in if all lanes of its mask wait in it.
-bool open_warp(std::size_t i) {
+bool open_operation(std::size_t i) {
     const std::size_t first = i / kLanes * kLanes;
     const unsigned mask = threads[i]->mask;
+    if ((mask >> (i - first) & 1) == 0) return false;
     Thread& lowest = *threads[first + static_cast<std::size_t>(std::countr_zero(mask))];
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if ((mask >> lane & 1) == 0) continue;
@@ -128,12 +118,45 @@ bool open_warp(std::size_t i) {
     return true;
 }
 
-bool open_warps() {
+/// Ends the warp operations of a warp for which all lanes are there; false if there was none.
+bool open_operations(std::size_t warp) {
     bool did_open = false;
-    for (std::size_t i = 0; i < n_threads; ++i) {
-        if (threads[i]->state == State::in_warp) did_open |= open_warp(i);
+    for (std::size_t i = warp * kLanes; i < std::min(n_threads, (warp + 1) * kLanes); ++i) {
+        if (threads[i]->state == State::in_warp) did_open |= open_operation(i);
     }
     return did_open;
+}
+
+/// Gives the ready lanes of a warp their turn, in random order; false if there was none.
+bool run_lanes(std::size_t warp) {
+    std::size_t lanes[kLanes];
+    const std::size_t n_lanes = std::min<std::size_t>(kLanes, n_threads - warp * kLanes);
+    std::iota(lanes, lanes + n_lanes, warp * kLanes);
+    std::shuffle(lanes, lanes + n_lanes, random_order);
+    bool did_run = false;
+    for (std::size_t i = 0; i < n_lanes; ++i) {
+        Thread& thread = *threads[lanes[i]];
+        if (thread.state != State::ready) continue;
+        running = lanes[i];
+        threadIdx = thread.index;
+        thread.fiber.resume();
+        did_run = true;
+    }
+    return did_run;
+}
+
+/// Gives every warp its turn, in random order: up to its next warp operation, or, as often, up to the next barrier,
+/// ahead of all others. False if no thread could run.
+bool run_warps() {
+    std::shuffle(turns.begin(), turns.end(), random_order);
+    bool did_run = false;
+    for (const std::size_t warp : turns) {
+        const bool runs_ahead = random_order() % 2 == 0;
+        do {
+            did_run |= run_lanes(warp);
+        } while (open_operations(warp) && runs_ahead && failure.empty());
+    }
+    return did_run;
 }
 
 /// Opens the barrier if all threads wait at it.
@@ -165,9 +188,9 @@ void report_divergence() {
 void run_block(dim3 block) {
     start_block(block);
     while (failure.empty()) {
-        run_ready();
+        if (run_warps()) continue;
         if (all_ended()) return;
-        if (!open_warps() && !open_barrier() && failure.empty()) report_divergence();
+        if (!open_barrier()) report_divergence();
     }
 }
 
@@ -176,7 +199,9 @@ void run_block(dim3 block) {
 void seed(unsigned value) { random_order.seed(value); }
 
 void fail(const std::string& words) {
-    if (failure.empty()) failure = words;
+    if (failure.empty()) failure = words + ": " + place(self());
+    self().state = State::ended;
+    self().fiber.pause();
 }
 
 std::string run_grid(const Work& what, dim3 grid, dim3 block) {
@@ -185,7 +210,7 @@ std::string run_grid(const Work& what, dim3 grid, dim3 block) {
     gridDim = grid;
     blockDim = block;
     n_threads = std::size_t{block.x} * block.y * block.z;
-    turns.resize(n_threads);
+    turns.resize((n_threads + kLanes - 1) / kLanes);
     std::iota(turns.begin(), turns.end(), 0);
     std::vector<unsigned> blocks(std::size_t{grid.x} * grid.y * grid.z);
     std::iota(blocks.begin(), blocks.end(), 0);
@@ -205,7 +230,7 @@ void barrier(Site site) { wait_as(State::at_barrier, "__syncthreads", site); }
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value, const char* operation, Site site) {
     self().mask = mask;
     self().value = value;
-    if ((mask >> lane() & 1) == 0) fail(std::string(operation) + " by a lane outside its mask: " + place(self()));
+    if ((mask >> lane() & 1) == 0) fail(std::string(operation) + " by a lane outside its mask");
     wait_as(State::in_warp, operation, site);
     return self().values_of_all;
 }

@@ -11,7 +11,5 @@ namespace shim {
 void seed(unsigned value);
 /// Runs all blocks; returns what went wrong, or nothing.
 std::string run_grid(const Work& work, dim3 grid, dim3 block);
-/// Ends the launch that runs, with these words, at the next barrier or thread.
-void fail(const std::string& words);
 
 }  // namespace shim
