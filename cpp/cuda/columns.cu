@@ -45,7 +45,7 @@ __device__ void read_tile(const Selection& selection, const Tile& tile, int log2
         is_inside[r] = key < tile.n_chosen && query < tile.n_queries;
         items[r] = plane.data + (tile.first_query + query) * plane.layer->query_stride;
         if (is_inside[r]) items[r] += keys[key] * static_cast<std::int64_t>(sizeof(Item));
-        sums[r] = empty_sum(selection);
+        sums[r] = selection.empty_sum;
     }
 #pragma unroll 4
     for (std::int64_t h = 0; h < plane.n_heads; ++h) {

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
         if (index >= n_lines || to >= n_to) continue;
         const Line line = line_at(selection, index);
         with_item(line.layer->dtype, [&](auto item) {
-            out[index * n_to + to] = edge<decltype(item)>(line, keys[to], empty_sum(selection));
+            out[index * n_to + to] = edge<decltype(item)>(line, keys[to], selection.empty_sum);
         });
     }
 }

@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
             using Item = decltype(item);
             line.data += begin * static_cast<std::int64_t>(sizeof(Item));
             if (is_out_wide && line.layer->is_wide) {
-                write_tile<kWide<Item>, Item>(line, n_keys, empty_sum(selection), out_of_tile);
+                write_tile<kWide<Item>, Item>(line, n_keys, selection.empty_sum, out_of_tile);
             } else {
-                write_tile<1, Item>(line, n_keys, empty_sum(selection), out_of_tile);
+                write_tile<1, Item>(line, n_keys, selection.empty_sum, out_of_tile);
             }
         });
     }

@@ -15,16 +15,15 @@ struct Layer {
     bool is_wide;  // every row begins at a multiple of 16 bytes and is a multiple of 16 bytes long
 };
 
-/// A selection in device memory: layers and indices of its axes.
+/// A selection in device memory: layers and indices of its axes. A result is a sum over heads: over all that are listed
+/// for a mean, over one for heads on their own.
 struct Selection {
     const Layer* layers;
     const std::int64_t* batches;
     const std::int64_t* heads;
     const std::int64_t* positions;
-    std::int64_t n_layers, n_batches, n_heads, n_positions;
-    bool mean_heads;
-
-    __host__ __device__ std::int64_t n_head_results() const { return mean_heads ? 1 : n_heads; }
+    std::int64_t n_layers, n_batches, n_head_results, n_heads_of_result, n_positions;
+    float empty_sum;  // where it begins; of one head at -0: x + -0 is x for every x, -0 included, and x / 1 is x
 };
 
 /// One line's place: its layer and batch item from head 0 and query 0 on, and the heads it is made of.
@@ -38,17 +37,13 @@ struct Line {
 
 __device__ inline Line line_at(const Selection& selection, std::int64_t index) {
     const std::int64_t plane = index / selection.n_positions;
-    const std::int64_t item = plane / selection.n_head_results();
-    const std::int64_t head = plane - item * selection.n_head_results();
+    const std::int64_t item = plane / selection.n_head_results;
+    const std::int64_t head = plane - item * selection.n_head_results;  // 0 for a mean
     const Layer* const layer = selection.layers + item / selection.n_batches;
     return {layer, layer->data + selection.batches[item % selection.n_batches] * layer->batch_stride,
-            selection.heads + (selection.mean_heads ? 0 : head), selection.mean_heads ? selection.n_heads : 1,
+            selection.heads + head, selection.n_heads_of_result,
             selection.positions[index - plane * selection.n_positions]};
 }
-
-/// Where the sum over the heads of a line begins. A head that is its own result is a sum of one: x + -0 is x for every
-/// x, -0 included, and x / 1 is x.
-__device__ inline float empty_sum(const Selection& selection) { return selection.mean_heads ? 0.0F : -0.0F; }
 
 /// One head more; no compiler may fuse this addition with anything.
 __device__ inline float with_head(float sum, float weight) { return __fadd_rn(sum, weight); }
@@ -136,15 +131,17 @@ inline SelectionOnDevice on_device(const attncache_cuda_selection& selection, co
     const std::size_t others_at = lists.add(others, n_others);
     SelectionOnDevice result{lists.send(stream), {}, nullptr};
     const DeviceMemory& memory = result.memory;
+    const bool is_mean = selection.mean_heads != 0;
     result.selection = {memory.at<Layer>(layers_at),
                         memory.at<std::int64_t>(batches_at),
                         memory.at<std::int64_t>(heads_at),
                         memory.at<std::int64_t>(positions_at),
                         selection.n_layers,
                         selection.n_batches,
-                        selection.n_heads,
+                        is_mean ? 1 : selection.n_heads,
+                        is_mean ? selection.n_heads : 1,
                         n_positions,
-                        selection.mean_heads != 0};
+                        is_mean ? 0.0F : -0.0F};
     result.others = memory.at<std::int64_t>(others_at);
     return result;
 }

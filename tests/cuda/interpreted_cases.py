@@ -100,7 +100,9 @@ def edge_cases() -> Iterator[Case]:
                 options: dict[str, Any] = {"heads": None if mean else [3, 0, 3], "batches": [1, 0], "mean": mean}
                 yield Case("edges", name, asked("edges", patterns, [8, 0, 8], to, **options))
                 yield Case("edges", f"{name}, two blocks", asked("edges", patterns, [8, 0], to, **options), blocks=2)
-        yield Case("edges", f"{dtype}, no heads", asked("edges", patterns, [0], [1], heads=[], mean=True))
+        none = asked("edges", patterns, range(9), range(140), heads=[], mean=True)
+        yield Case("edges", f"{dtype}, no heads", none)
+        yield Case("edges", f"{dtype}, no heads, four blocks", none, blocks=4)
 
 
 def ranked(lines: Array, k: int) -> Run:
