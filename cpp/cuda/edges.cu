@@ -14,6 +14,7 @@ namespace attncache::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocksPerMultiprocessor = 8;  // at least, so at most 64 registers: 32 warps with 4 reads in flight each
 
 template <class Item>
 __device__ float edge(const Line& line, std::int64_t key, float empty) {
@@ -28,7 +29,7 @@ __device__ float edge(const Line& line, std::int64_t key, float empty) {
     return mean_of(sum, line.n_heads);
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     edges_kernel(Selection selection, const std::int64_t* keys /* [n_to] */, std::int64_t n_to, std::int64_t n_lines,
                  float* out /* [line, to] */) {
     const std::int64_t n_tiles = quotient_up(n_to, blockDim.x);
