@@ -14,6 +14,7 @@ import numpy as np
 
 Calls = Sequence[tuple[Any, ...]]
 Sweep = Callable[[Calls], None]
+Clock = Callable[[Sweep, Calls], float]
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,23 @@ def seconds(sweep: Sweep, calls: Calls) -> float:
     return time.perf_counter() - start
 
 
-def calls_per_sample(sweep: Sweep, arguments: Iterator[tuple[Any, ...]], wanted: float) -> tuple[int, float]:
+def calls_per_sample(
+    sweep: Sweep, arguments: Iterator[tuple[Any, ...]], wanted: float, clock: Clock = seconds
+) -> tuple[int, float]:
     """How many calls last about ``wanted`` seconds, and what they took."""
     count = 1
     while True:
-        took = seconds(sweep, list(islice(arguments, count)))
+        took = clock(sweep, list(islice(arguments, count)))
         if took >= wanted:
             return count, took
         count = max(count + 1, math.ceil(count * min(10.0, 1.2 * wanted / max(took, 1e-9))))
 
 
-def interleaved(sweeps: Mapping[str, Sweep], pool: Calls, plan: Plan) -> dict[str, Timing]:
-    """Time each sweep per call. All walk through the same pool of arguments; slow ones sit out some rounds."""
+def interleaved(sweeps: Mapping[str, Sweep], pool: Calls, plan: Plan, clock: Clock = seconds) -> dict[str, Timing]:
+    """Time each sweep per call. All walk through the same pool of arguments; slow ones sit out some rounds.
+
+    clock: seconds that one sweep over some calls takes.
+    """
     arguments = {name: cycle(pool) for name in sweeps}
     samples: dict[str, list[float]] = {name: [] for name in sweeps}
     was_enabled = gc.isenabled()
@@ -73,14 +79,14 @@ def interleaved(sweeps: Mapping[str, Sweep], pool: Calls, plan: Plan) -> dict[st
     try:
         counts, stride = {}, {}
         for name, sweep in sweeps.items():
-            counts[name], took = calls_per_sample(sweep, arguments[name], plan.sample)
+            counts[name], took = calls_per_sample(sweep, arguments[name], plan.sample, clock)
             own_rounds = min(plan.most, max(plan.least, int(plan.budget / took)))
             stride[name] = plan.most / own_rounds
         for turn in range(plan.most):
             for name, sweep in sweeps.items():
                 if turn >= len(samples[name]) * stride[name]:
                     calls = list(islice(arguments[name], counts[name]))
-                    samples[name].append(seconds(sweep, calls) / counts[name])
+                    samples[name].append(clock(sweep, calls) / counts[name])
     finally:
         if was_enabled:
             gc.enable()

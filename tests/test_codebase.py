@@ -120,7 +120,9 @@ def test_the_package_imports_only_numpy_and_the_standard_library() -> None:
 def test_importing_attncache_loads_nothing_that_only_commands_need() -> None:
     code = "import sys, attncache; print(*sorted(name for name in sys.modules if name.startswith('attncache')))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"attncache.cli", "attncache.demo", "attncache.files", "attncache.reference"} & set(loaded)
+    assert not {"attncache.cli", "attncache.cuda", "attncache.demo", "attncache.files", "attncache.reference"} & set(
+        loaded
+    )
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -56,7 +56,7 @@ def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> N
     run_examples(getattr(module, name).__doc__ or "", name, vars(module))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/runs.md", "docs/ways_in.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/runs.md", "docs/ways_in.md"])
 def test_the_examples_on_a_page_print_what_they_show(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_the_examples_on_a_page_print_what_they_show(
 
 def test_every_page_with_examples_is_run_here() -> None:
     pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
-    assert sorted(page.name for page in pages) == ["README.md", "format.md", "runs.md", "ways_in.md"]
+    assert sorted(page.name for page in pages) == ["README.md", "cuda.md", "format.md", "runs.md", "ways_in.md"]
 
 
 def test_the_bytes_in_the_format_document_are_those_of_a_real_file(tmp_path: Path) -> None:

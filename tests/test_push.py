@@ -202,7 +202,8 @@ def test_dlpack_carries_every_float(name: str) -> None:
     assert_same(stored(DLPackOnly(pattern)), pattern.astype(np.float32 if name == "float64" else name))
 
 
-@pytest.mark.parametrize("device", [2, 4, 7, 8, 10, 14], ids=["cuda", "opencl", "vulkan", "metal", "rocm", "oneapi"])
+# CUDA is not among them: tests/cuda/test_cuda_library.py has what is said where it cannot be used.
+@pytest.mark.parametrize("device", [4, 7, 8, 10, 14], ids=["opencl", "vulkan", "metal", "rocm", "oneapi"])
 def test_a_source_on_another_device_is_refused(device: int) -> None:
     cache = AttentionCache()
     with pytest.raises(ValueError, match=r"(?i)device|cpu"):
@@ -614,7 +615,7 @@ def test_a_failed_push_leaves_the_cache_as_it_was() -> None:
         (np.zeros((3, 3), np.float32), None),
         (np.zeros(SHAPE, np.int32), None),
         (make("soft", SHAPE)[..., ::2], False),
-        (OnADevice(2), None),
+        (OnADevice(10), None),
         ("pattern", None),
     ]
     for pattern, copy in wrong * 20:

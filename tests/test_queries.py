@@ -104,11 +104,14 @@ def test_every_registered_query_has_cases_here() -> None:
 def test_every_registered_query_takes_the_arguments_of_its_meaning(name: str) -> None:
     expected = list(inspect.signature(QUERIES[name].meaning).parameters.values())[1:]
     actual = list(inspect.signature(getattr(attncache.AttentionCache, name)).parameters.values())[1:]
-    meant = [p for p in actual if p.name != "out"]  # how a result is delivered, not what it means (test_out.py)
+    delivery = {"out": None, "device_result": False}  # how a result is delivered, not what it means (test_out.py)
+    meant = [p for p in actual if p.name not in delivery]
     assert [(p.name, p.kind, p.default) for p in meant] == [(p.name, p.kind, p.default) for p in expected]
     bound = inspect.signature(getattr(attncache.AttentionCache(), name)).parameters
     assert list(bound) == [parameter.name for parameter in actual]
-    assert all((p.kind, p.default) == (p.KEYWORD_ONLY, None) for p in actual if p.name == "out")
+    delivering = [p for p in actual if p.name in delivery]
+    assert all((p.kind, p.default) == (p.KEYWORD_ONLY, delivery[p.name]) for p in delivering)
+    assert any(p.name == "device_result" for p in delivering) == (name != "top_attended_positions")
 
 
 @pytest.mark.parametrize("name", QUERIES)

@@ -10,13 +10,6 @@
 namespace attncache::python {
 namespace {
 
-/// A Python object that shares a layer, to be the base of views of its memory.
-template <class T>
-py::object capsule_of(std::shared_ptr<T> shared) {
-    return py::capsule(new std::shared_ptr<T>(std::move(shared)),
-                       [](void* p) { delete static_cast<std::shared_ptr<T>*>(p); });
-}
-
 /// A new reference to NumPy's dtype for the items of a layer.
 PyArray_Descr* descriptor_of(DType dtype) {
     switch (dtype) {
@@ -130,14 +123,6 @@ SourceArray source_of_array(const py::object& array, DType dtype) {
             {strides[0], strides[1], strides[2], strides[3]}};
 }
 
-std::shared_ptr<StoredLayer> stored_layer(std::shared_ptr<const Layer> layer) {
-    auto result = std::make_shared<StoredLayer>();
-    result->owner = capsule_of(layer);
-    result->indexes.resize(static_cast<std::size_t>(layer->pattern.shape.batch_size));
-    result->layer = std::move(layer);
-    return result;
-}
-
 Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
     const SourceArray source = source_of_array(array, dtype);
     if (shares_memory) return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
@@ -168,22 +153,22 @@ std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dty
             layer = copy_layer(source, stored);
         }
     }
-    auto result = stored_layer(std::move(layer));
+    auto result = std::make_shared<StoredLayer>(std::move(layer));
     for (std::size_t b = 0; b < built.size(); ++b) set_index(result->indexes[b], std::move(built[b]));
     return result;
 }
 
 PyObject* view_of(const StoredLayer& stored) {
-    const PatternView& pattern = stored.layer->pattern;
+    const PatternView& pattern = stored.pattern();
     const Shape& shape = pattern.shape;
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
-    if (stored.factored == nullptr) {
-        return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner);
+    if (stored.factored() == nullptr) {
+        return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner());
     }
     std::shared_ptr<const Layer> dense;
     {
         const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge);
-        dense = dense_layer(*stored.factored, DType::float32);
+        dense = dense_layer(*stored.factored(), DType::float32);
     }
     const std::byte* const data = dense->pattern.data;
     return read_only_view(descriptor_of(DType::float32), dims, data, capsule_of(std::move(dense)));

@@ -9,6 +9,13 @@
 
 namespace attncache::python {
 
+/// A Python object that shares memory, to be the base of views of it.
+template <class T>
+py::object capsule_of(std::shared_ptr<T> shared) {
+    return py::capsule(new std::shared_ptr<T>(std::move(shared)),
+                       [](void* p) { delete static_cast<std::shared_ptr<T>*>(p); });
+}
+
 /// A dtype by its Python name; ValueError if there is none of that name.
 DType dtype_named(const std::string& name);
 
@@ -22,9 +29,6 @@ Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool sh
 
 /// `array`, 4-dimensional and of that dtype, as a source to copy from.
 SourceArray source_of_array(const py::object& array, DType dtype);
-
-/// A layer as the store keeps it, with the capsule that owns it.
-std::shared_ptr<StoredLayer> stored_layer(std::shared_ptr<const Layer> layer);
 
 /// A read-only view of a layer that shares its memory, or the pattern of a factored layer computed into memory of its
 /// own. ImportError for bfloat16 without ml_dtypes.

@@ -8,6 +8,8 @@ namespace attncache::python {
 py::class_<Store> bind_store(py::module_& module);
 void bind_factored(py::class_<Store>& store);
 void bind_disk(py::class_<Store>& store);
+void bind_device(py::class_<Store>& store);
+void bind_dlpack(py::module_& module);
 void bind_queries(py::module_& module);
 void bind_settings(py::module_& module);
 void add_hot_calls(const py::class_<Store>& store);

@@ -22,8 +22,8 @@ std::shared_ptr<StoredLayer> layer_at(const py::object& self, const py::object& 
 
 std::shared_ptr<const FactoredLayer> factored_at(const py::object& self, const py::object& layer) {
     const auto stored = layer_at(self, layer);
-    if (stored->factored == nullptr) throw py::value_error("layer must be a factored one, got a dense one");
-    return stored->factored;
+    if (stored->factored() == nullptr) throw py::value_error("layer must be a factored one, got a dense one");
+    return stored->factored();
 }
 
 /// The items of a float32 array of those dimensions, C-contiguous and aligned.
@@ -42,10 +42,10 @@ py::tuple memory_of(const py::object& self, const py::object& layer) {
     const auto view = [](const PatternView& rows, const py::object& owner) {
         return py::reinterpret_steal<py::object>(view_of_bytes(rows, owner));
     };
-    if (stored->factored == nullptr) return py::make_tuple(view(stored->layer->pattern, stored->owner));
-    using Shared = std::shared_ptr<const FactoredLayer>;
-    const py::capsule owner(new Shared(stored->factored), [](void* p) { delete static_cast<Shared*>(p); });
-    const FactoredView& factored = stored->factored->view();
+    const auto factored_layer = stored->factored();
+    if (factored_layer == nullptr) return py::make_tuple(view(stored->pattern(), stored->owner()));
+    const py::object owner = capsule_of(factored_layer);
+    const FactoredView& factored = factored_layer->view();
     return py::make_tuple(view(factored.query, owner), view(factored.key, owner));
 }
 
@@ -94,8 +94,8 @@ void set_layer_index(const py::object& self, const py::object& layer, const py::
                      const py::object& by_query, const py::object& by_key) {
     const std::int64_t item = whole_number(batch.ptr(), "batch");
     const auto stored = layer_at(self, layer);
-    const Shape& shape = stored->layer->pattern.shape;
-    if (stored->factored != nullptr) throw py::value_error("layer must be a dense one, got a factored one");
+    const Shape& shape = stored->pattern().shape;
+    if (stored->factored() != nullptr) throw py::value_error("layer must be a dense one, got a factored one");
     const std::int64_t at = position_of(item, batch.ptr(), {"batch", "batch_size", shape.batch_size});
     const npy_intp by_query_dims[] = {shape.seq_q, shape.seq_k};
     const npy_intp by_key_dims[] = {shape.seq_k, shape.seq_q};

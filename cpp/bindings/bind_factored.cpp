@@ -40,16 +40,6 @@ std::vector<float> floats_of(const py::object& array) {
     return {items, items + PyArray_SIZE(ndarray)};
 }
 
-/// The layer as the store keeps it: a shape and a dtype where a dense one has a pattern.
-std::shared_ptr<StoredLayer> stored_factored(std::shared_ptr<const FactoredLayer> factored) {
-    PatternView nowhere;
-    nowhere.shape = factored->view().shape();
-    nowhere.dtype = factored->view().query.dtype;
-    auto stored = stored_layer(std::make_shared<const Layer>(Layer{nowhere, nullptr}));
-    stored->factored = std::move(factored);
-    return stored;
-}
-
 void push_qk(const py::object& self, const Source& query, const Source& key, float scale, float softcap, bool causal,
              std::int64_t window, const Runs& hidden_keys, const py::object& sinks, const py::object& lse) {
     FactoredView options;
@@ -58,7 +48,7 @@ void push_qk(const py::object& self, const Source& query, const Source& key, flo
     options.sinks = floats_of(sinks);
     auto layer =
         std::make_shared<const FactoredLayer>(rows_of(query), rows_of(key), std::move(options), floats_of(lse));
-    store_of(self).layers.push_back(stored_factored(std::move(layer)));
+    store_of(self).layers.push_back(std::make_shared<StoredLayer>(std::move(layer)));
 }
 
 /// The layer of that number; ValueError if it is dense.
@@ -67,7 +57,7 @@ std::shared_ptr<const FactoredLayer> factored_at(const py::object& self, const p
     const Store& store = store_of(self);
     const std::int64_t position = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers()});
     const auto& stored = store.layers[static_cast<std::size_t>(position)];
-    if (stored->factored != nullptr) return stored->factored;
+    if (stored->factored() != nullptr) return stored->factored();
     throw py::value_error("layer must be a factored one, got " + std::string(py::str(layer)) +
                           ", which is dense: it has a pattern but no queries and keys");
 }
@@ -105,9 +95,9 @@ void append_qk(const py::object& self, const py::object& layer, const py::object
     }
     // Made before the search, and what it takes the place of let go after it: either may run Python code, which may
     // change the layers.
-    auto fresh = stored_factored(std::move(after));
+    auto fresh = std::make_shared<StoredLayer>(std::move(after));
     for (auto& stored : store_of(self).layers) {
-        if (stored->factored == before) return stored.swap(fresh);
+        if (!stored->is_on_device() && stored->factored() == before) return stored.swap(fresh);
     }
     throw py::value_error("layer was changed or removed by another thread while it was appended to");
 }
@@ -146,13 +136,13 @@ void push_dense_of(const py::object& self, const py::object& source, const py::o
         const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge);
         dense = dense_layer(*factored, stored);
     }
-    store_of(self).layers.push_back(stored_layer(std::move(dense)));
+    store_of(self).layers.push_back(std::make_shared<StoredLayer>(std::move(dense)));
 }
 
 py::tuple kinds(const py::object& self) {
     const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple kinds(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) kinds[i] = py::str(layers[i]->factored ? "factored" : "dense");
+    for (std::size_t i = 0; i < layers.size(); ++i) kinds[i] = py::str(layers[i]->is_factored() ? "factored" : "dense");
     return kinds;
 }
 

@@ -4,7 +4,7 @@
 
 #include "arrays.hpp"
 #include "bind.hpp"
-#include "selection.hpp"
+#include "on_device.hpp"
 
 namespace attncache::python {
 namespace {
@@ -16,11 +16,15 @@ void append(std::vector<npy_intp>& dims, const Indices& indices) {
 }
 
 py::object rows_of(const py::object& store, const py::object& layers, const py::object& positions,
-                   const py::object& heads, const py::object& batch, const py::object& out) {
+                   const py::object& heads, const py::object& batch, const py::object& out,
+                   const py::object& device_result) {
+    const bool on_device = flag(device_result.ptr(), "device_result");
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(positions, {"positions", "seq_q", resolved.shape.seq_q});
     append(resolved.dims, queries);
     resolved.dims.push_back(resolved.shape.seq_k);
+    check_device_result(on_device, resolved);
+    if (resolved.home) return floats_on_device("rows", resolved, {queries.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_queries = static_cast<std::int64_t>(queries.values.size());
     resolved.use_indexes(store_of(store), [&](const IndexCosts& costs) { return n_queries * costs.row; });
@@ -30,11 +34,15 @@ py::object rows_of(const py::object& store, const py::object& layers, const py::
 }
 
 py::object columns_of(const py::object& store, const py::object& layers, const py::object& positions,
-                      const py::object& heads, const py::object& batch, const py::object& out) {
+                      const py::object& heads, const py::object& batch, const py::object& out,
+                      const py::object& device_result) {
+    const bool on_device = flag(device_result.ptr(), "device_result");
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices keys = resolve_selector(positions, {"positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, keys);
     resolved.dims.push_back(resolved.shape.seq_q);
+    check_device_result(on_device, resolved);
+    if (resolved.home) return floats_on_device("columns", resolved, {keys.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_keys = static_cast<std::int64_t>(keys.values.size());
     resolved.use_indexes(store_of(store),
@@ -45,12 +53,16 @@ py::object columns_of(const py::object& store, const py::object& layers, const p
 }
 
 py::object edges_of(const py::object& store, const py::object& from_positions, const py::object& to_positions,
-                    const py::object& layers, const py::object& heads, const py::object& batch, const py::object& out) {
+                    const py::object& layers, const py::object& heads, const py::object& batch, const py::object& out,
+                    const py::object& device_result) {
+    const bool on_device = flag(device_result.ptr(), "device_result");
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Indices queries = resolve_selector(from_positions, {"from_positions", "seq_q", resolved.shape.seq_q});
     const Indices keys = resolve_selector(to_positions, {"to_positions", "seq_k", resolved.shape.seq_k});
     append(resolved.dims, queries);
     append(resolved.dims, keys);
+    check_device_result(on_device, resolved);
+    if (resolved.home) return floats_on_device("edges", resolved, {queries.values, keys.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
     const auto n_edges = static_cast<std::int64_t>(queries.values.size() * keys.values.size());
     resolved.use_indexes(store_of(store),
@@ -67,7 +79,9 @@ Direction direction_named(const std::string& direction) {
 }
 
 py::tuple top_k_of(const py::object& store, const py::object& k, const py::object& layers, const py::object& positions,
-                   const py::object& heads, const py::object& batch, const py::object& direction_name) {
+                   const py::object& heads, const py::object& batch, const py::object& direction_name,
+                   const py::object& device_result) {
+    const bool on_device = flag(device_result.ptr(), "device_result");
     const std::int64_t asked = count(k.ptr(), "k");
     ResolvedSelection resolved = resolve_selection(store_of(store), layers, heads, batch);
     const Direction direction = direction_named(text(direction_name, "direction"));
@@ -79,6 +93,8 @@ py::tuple top_k_of(const py::object& store, const py::object& k, const py::objec
     const std::int64_t n_top = std::min(asked, length);
     append(resolved.dims, chosen);
     resolved.dims.push_back(n_top);
+    check_device_result(on_device, resolved);
+    if (resolved.home) return top_k_on_device(resolved, chosen.values, direction, on_device);
     py::object top_positions = steal(new_array(resolved.dims, NPY_INT64));
     py::object top_weights = steal(new_array(resolved.dims, NPY_FLOAT));
     {
@@ -97,11 +113,13 @@ py::tuple top_k_of(const py::object& store, const py::object& k, const py::objec
 
 void bind_queries(py::module_& module) {
     using namespace py::literals;
-    module.def("rows", rows_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a);
-    module.def("columns", columns_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a);
+    module.def("rows", rows_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a, "device_result"_a);
+    module.def("columns", columns_of, "store"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "out"_a,
+               "device_result"_a);
     module.def("edges", edges_of, "store"_a, "from_positions"_a, "to_positions"_a, "layers"_a, "heads"_a, "batch"_a,
-               "out"_a);
-    module.def("top_k", top_k_of, "store"_a, "k"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "direction"_a);
+               "out"_a, "device_result"_a);
+    module.def("top_k", top_k_of, "store"_a, "k"_a, "layers"_a, "positions"_a, "heads"_a, "batch"_a, "direction"_a,
+               "device_result"_a);
 }
 
 }  // namespace attncache::python

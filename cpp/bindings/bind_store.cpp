@@ -66,7 +66,7 @@ std::int64_t index_n_bytes(const py::object& self) {
 std::int64_t n_bytes(const py::object& self) {
     std::int64_t bytes = index_n_bytes(self);
     for (const auto& stored : store_of(self).layers) {
-        bytes += stored->factored != nullptr ? stored->factored->n_bytes() : stored->layer->pattern.n_bytes();
+        bytes += stored->n_bytes();
     }
     return bytes;
 }
@@ -98,7 +98,7 @@ py::tuple shapes(const py::object& self) {
     const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple shapes(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
-        const Shape& shape = layers[i]->layer->pattern.shape;
+        const Shape& shape = layers[i]->shape();
         shapes[i] = py::make_tuple(shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k);
     }
     return shapes;
@@ -108,7 +108,7 @@ py::tuple dtypes(const py::object& self) {
     const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
     py::tuple dtypes(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
-        dtypes[i] = py::str(name(layers[i]->layer->pattern.dtype));
+        dtypes[i] = py::str(name(layers[i]->dtype()));
     }
     return dtypes;
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include "attncache/queries.hpp"
 #include "bind.hpp"
 #include "indices.hpp"
+#include "on_device.hpp"
 
 namespace attncache::python {
 namespace {
@@ -114,8 +116,8 @@ PyObject* answer(const Store& store, const std::shared_ptr<StoredLayer>& stored,
     const BatchIndex& ready = stored->indexes[static_cast<std::size_t>(batch)];
     if (ready.index.is_built()) return from_index(ready);
     const auto layer = stored;  // shared: the GIL may be released from here on
-    if (layer->factored != nullptr) return directly(*layer, ReleaseGilForLargeWork::kLarge);
-    const std::int64_t bytes = cost(index_costs(layer->layer->pattern));
+    if (layer->is_factored()) return directly(*layer, ReleaseGilForLargeWork::kLarge);
+    const std::int64_t bytes = cost(index_costs(layer->pattern()));
     if (const BatchIndex* index = index_for_query(store, layer, batch, bytes)) return from_index(*index);
     return directly(*layer, bytes);
 }
@@ -147,19 +149,23 @@ PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>&
 }
 
 PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<4>::Signature signature{
-        "attention_from_position", {"layer", "position", "batch", "out"}, 2, 3};
+    static constexpr Arguments<5>::Signature signature{
+        "attention_from_position", {"layer", "position", "batch", "out", "device_result"}, 2, 3};
     return guarded([&] {
-        const Arguments<4> arguments(signature, values, n, keywords);
+        const Arguments<5> arguments(signature, values, n, keywords);
         const GivenIndex given_layer(arguments[0], "layer");
         const GivenIndex given_position(arguments[1], "position");
         const GivenBatch given_batch(arguments[2]);
+        const bool device_result = flag(arguments[4], "device_result");
         const Store& store = store_in(self);
         const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->layer->pattern.shape;
+        const Shape& shape = stored->shape();
         const std::int64_t query = given_position.on({"position", "seq_q", shape.seq_q});
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_k};
+        if (device_result || stored->is_on_device()) {
+            return mean_on_device("rows", stored, batch, {&query, 1}, dims, arguments[3], device_result);
+        }
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.row; },
             [&](const HeadMeanIndex& index) { return index.by_query + query * dims[0]; },
@@ -168,19 +174,23 @@ PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ss
 }
 
 PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<4>::Signature signature{
-        "attention_to_position", {"layer", "position", "batch", "out"}, 2, 3};
+    static constexpr Arguments<5>::Signature signature{
+        "attention_to_position", {"layer", "position", "batch", "out", "device_result"}, 2, 3};
     return guarded([&] {
-        const Arguments<4> arguments(signature, values, n, keywords);
+        const Arguments<5> arguments(signature, values, n, keywords);
         const GivenIndex given_layer(arguments[0], "layer");
         const GivenIndex given_position(arguments[1], "position");
         const GivenBatch given_batch(arguments[2]);
+        const bool device_result = flag(arguments[4], "device_result");
         const Store& store = store_in(self);
         const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->layer->pattern.shape;
+        const Shape& shape = stored->shape();
         const std::int64_t key = given_position.on({"position", "seq_k", shape.seq_k});
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_q};
+        if (device_result || stored->is_on_device()) {
+            return mean_on_device("columns", stored, batch, {&key, 1}, dims, arguments[3], device_result);
+        }
         return floats_of_mean(
             store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.column; },
             [&](const HeadMeanIndex& index) { return index.by_key + key * dims[0]; },
@@ -189,16 +199,22 @@ PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssiz
 }
 
 PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<3>::Signature signature{"head_mean", {"layer", "batch", "out"}, 1, 2};
+    static constexpr Arguments<4>::Signature signature{"head_mean", {"layer", "batch", "out", "device_result"}, 1, 2};
     return guarded([&] {
-        const Arguments<3> arguments(signature, values, n, keywords);
+        const Arguments<4> arguments(signature, values, n, keywords);
         const GivenIndex given_layer(arguments[0], "layer");
         const GivenBatch given_batch(arguments[1]);
+        const bool device_result = flag(arguments[3], "device_result");
         const Store& store = store_in(self);
         const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->layer->pattern.shape;
+        const Shape& shape = stored->shape();
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_q, shape.seq_k};
+        if (device_result || stored->is_on_device()) {
+            std::vector<std::int64_t> all(static_cast<std::size_t>(shape.seq_q));
+            std::iota(all.begin(), all.end(), 0);
+            return mean_on_device("rows", stored, batch, all, dims, arguments[2], device_result);
+        }
         return floats_of_mean(
             store, stored, batch, dims, arguments[2], [](const IndexCosts& costs) { return costs.layer; },
             [](const HeadMeanIndex& index) { return index.by_query; },
@@ -238,11 +254,12 @@ PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssi
         const GivenBatch given_batch(arguments[3]);
         const Store& store = store_in(self);
         const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->layer->pattern.shape;
+        const Shape& shape = stored->shape();
         const std::int64_t seq_k = shape.seq_k;
         const std::int64_t query = given_position.on({"from_position", "seq_q", shape.seq_q});
         const std::int64_t k = std::min(given_k, seq_k);
         const std::int64_t batch = given_batch.on(shape);
+        if (stored->is_on_device()) return heaviest_on_device(stored, batch, query, k);
         return answer(
             store, stored, batch, [](const IndexCosts& costs) { return costs.row; },
             [&](const BatchIndex& found) {
@@ -309,7 +326,7 @@ constexpr int kFastCall = METH_FASTCALL | METH_KEYWORDS;
 // The text before "--" is what inspect.signature reads.
 PyMethodDef hot_methods[] = {
     {"attention_from_position", as_method(attention_from_position), kFastCall,
-     R"(attention_from_position($self, layer, position, batch=0, *, out=None)
+     R"(attention_from_position($self, layer, position, batch=0, *, out=None, device_result=False)
 --
 
 What one query position attends to, averaged over heads.
@@ -319,13 +336,15 @@ Args:
     position: query position in [-seq_q, seq_q).
     batch: batch item.
     out: None, or a writable C-contiguous float32 array of shape [seq_k] to write into and return.
+    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
 
 Returns:
     Read-only float32 array of shape [seq_k], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)[position]``. Bounded on factored layers.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
+        device_result is True and the layer lies in CPU memory.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
@@ -333,7 +352,7 @@ Raises:
 array([0.25, 0.75], dtype=float32)
 )"},
     {"attention_to_position", as_method(attention_to_position), kFastCall,
-     R"(attention_to_position($self, layer, position, batch=0, *, out=None)
+     R"(attention_to_position($self, layer, position, batch=0, *, out=None, device_result=False)
 --
 
 Who attends to one key position, averaged over heads.
@@ -343,13 +362,15 @@ Args:
     position: key position in [-seq_k, seq_k).
     batch: batch item.
     out: None, or a writable C-contiguous float32 array of shape [seq_q] to write into and return.
+    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
 
 Returns:
     Read-only float32 array of shape [seq_q], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)[:, position]``. Bounded on factored layers.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
+        device_result is True and the layer lies in CPU memory.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
@@ -381,7 +402,7 @@ Raises:
 [(1, 0.75)]
 )"},
     {"head_mean", as_method(head_mean_call), kFastCall,
-     R"(head_mean($self, layer, batch=0, *, out=None)
+     R"(head_mean($self, layer, batch=0, *, out=None, device_result=False)
 --
 
 The mean over heads of a whole layer.
@@ -390,13 +411,15 @@ Args:
     layer: index of the layer; negative counts from the end.
     batch: batch item.
     out: None, or a writable C-contiguous float32 array of shape [seq_q, seq_k] to write into and return.
+    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
 
 Returns:
     Read-only float32 array of shape [seq_q, seq_k], a view of the index if that is built. Exact: the bits of
     ``pattern[batch].mean(axis=0, dtype=np.float32)``. Bounded on factored layers.
 
 Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit.
+    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
+        device_result is True and the layer lies in CPU memory.
 
 >>> cache = AttentionCache()
 >>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
@@ -419,7 +442,8 @@ Returns:
     4 * batch * head * query * key bytes.
 
 Raises:
-    TypeError: layer is not an int. ImportError: the layer is bfloat16 and ml_dtypes is not installed.
+    TypeError: layer is not an int. ValueError: the layer lies on a device; cache.cpu() copies it. ImportError: it is
+        bfloat16 and ml_dtypes is not installed.
 
 >>> AttentionCache().get_layer(0) is None
 True

@@ -13,7 +13,7 @@ void build(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch, std::i
     HeadMeanIndex index;
     try {
         const ReleaseGilForLargeWork release(build_bytes);
-        index = build_index(layer->layer->pattern, batch);
+        index = build_index(layer->pattern(), batch);
     } catch (const py::error_already_set&) {  // Ctrl-C
         layer->indexes[at].is_building = false;
         throw;
@@ -28,8 +28,7 @@ void build(const std::shared_ptr<StoredLayer>& layer, std::int64_t batch, std::i
 }  // namespace
 
 void set_index(BatchIndex& place, HeadMeanIndex index) {
-    using Shared = std::shared_ptr<const void>;
-    place.owner = py::capsule(new Shared(index.memory), [](void* p) { delete static_cast<Shared*>(p); });
+    place.owner = capsule_of(index.memory);
     place.index = std::move(index);
 }
 
@@ -37,10 +36,10 @@ const BatchIndex* index_for_query(const Store& store, const std::shared_ptr<Stor
                                   std::int64_t query_bytes) {
     BatchIndex& place = layer->indexes[static_cast<std::size_t>(batch)];
     if (place.index.is_built()) return &place;
-    if (layer->factored != nullptr) return nullptr;  // an index would be the square that such a layer avoids
-    const bool has_heads = layer->layer->pattern.shape.n_heads > 0;  // the mean of none is NaN: nothing to keep
+    if (layer->is_factored()) return nullptr;           // an index would be the square that such a layer avoids
+    const bool has_heads = layer->shape().n_heads > 0;  // the mean of none is NaN: nothing to keep
     if (store.policy == IndexPolicy::off || place.is_building || !has_heads) return nullptr;
-    const std::int64_t build_bytes = index_costs(layer->layer->pattern).build;
+    const std::int64_t build_bytes = index_costs(layer->pattern()).build;
     if (!place.rule.pays(query_bytes, build_bytes)) return nullptr;
     build(layer, batch, build_bytes);
     return place.index.is_built() ? &place : nullptr;

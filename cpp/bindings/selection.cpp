@@ -24,22 +24,28 @@ std::vector<std::shared_ptr<StoredLayer>> take_layers(const Store& store, const 
     return layers;
 }
 
-/// The one shape of those layers; of no layers: the one shape of all layers of the store.
-Shape common_shape(const Store& store, const std::vector<std::int64_t>& numbers,
-                   const std::vector<std::shared_ptr<StoredLayer>>& chosen) {
+/// A layer with the one shape and on the one device of those layers; of no layers: of all layers of the store.
+std::shared_ptr<StoredLayer> common_layer(const Store& store, const std::vector<std::int64_t>& numbers,
+                                          const std::vector<std::shared_ptr<StoredLayer>>& chosen) {
     const auto& layers = chosen.empty() ? store.layers : chosen;
     if (layers.empty()) throw py::value_error("the cache has no layers, so a selection has no shape");
     const auto number = [&](std::size_t i) {
         return std::to_string(chosen.empty() ? static_cast<std::int64_t>(i) : numbers[i]);
     };
-    const Shape& shape = layers.front()->layer->pattern.shape;
+    const StoredLayer& first = *layers.front();
     for (std::size_t i = 1; i < layers.size(); ++i) {
-        const Shape& other = layers[i]->layer->pattern.shape;
-        if (other == shape) continue;
-        throw py::value_error("layers must have one shape to be selected together, but layer " + number(0) + " has " +
-                              text_of(shape) + " and layer " + number(i) + " has " + text_of(other));
+        const StoredLayer& other = *layers[i];
+        if (other.shape() != first.shape()) {
+            throw py::value_error("layers must have one shape to be selected together, but layer " + number(0) +
+                                  " has " + text_of(first.shape()) + " and layer " + number(i) + " has " +
+                                  text_of(other.shape()));
+        }
+        if (other.device() != first.device()) {
+            throw py::value_error("layers must lie on one device to be selected together, but layer " + number(0) +
+                                  " lies on " + first.device() + " and layer " + number(i) + " on " + other.device());
+        }
     }
-    return shape;
+    return layers.front();
 }
 
 bool is_mean(const py::handle& value) {
@@ -63,6 +69,17 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
     }
     indices.keeps_axis = false;
     return indices;
+}
+
+/// Makes the selection read its layers, which lie in CPU memory.
+void point_at_layers(ResolvedSelection& resolved) {
+    Selection& selection = resolved.selection;
+    for (const auto& layer : resolved.layers) {
+        selection.layers.push_back(layer->pattern());
+        selection.factored.push_back(layer->factored().get());
+        resolved.has_factored |= layer->is_factored();
+    }
+    if (!resolved.has_factored) selection.factored.clear();
 }
 
 }  // namespace
@@ -95,15 +112,12 @@ ResolvedSelection resolve_selection(const Store& store, const py::object& layers
     ResolvedSelection resolved;
     const Indices chosen_layers = resolve_selector(layers, {"layers", "n_layers", store.n_layers()});
     resolved.layers = take_layers(store, chosen_layers.values);
-    resolved.shape = common_shape(store, chosen_layers.values, resolved.layers);
+    const auto common = common_layer(store, chosen_layers.values, resolved.layers);
+    resolved.shape = common->shape();
+    resolved.home = common->device_layer();
     const Shape& shape = resolved.shape;
     Selection& selection = resolved.selection;
-    for (const auto& layer : resolved.layers) {
-        selection.layers.push_back(layer->layer->pattern);
-        selection.factored.push_back(layer->factored.get());
-        resolved.has_factored |= layer->factored != nullptr;
-    }
-    if (!resolved.has_factored) selection.factored.clear();
+    if (!resolved.home) point_at_layers(resolved);
     Indices chosen_heads = resolve_heads(heads, {"heads", "n_heads", shape.n_heads}, selection.treat_heads);
     Indices batches = resolve_selector(batch, {"batch", "batch_size", shape.batch_size});
     if (chosen_layers.keeps_axis) resolved.dims.push_back(static_cast<npy_intp>(chosen_layers.values.size()));

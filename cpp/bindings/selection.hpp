@@ -15,6 +15,7 @@ struct ResolvedSelection {
     std::vector<std::shared_ptr<StoredLayer>> layers;     // whose memory `selection` points at
     std::vector<std::shared_ptr<const void>> keep_alive;  // the indexes that it points at
     bool has_factored = false;
+    py::object home;  // of layers on a device: one of them, in the place of what `selection` points at; otherwise null
 
     /// Lets a mean over all heads use the indexes of its layers. `cost(costs)` is what this query costs a layer and
     /// batch item without one, in bytes.
@@ -22,7 +23,7 @@ struct ResolvedSelection {
     void use_indexes(const Store& store, const Cost& cost) {
         if (!is_mean_of_all_heads() || selection.batches.empty()) return;
         for (const auto& layer : layers) {
-            const std::int64_t query_bytes = cost(index_costs(layer->layer->pattern));
+            const std::int64_t query_bytes = cost(index_costs(layer->pattern()));
             for (const std::int64_t batch : selection.batches) use_index(store, layer, batch, query_bytes);
         }
     }

@@ -2,6 +2,8 @@
 // queries that release it keep the layers they read.
 #pragma once
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "attncache/factored.hpp"
@@ -21,21 +23,64 @@ struct BatchIndex {
     bool is_building = false;  // by another thread, which has released the GIL
 };
 
-struct StoredLayer {
-    std::shared_ptr<const Layer> layer;  // of a factored layer: a view with shape and dtype alone
-    py::object owner;                    // a capsule that shares the layer: the base of every view of it
-    std::vector<BatchIndex> indexes;
-    std::shared_ptr<const FactoredLayer> factored;
+/// A layer in the memory of a device: no code of this library can read it, only the Python object that has it can.
+struct DeviceLayer {
+    py::object layer;  // of attncache.cuda
+    std::string device;
+    bool is_factored;
+    std::int64_t n_bytes;
+};
+
+/// One layer: a dense pattern, queries and keys, or either of them on a device. What reads CPU memory is reached only
+/// through accessors that refuse a layer on a device (ValueError), whose own pattern has a shape and no address.
+class StoredLayer {
+public:
+    explicit StoredLayer(std::shared_ptr<const Layer> dense);
+    explicit StoredLayer(std::shared_ptr<const FactoredLayer> factored);
+    StoredLayer(const Shape& shape, DType dtype, DeviceLayer device);
+
+    const Shape& shape() const { return pattern_.shape; }
+    DType dtype() const { return pattern_.dtype; }
+    bool is_factored() const { return factored_ != nullptr || device_.is_factored; }
+    std::int64_t n_bytes() const;
+
+    bool is_on_device() const { return static_cast<bool>(device_.layer); }
+    /// "cpu", or the name of its device.
+    const std::string& device() const { return device_.device; }
+    const py::object& device_layer() const { return device_.layer; }
+
+    /// The dense pattern; of queries and keys a view with shape and dtype alone.
+    const PatternView& pattern() const {
+        if (is_on_device()) refuse_to_read();
+        return pattern_;
+    }
+    /// The queries and keys; nullptr if the layer is dense.
+    const std::shared_ptr<const FactoredLayer>& factored() const {
+        if (is_on_device()) refuse_to_read();
+        return factored_;
+    }
+    /// A capsule that shares the dense pattern: the base of every view of it.
+    const py::object& owner() const { return owner_; }
 
     /// Calls ask(layer) with the dense pattern or the factored layer.
     template <class Ask>
     void ask(const Ask& ask) const {
-        if (factored != nullptr) {
-            ask(*factored);
+        if (factored() != nullptr) {
+            ask(*factored_);
         } else {
-            ask(layer->pattern);
+            ask(pattern_);
         }
     }
+
+    std::vector<BatchIndex> indexes;
+
+private:
+    PatternView pattern_;
+    std::shared_ptr<const FactoredLayer> factored_;
+    py::object owner_;
+    DeviceLayer device_{{}, "cpu", false, 0};
+
+    [[noreturn]] void refuse_to_read() const;
 };
 
 /// Whether indexes are built: never, when they pay, or with each push.

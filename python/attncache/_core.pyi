@@ -6,6 +6,9 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from attncache.cuda.device_array import DeviceArray
+from attncache.cuda.layers import Layer
+
 __version__: str
 
 _Source: TypeAlias = tuple[npt.NDArray[Any], str, str, bool]  # array, dtype, dtype to store, whether memory is shared
@@ -50,6 +53,10 @@ class Store:
     ) -> None: ...
     @property
     def kinds(self) -> tuple[Literal["dense", "factored"], ...]: ...
+    def _push_device(self, layer: Layer) -> None: ...
+    def _device_layer(self, layer: Any) -> Layer | None: ...
+    @property
+    def devices(self) -> tuple[str, ...]: ...
     def _reserve(self, n_layers: int) -> None: ...
     def _clear(self) -> None: ...
     def __len__(self) -> int: ...
@@ -74,25 +81,69 @@ class Store:
     @overload
     def __getitem__(self, layer: slice, /) -> tuple[npt.NDArray[Any], ...]: ...
     def get_layer(self, layer: int) -> npt.NDArray[Any] | None: ...
+    @overload
     def attention_from_position(
-        self, layer: int, position: int, batch: int = 0, *, out: npt.NDArray[np.float32] | None = None
+        self,
+        layer: int,
+        position: int,
+        batch: int = 0,
+        *,
+        out: npt.NDArray[np.float32] | None = None,
+        device_result: Literal[False] = False,
     ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def attention_from_position(
+        self, layer: int, position: int, batch: int = 0, *, out: None = None, device_result: Literal[True]
+    ) -> DeviceArray: ...
+    @overload
     def attention_to_position(
-        self, layer: int, position: int, batch: int = 0, *, out: npt.NDArray[np.float32] | None = None
+        self,
+        layer: int,
+        position: int,
+        batch: int = 0,
+        *,
+        out: npt.NDArray[np.float32] | None = None,
+        device_result: Literal[False] = False,
     ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def attention_to_position(
+        self, layer: int, position: int, batch: int = 0, *, out: None = None, device_result: Literal[True]
+    ) -> DeviceArray: ...
     def top_attended_positions(
         self, layer: int, from_position: int, k: int, batch: int = 0
     ) -> list[tuple[int, float]]: ...
+    @overload
     def head_mean(
-        self, layer: int, batch: int = 0, *, out: npt.NDArray[np.float32] | None = None
+        self,
+        layer: int,
+        batch: int = 0,
+        *,
+        out: npt.NDArray[np.float32] | None = None,
+        device_result: Literal[False] = False,
     ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def head_mean(
+        self, layer: int, batch: int = 0, *, out: None = None, device_result: Literal[True]
+    ) -> DeviceArray: ...
 
 def rows(
-    store: Store, layers: Any, positions: Any, heads: Any, batch: Any, out: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32]: ...
+    store: Store,
+    layers: Any,
+    positions: Any,
+    heads: Any,
+    batch: Any,
+    out: npt.NDArray[np.float32] | None,
+    device_result: bool,
+) -> npt.NDArray[np.float32] | DeviceArray: ...
 def columns(
-    store: Store, layers: Any, positions: Any, heads: Any, batch: Any, out: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32]: ...
+    store: Store,
+    layers: Any,
+    positions: Any,
+    heads: Any,
+    batch: Any,
+    out: npt.NDArray[np.float32] | None,
+    device_result: bool,
+) -> npt.NDArray[np.float32] | DeviceArray: ...
 def edges(
     store: Store,
     from_positions: Any,
@@ -101,10 +152,22 @@ def edges(
     heads: Any,
     batch: Any,
     out: npt.NDArray[np.float32] | None,
-) -> npt.NDArray[np.float32]: ...
+    device_result: bool,
+) -> npt.NDArray[np.float32] | DeviceArray: ...
 def top_k(
-    store: Store, k: Any, layers: Any, positions: Any, heads: Any, batch: Any, direction: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
+    store: Store, k: Any, layers: Any, positions: Any, heads: Any, batch: Any, direction: str, device_result: bool
+) -> tuple[Any, Any]: ...
+def dlpack_taken(
+    capsule: Any,
+) -> tuple[Any, int, tuple[int, int], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]: ...
+def dlpack_given(
+    owner: object,
+    address: int,
+    device: tuple[int, int],
+    dtype: tuple[int, int],
+    shape: Sequence[int],
+    is_versioned: bool,
+) -> Any: ...
 def simd_compiled() -> tuple[str, ...]: ...
 def simd_available() -> tuple[str, ...]: ...
 def simd_active() -> str: ...

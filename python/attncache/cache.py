@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
 from attncache.factored import Options, Progress, append_factors, push_factors
-from attncache.results import TopK, TopKWithTokens
-from attncache.sources import StoredDType, checked_copy, read_source, stored_dtype
-from attncache.tokens import Tokens, answer_tokens, checked_tokens
+from attncache.selections import Selections, Weights
+from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
+from attncache.tokens import Tokens, checked_tokens
 from attncache.units import readable_bytes
 from attncache.ways_in.attentions import attention_layers
 from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
@@ -24,12 +23,8 @@ if TYPE_CHECKING:
     from attncache.files.directory import DiskCache
     from attncache.files.opening import Origin
 
-Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
-HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
-Weights: TypeAlias = npt.NDArray[np.float32]
 
-
-class AttentionCache(_core.Store):
+class AttentionCache(Selections):
     """Stores post-softmax attention patterns layer by layer and answers questions about them.
 
     A layer is one array of shape [batch, head, query, key]; layers are numbered in the order of their pushes and may
@@ -269,7 +264,7 @@ class AttentionCache(_core.Store):
         Raises:
             OSError: it cannot be written; the old file is as it was. attncache.files.InUseError, an OSError: another
                 ``save`` is writing it. TypeError: an argument is of the wrong kind. ValueError: tokens and metadata come
-                to more than the 100 MB that a header may have.
+                to more than the 100 MB that a header may have; or a layer lies on a device, ``cpu()`` copies it.
 
         >>> import tempfile
         >>> cache = AttentionCache()
@@ -299,14 +294,17 @@ class AttentionCache(_core.Store):
         Args:
             pattern: float16, bfloat16, float32 or float64 array of shape [batch, head, query, key]: a NumPy array of
                 any strides and byte order, a torch CPU tensor, a nested list, or anything that offers ``__array__``,
-                the buffer protocol or DLPack in CPU memory.
+                the buffer protocol or DLPack in CPU memory. Or an array on a CUDA device, such as a torch tensor, where
+                its layer then stays and is answered (docs/cuda.md): float16, bfloat16 or float32, contiguous along the
+                keys.
             copy: None copies if the dtype or layout asks for it or if the source is writable; False borrows the
-                memory and keeps its owner alive (who then must not change it); True always copies.
+                memory and keeps its owner alive (who then must not change it); True always copies. An array on a
+                device is always borrowed, so True is refused.
 
         Raises:
-            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad or
-                lies on another device; or copy is False and a copy would be needed. MemoryError: no memory for the
-                copy. The cache is unchanged after any of these.
+            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, lies on
+                a device that cannot be used or would have to be converted there; or copy is False and a copy would be
+                needed. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         Narrowing rounds once to nearest even and keeps subnormals, as NumPy's ``astype`` does.
 
@@ -316,9 +314,14 @@ class AttentionCache(_core.Store):
         ('float16',)
         """
         copy = checked_copy(copy)
-        source = read_source(pattern)
-        stored = self._dtype or source.own_dtype
-        self._push(source.array, source.dtype, stored, source.borrows(stored, copy))
+        if is_on_device(pattern):
+            from attncache.cuda.layers import push_pattern  # noqa: PLC0415
+
+            push_pattern(self, self._dtype, pattern, copy)
+        else:
+            source = read_source(pattern)
+            stored = self._dtype or source.own_dtype
+            self._push(source.array, source.dtype, stored, source.borrows(stored, copy))
         self._origin = None
 
     def push_qk(
@@ -345,7 +348,8 @@ class AttentionCache(_core.Store):
 
         Args:
             query: float16, bfloat16 or float32 array of shape [batch, head, query, item], after rotary embedding.
-            key: the same of shape [batch, key head, key, item]; head h reads key head h // (heads / key heads).
+            key: the same of shape [batch, key head, key, item]; head h reads key head h // (heads / key heads). Both may
+                lie on one CUDA device, contiguous along the items; columns are then not answered there.
             scale: factor of the scores; None is item ** -0.5.
             causal: whether query i sees no key beyond i + seq_k - seq_q (the last query sees the last key).
             window: None, or how far a query sees, as transformers counts: the last ``window`` keys, its own included, if
@@ -370,7 +374,12 @@ class AttentionCache(_core.Store):
         array([0.5, 0.5, 0. ], dtype=float32)
         """
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
-        push_factors(self, self._dtype, query, key, options, copy=copy)
+        if is_on_device(query) or is_on_device(key):
+            from attncache.cuda import layers  # noqa: PLC0415
+
+            layers.push_factors(self, self._dtype, query, key, options, copy=copy)
+        else:
+            push_factors(self, self._dtype, query, key, options, copy=copy)
         self._origin = None
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
@@ -385,8 +394,8 @@ class AttentionCache(_core.Store):
             key_mask: None, or bool (or 0 and 1) array [batch, n] of the new keys.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense or was pushed with lse, or the shapes do not fit.
-                TypeError: query or key is not an array of floats. The layer is unchanged after any of these.
+            IndexError: there is no such layer. ValueError: it is dense, lies on a device or was pushed with lse, or the
+                shapes do not fit. TypeError: query or key is not an array of floats. The layer is unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
@@ -408,8 +417,8 @@ class AttentionCache(_core.Store):
             ``append_qk`` it need not be contiguous.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int. ImportError: it is
-                bfloat16 and ml_dtypes is not installed.
+            IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
+                int. ImportError: it is bfloat16 and ml_dtypes is not installed.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
@@ -452,8 +461,8 @@ class AttentionCache(_core.Store):
             D_max + (seq_k / 256 + 60 + its size) 2^-24 of the exact value; D_max as in docs/factored.md.
 
         Raises:
-            IndexError: there is no such layer. ValueError: it is dense. TypeError: layer is not an int, or progress is
-                neither None nor callable.
+            IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
+                int, or progress is neither None nor callable.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
@@ -470,6 +479,32 @@ class AttentionCache(_core.Store):
         new.push(pattern)
         self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
+
+    def cpu(self) -> AttentionCache:
+        """A cache in memory with the same layers, tokens and metadata: those on a device are copied, the others shared.
+
+        What needs the bytes of a layer (its view, ``save``, columns of queries and keys) is asked of this one.
+
+        Returns:
+            A new cache with the same dtype and index policy.
+
+        Raises:
+            MemoryError: no memory for the copies.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
+        >>> cache.cpu().devices
+        ('cpu',)
+        """
+        copy = AttentionCache(self._dtype, index=self.index)
+        for layer in range(self.n_layers):
+            on_device = self._device_layer(layer)
+            if on_device is None:
+                copy._put_layer(layer, self, layer)
+            else:
+                on_device.copy_into(copy)
+        copy._tokens, copy._metadata = self._tokens, self._metadata
+        return copy
 
     def clear(self) -> None:
         """Forget all layers, the tokens and the metadata; views stay valid, and memory is freed with the last of these.
@@ -572,147 +607,9 @@ class AttentionCache(_core.Store):
             layers += f" of {shape} {dtype}" if kind == "dense" else f" of {shape} as {dtype} queries and keys"
         elif forms:
             layers += f" of {len(forms)} shapes and dtypes"
+        if devices := set(self.devices) - {"cpu"}:
+            layers += f" on {', '.join(sorted(devices | set(self.devices)))}"
         size = readable_bytes(self.nbytes)
         if self.index_nbytes:
             size += f" of which {readable_bytes(self.index_nbytes)} index"
         return f"{type(self).__name__}({layers}, {size})"
-
-    def rows(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: Weights | None = None,
-    ) -> Weights:
-        """What the chosen queries attend to.
-
-        A selector is None for all, an int (its axis is dropped), or a slice or sequence of ints (its axis is kept, in
-        that order, repeats allowed).
-
-        Args:
-            layers: which layers; they must have one shape.
-            positions: which query positions.
-            heads: which heads, or "mean" for the mean over all, or ("mean", selector) for the mean over those.
-            batch: which batch items.
-            out: None, or a writable C-contiguous float32 array of the result's shape to write into and return.
-
-        Returns:
-            A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact
-            on stored patterns, bounded on factored layers (docs/factored.md).
-
-        Raises:
-            IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: the layers
-                differ in shape, or there are none, or out does not fit.
-
-        >>> cache = AttentionCache()
-        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.75, 0.25]]]])
-        >>> cache.rows(positions=1)
-        array([[0.5, 0.5]], dtype=float32)
-        >>> cache.rows(0, 1, heads=None)
-        array([[0.25, 0.75],
-               [0.75, 0.25]], dtype=float32)
-        """
-        return _core.rows(self, layers, positions, heads, batch, out)
-
-    def columns(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: Weights | None = None,
-    ) -> Weights:
-        """Who attends to the chosen keys.
-
-        Args:
-            layers, heads, batch, out: as for ``rows``.
-            positions: which key positions.
-
-        Returns:
-            A float32 array of shape [layer, batch, head, position, query] without the dropped axes. Exact on stored
-            patterns, bounded on factored layers, which compute the sums of all rows once for it.
-
-        Raises:
-            As ``rows``.
-
-        >>> cache = AttentionCache()
-        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
-        >>> cache.columns(0, 0)
-        array([1.  , 0.25], dtype=float32)
-        """
-        return _core.columns(self, layers, positions, heads, batch, out)
-
-    def edges(
-        self,
-        from_positions: Selector,
-        to_positions: Selector,
-        *,
-        layers: Selector = None,
-        heads: HeadSelector = None,
-        batch: Selector = 0,
-        out: Weights | None = None,
-    ) -> Weights:
-        """The weights of chosen (query, key) pairs, every chosen query with every chosen key.
-
-        Args:
-            from_positions: which query positions.
-            to_positions: which key positions.
-            layers, heads, batch, out: as for ``rows``; here each head is shown unless asked otherwise.
-
-        Returns:
-            A float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact on stored patterns,
-            bounded on factored layers.
-
-        Raises:
-            As ``rows``.
-
-        >>> cache = AttentionCache()
-        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
-        >>> cache.edges(-1, 0)
-        array([[0.25]], dtype=float32)
-        """
-        return _core.edges(self, from_positions, to_positions, layers, heads, batch, out)
-
-    def top_k(
-        self,
-        k: int,
-        *,
-        layers: Selector = None,
-        positions: Selector = None,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        direction: Literal["from", "to"] = "from",
-    ) -> TopK:
-        """The k heaviest keys of each chosen query, or the k heaviest queries of each chosen key.
-
-        Args:
-            k: how many; 0 gives none, more than there are gives all.
-            layers, heads, batch: as for ``rows``.
-            positions: which query positions (direction "from") or key positions ("to").
-            direction: "from" ranks the keys that a query attends to, "to" the queries that attend to a key.
-
-        Returns:
-            TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
-            the dropped axes; heaviest first, equal weights to the lower position, NaN after every number. Exact
-            on stored patterns; of factored layers the order is exact and the weights are bounded.
-            If the cache has ``tokens``, the answer shows them and gives them as ``tokens()``.
-
-        Raises:
-            As ``rows``; ValueError also if k is negative or direction is neither.
-
-        >>> cache = AttentionCache()
-        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]]]])
-        >>> cache.top_k(1, layers=0)
-        TopK(positions=array([[0],
-               [1]]), weights=array([[1.  ],
-               [0.75]], dtype=float32))
-        """
-        found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
-        tokens = self._tokens  # read once: another thread may set it
-        if tokens is None:
-            return found
-        known = answer_tokens(tokens, self.shapes, layers, batch, direction)
-        return found if known is None else TopKWithTokens.of(*found, known)

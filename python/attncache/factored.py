@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.sources import Argument, Source, StoredDType, checked_copy, is_torch_tensor, read_source, stored_dtype
+from attncache.sources import (
+    Argument,
+    Source,
+    StoredDType,
+    checked_copy,
+    is_on_device,
+    is_torch_tensor,
+    read_source,
+    stored_dtype,
+)
 
 Progress: TypeAlias = Callable[[int, int], object]
 Runs: TypeAlias = list[list[tuple[int, int]]]
@@ -31,6 +40,23 @@ class Options(NamedTuple):
     lse: Any = None
     sinks: Any = None
     bias: Any = None
+
+
+class Scoring(NamedTuple):
+    """The same options, checked, as the core takes them.
+
+    Attributes:
+        softcap, window: 0 stands for none.
+        hidden: the hidden keys of each batch item as ascending (begin, end); empty if none is hidden.
+    """
+
+    scale: float
+    softcap: float
+    causal: bool
+    window: int
+    hidden: Runs
+    sinks: npt.NDArray[np.float32] | None
+    lse: npt.NDArray[np.float32] | None
 
 
 def pattern_from_qk(
@@ -102,20 +128,7 @@ def push_factors(
     """``AttentionCache.push_qk`` on a cache that stores ``dtype``; ``is_only_read`` borrows writable memory too."""
     copy = checked_copy(copy)
     queries, keys = read_source(query, QUERY), read_source(key, KEY)
-    batch_size, n_heads, seq_q, head_dim = queries.array.shape
-    _check_shapes(queries.array.shape, keys.array.shape)
-    scale = _scale(options.scale, head_dim)
-    if not isinstance(options.causal, bool | np.bool_):
-        raise TypeError(f"causal must be True or False, got {type(options.causal).__name__}")
-    window, softcap = _window(options.window), _softcap(options.softcap)
-    hidden = _hidden_runs(options.key_mask, (batch_size, keys.array.shape[2]))
-    lse = _floats(options.lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
-    sinks = _floats(options.sinks, "sinks", "[head]", (n_heads,))
-    if lse is not None and sinks is not None:
-        raise ValueError("lse and sinks must not both be given: lse is the logarithm of the sum that counts the sinks")
-    if options.bias is not None:
-        kind = type(options.bias).__name__
-        raise ValueError(f"bias must be None, got {kind}: a factored layer cannot express it; {DENSE}")
+    scoring = checked_scoring(queries.array.shape, keys.array.shape, options)
 
     def prepared(source: Source, argument: Argument) -> tuple[npt.NDArray[Any], str, str, bool]:
         if is_only_read:
@@ -123,17 +136,30 @@ def push_factors(
         stored = dtype or source.own_dtype
         return source.array, source.dtype, stored, source.borrows(stored, copy, argument)
 
-    cache._push_qk(
-        prepared(queries, QUERY),
-        prepared(keys, KEY),
-        scale,
-        softcap,
-        bool(options.causal),
-        window,
-        hidden,
-        sinks,
-        lse,
-    )
+    cache._push_qk(prepared(queries, QUERY), prepared(keys, KEY), *scoring)
+
+
+def checked_scoring(query: tuple[int, ...], key: tuple[int, ...], options: Options) -> Scoring:
+    """The options of queries and keys of those shapes.
+
+    Raises:
+        TypeError, ValueError: as ``AttentionCache.push_qk``.
+    """
+    batch_size, n_heads, seq_q, head_dim = query
+    _check_shapes(query, key)
+    scale = _scale(options.scale, head_dim)
+    if not isinstance(options.causal, bool | np.bool_):
+        raise TypeError(f"causal must be True or False, got {type(options.causal).__name__}")
+    window, softcap = _window(options.window), _softcap(options.softcap)
+    hidden = _hidden_runs(options.key_mask, (batch_size, key[2]))
+    lse = _floats(options.lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
+    sinks = _floats(options.sinks, "sinks", "[head]", (n_heads,))
+    if lse is not None and sinks is not None:
+        raise ValueError("lse and sinks must not both be given: lse is the logarithm of the sum that counts the sinks")
+    if options.bias is not None:
+        kind = type(options.bias).__name__
+        raise ValueError(f"bias must be None, got {kind}: a factored layer cannot express it; {DENSE}")
+    return Scoring(scale, softcap, bool(options.causal), window, hidden, sinks, lse)
 
 
 def append_factors(cache: _core.Store, layer: int, query: Any, key: Any, key_mask: Any) -> None:
@@ -196,6 +222,10 @@ def _plain_array(values: Any, name: str) -> npt.NDArray[Any]:
     if is_torch_tensor(values):
         values = values.detach().cpu()
         values = values.float().numpy() if values.dtype.is_floating_point else values.numpy()
+    elif is_on_device(values):
+        from attncache.cuda.arrays import host_values  # noqa: PLC0415
+
+        values = host_values(values, Argument(name, ""))
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ StoredDType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 _KINDS = "must hold float16, bfloat16, float32 or float64"
 _DLPACK_CPU = 1
+KDL_CUDA, KDL_CUDA_MANAGED = 2, 13  # device types of DLPack
 
 
 class Argument(NamedTuple):
@@ -116,6 +117,19 @@ def read_source(values: Any, argument: Argument = PATTERN) -> Source:
     if source.array.shape[3] >= 2**32 or source.array.shape[2] >= 2**32:
         raise ValueError(f"{argument.name} must have fewer than 2**32 queries and keys, got shape {source.array.shape}")
     return source
+
+
+def is_on_device(values: Any) -> bool:
+    """Whether it is an array in the memory of a CUDA device, found out without reading it."""
+    if isinstance(values, np.ndarray | Source | list):
+        return False
+    if isinstance(values, tuple):  # of attncache.cuda.on_stream, which is not imported to find out
+        return type(values).__module__ == "attncache.cuda.streams"
+    if is_torch_tensor(values) and values.device.type != "cuda":
+        return False
+    if hasattr(values, "__dlpack_device__"):
+        return values.__dlpack_device__()[0] in (KDL_CUDA, KDL_CUDA_MANAGED)
+    return hasattr(values, "__cuda_array_interface__")
 
 
 def is_torch_tensor(values: Any) -> bool:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
-from attncache.cache import AttentionCache, Selector
+from attncache.cache import AttentionCache
 from attncache.capturing.interface import attention_modules, listening
 from attncache.capturing.recorder import Recorder
 from attncache.capturing.stores import DenseLayers, FactoredLayers
 from attncache.progress import Progress
+from attncache.selections import Selector
 from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attncache.cache import Selector
 from attncache.capturing.calls import Call, read_call
 from attncache.capturing.masks import Sight, continued, read_sight
 from attncache.capturing.selection import key_heads_for, selected
 from attncache.capturing.stores import LayerStore, Piece
 from attncache.progress import Progress
+from attncache.selections import Selector
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attncache.cache import Selector
+from attncache.selections import Selector
 
 
 def selected(selector: Selector, size: int, argument: str) -> list[int]:

@@ -1,0 +1,54 @@
+"""The streams on which layers are answered, and how a caller chooses one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Stream(NamedTuple):
+    """A CUDA stream, as DLPack numbers them: 1 the legacy default, 2 the default of the thread, otherwise a handle."""
+
+    handle: int
+    owner: Any = None  # keeps the handle valid
+
+
+DEFAULT = Stream(1)
+
+
+class OnStream(NamedTuple):
+    """An array, and the stream that its layer is to be answered on."""
+
+    array: Any
+    stream: Stream
+
+
+def on_stream(array: Any, stream: Any) -> OnStream:
+    """Say on which stream a layer is answered: ``cache.push(on_stream(tensor, stream))``.
+
+    What was enqueued for the array before the push is waited for by that stream, not by the host. Arrays that name a
+    stream themselves (``__cuda_array_interface__``) are answered on it, all others on the legacy default stream, unless
+    this says otherwise.
+
+    Args:
+        array: whatever ``push`` and ``push_qk`` take that lies on a CUDA device.
+        stream: a stream of torch, CuPy or whatever has ``__cuda_stream__``, which the cache then keeps alive; or the
+            handle as an int, which must stay valid as long as the cache has the layer.
+
+    Raises:
+        TypeError: stream is none of these. ValueError: it is a negative number.
+    """
+    return OnStream(array, Stream(_handle(stream) or DEFAULT.handle, stream))
+
+
+def _handle(stream: Any) -> int:
+    if hasattr(stream, "__cuda_stream__"):
+        protocol = stream.__cuda_stream__
+        stream = (protocol() if callable(protocol) else protocol)[1]
+    for name in ("cuda_stream", "ptr"):  # of torch, of CuPy
+        stream = getattr(stream, name, stream)
+    if isinstance(stream, bool) or not hasattr(stream, "__index__"):
+        raise TypeError(f"stream must be a CUDA stream or its handle, got {type(stream).__name__}")
+    handle = int(stream.__index__())
+    if handle < 0:
+        raise ValueError(f"stream must be a CUDA stream or its handle, got {handle}")
+    return handle

@@ -1,0 +1,51 @@
+"""What each kernel may take on every architecture, and how much it means to read and write 16 bytes at a time.
+
+A multiprocessor has 65536 registers, from sm_75 on, and at least 64 KiB of shared memory (sm_75; later ones more). A
+kernel says how many of its blocks are to be resident at once, so that enough loads are in flight; the registers of a
+thread and the shared bytes of a block follow. Spilling to stay within them is no way out: nothing may spill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REGISTERS, REGISTER_STEP, SHARED_BYTES = 65536, 8, 65536
+BOUNDED = frozenset({"factored_rows.cu"})  # sources that do not promise bits
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one kernel may take.
+
+    threads: of a block, at most; blocks: resident at once, at least.
+    wide_loads, wide_stores: instructions of 16 bytes, at least.
+    """
+
+    source: str
+    threads: int
+    blocks: int
+    wide_loads: int = 0
+    wide_stores: int = 0
+
+    @property
+    def registers(self) -> int:
+        """Of a thread; they are handed out in steps."""
+        return REGISTERS // (self.threads * self.blocks) // REGISTER_STEP * REGISTER_STEP
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block."""
+        return SHARED_BYTES // self.blocks
+
+
+KERNELS = {
+    # The loop over heads is unrolled four times and has a rest: 5 copies of 1 read for each 16-bit type and 2 for
+    # float; each type writes 8 floats.
+    "rows_kernel": Budget("rows.cu", threads=128, blocks=4, wide_loads=20, wide_stores=6),
+    "columns_kernel": Budget("columns.cu", threads=256, blocks=3),  # single items, neighbours joined by the warp
+    "edges_kernel": Budget("edges.cu", threads=128, blocks=8),  # single items wherever they lie
+    "top_k_kernel": Budget("top_k.cu", threads=256, blocks=4),  # lines begin at any float
+    # Keys are read 16 bytes at a time, and the queries of a bundle from shared memory.
+    "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=20),
+    "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8),
+}

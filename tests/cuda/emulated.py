@@ -1,0 +1,94 @@
+"""The CUDA library without CUDA: the kernels' own sources, compiled by g++ against tests/cuda/shim, as a shared library.
+
+Same C interface as the real one (cpp/cuda/attncache_cuda.h). Device memory is an arena that the host cannot touch; each
+thread of a block is a fiber, run in a seeded random order; barriers and warp operations that diverge, reads outside of
+memory, and writes behind it end a launch with a status and words. What it cannot show: memory ordering of real
+hardware, occupancy, speed.
+
+`python tests/cuda/emulated.py FOLDER` builds the library and prints its path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cuda.compilers import NO_GXX, find_gxx
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIM = ROOT / "tests" / "cuda" / "shim"
+CUDA = ROOT / "cpp" / "cuda"
+NAME = "libattncache_cuda_emulated.so"
+# No contraction and no aliasing rules, as in nvcc; the fibers' switches are what costs time.
+FLAGS = ("-std=c++20", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
+         "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # fmt: skip
+# Grids of a few blocks and little scratch, so that small requests stride over grids and come in parts.
+LIMITS = ("-DATTNCACHE_CUDA_MAX_BLOCKS=5", "-DATTNCACHE_CUDA_SCRATCH_BYTES=65536")
+
+
+def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA, like: Path | None = None) -> Path:
+    """Compiles every .cu file of `kernels` and the shim, and links them into a library in `folder`.
+
+    like: the folder of a build of the sources as they are; files that `kernels` has unchanged are not compiled again.
+    """
+    compiler = find_gxx()
+    if compiler is None:
+        raise RuntimeError(NO_GXX)
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [*FLAGS, *LIMITS, *([f"-fsanitize={','.join(sanitize)}", "-fno-sanitize-recover=all"] if sanitize else [])]
+    includes = [f"-I{SHIM}", f"-I{kernels}", f"-I{ROOT / 'cpp' / 'include'}"]
+    sources = [*sorted(kernels.glob("*.cu")), *sorted(SHIM.glob("*.cpp"))]
+
+    def is_same(source: Path) -> bool:
+        return (CUDA / source.name).exists() and source.read_bytes() == (CUDA / source.name).read_bytes()
+
+    has_same_headers = all(map(is_same, kernels.glob("*.cuh")))
+
+    def compiled(source: Path) -> str:
+        if like is not None and (source.parent == SHIM or (has_same_headers and is_same(source))):
+            return str(like / f"{source.name}.o")
+        built = str(folder / f"{source.name}.o")
+        run([str(compiler), *flags, *includes, "-x", "c++", "-c", str(source), "-o", built])
+        return built
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        objects = list(pool.map(compiled, sources))
+    library = folder / NAME
+    run([str(compiler), *flags, "-shared", *objects, "-o", str(library)])
+    return library
+
+
+def run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def preloaded(sanitize: Sequence[str]) -> dict[str, str]:
+    """The environment in which a Python that is not instrumented can load a sanitized library."""
+    if "address" not in sanitize:
+        return {"UBSAN_OPTIONS": "print_stacktrace=1"}
+    names = ("libasan.so", "libstdc++.so")  # the second too, so that the first finds what throws
+    asked = [[str(find_gxx()), f"-print-file-name={name}"] for name in names]
+    paths = [subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() for words in asked]
+    # Python keeps memory for good, and a stack that a fiber left for another one is no use after return.
+    options = "detect_leaks=0:detect_stack_use_after_return=0"
+    return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def load(library: Path) -> ctypes.CDLL:
+    """The library with the types of the shim's own functions."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.attncache_cuda_message.restype = ctypes.c_char_p
+    loaded.shim_calls.restype = loaded.shim_words.restype = ctypes.c_char_p
+    loaded.shim_live_bytes.restype = ctypes.c_size_t
+    loaded.shim_fail.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    return loaded
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1])))

@@ -1,0 +1,129 @@
+"""Bugs to plant into the kernels' sources, each with the question that meets it and the check that must find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cuda.interpreted_cases import Run, asked, factored, normal, ranked
+from patterns import make
+
+SCATTERED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
+COUNTED = "if (is_item && before == 0) places[digit] += __popc(same);\n        __syncwarp();"
+TURNED = "sums[r];\n        }\n        __syncthreads();"
+NEXT_TILE = "__syncthreads();  // before the next tile overwrites this one"
+INSIDE = "if (first + r * step >= n_keys) continue;\n            float weights"
+HIGHER_FIRST = (
+    ("static_cast<unsigned>(~static_cast<unsigned>(position))", "static_cast<unsigned>(position)"),
+    ("static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
+)
+LISTED = "line.heads[h] * line.layer->head_stride"
+ANSWER = "answer"  # the checker that is the comparison with the reference
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Edits of one source (what stands there once, what to put there), and what must find them."""
+
+    source: str
+    edits: tuple[tuple[str, str], ...]
+    question: Run
+    found_by: str
+    blocks: int | None = None
+
+
+heads = make("extremes", (1, 5, 9, 40), "float16")
+columns = asked("columns", [make("soft", (1, 2, 70, 41))], range(41), mean=True)
+rows = asked("rows", [heads], range(9), mean=True)
+ties = make("ties", (1, 1, 3, 700))[0, 0]
+plain = make("soft", (1, 1, 3, 700))[0, 0]
+qk = normal("float16", 1, 2, 3, 24), normal("float16", 1, 1, 700, 24)
+
+BUGS = {
+    "a barrier dropped": Bug("columns.cu", ((TURNED, TURNED.replace("__syncthreads();", "")),), columns, "race"),
+    "a barrier dropped between tiles": Bug("columns.cu", ((NEXT_TILE, ""),), columns, "race", blocks=1),
+    "a barrier that some skip": Bug(
+        "columns.cu", ((NEXT_TILE, f"if (threadIdx.x != 7) {NEXT_TILE}"),), columns, "barrier"
+    ),
+    "a warp's barrier dropped": Bug(
+        "top_k.cu", ((SCATTERED, SCATTERED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
+    ),
+    "a warp's second barrier dropped": Bug(
+        "top_k.cu", ((COUNTED, COUNTED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
+    ),
+    "a sum that is not atomic": Bug(
+        "top_k.cu",
+        (("atomicAdd(&places[digit_at(items[i])], 1U);", "++places[digit_at(items[i])];"),),
+        ranked(ties, 600),
+        "race",
+    ),
+    "blocks that share their scratch": Bug(
+        "top_k.cu", (("scratch + blockIdx.x * k", "scratch"),), ranked(ties, 600), "race"
+    ),
+    "read-only loads of what is written": Bug(
+        "top_k.cu",
+        (("position_of(items[i]);\n", "position_of(__ldg(items + i));\n"),),
+        ranked(plain, 5),
+        "race",
+    ),
+    "one key too many": Bug("rows.cu", ((INSIDE, INSIDE.replace(">=", ">")),), rows, "bounds"),
+    "one listed key too many": Bug(
+        "edges.cu",
+        (("index >= n_lines || to >= n_to", "index >= n_lines || to > n_to"),),
+        asked("edges", [heads], [3], [1, 2, 4], mean=True),
+        "bounds",
+    ),
+    "shared memory one row too short": Bug(
+        "columns.cu", (("float turned[kTile + kMostChosen];", "float turned[kTile];"),), columns, "bounds"
+    ),
+    "wide loads wherever rows lie": Bug(
+        "rows.cu",
+        (("is_out_wide && line.layer->is_wide", "is_out_wide"),),
+        asked("rows", [heads], range(9), mean=True, shift=4),
+        "alignment",
+    ),
+    "wide stores wherever the result lies": Bug(
+        "rows.cu",
+        (("is_out_wide && line.layer->is_wide", "line.layer->is_wide"),),
+        asked("rows", [heads], range(9), mean=True, out_shift=4),
+        "alignment",
+    ),
+    "counts that are not cleared": Bug(
+        "top_k.cu", (("shared.counts[w][threadIdx.x] = 0;", ";"),), ranked(plain, 5), "uninitialised"
+    ),
+    "a line that is not written": Bug(
+        "rows.cu", (("if (index >= n_lines) continue;", "if (index >= n_lines - 1) continue;"),), rows, "uninitialised"
+    ),
+    "a key that stays a score": Bug(
+        "factored_rows.cu",
+        (("key < end; key += kThreads) row[key]", "key < end - 1; key += kThreads) row[key]"),),
+        factored(*qk, [0, 2], causal=False),
+        ANSWER,
+    ),
+    "a barrier dropped in a softmax": Bug(
+        "factored_rows.cu",
+        (
+            (
+                "greatest = greater_of(greatest, of_warps[w]);\n    __syncthreads();",
+                "greatest = greater_of(greatest, of_warps[w]);",
+            ),
+        ),
+        factored(*qk, [0, 2], causal=False),
+        "race",
+    ),
+    "ties to the higher position": Bug("top_k.cu", HIGHER_FIRST, ranked(ties, 30), ANSWER),
+    "the last of equal weights": Bug(
+        "top_k.cu",
+        (("(is_equal && my_equal < threshold.wanted)", "(is_equal && my_equal >= threshold.wanted)"),),
+        ranked(ties, 30),
+        "bounds",
+    ),
+    "heads added backwards": Bug(
+        "rows.cu", ((LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), rows, ANSWER
+    ),
+    "block sums that are not rescaled": Bug(
+        "factored_rows.cu",
+        (("parts[b].sum * expf(parts[b].greatest - base)", "parts[b].sum"),),
+        factored(*qk, [0, 2], causal=False),
+        ANSWER,
+    ),
+}

@@ -1,0 +1,122 @@
+"""Bugs to plant into a copy of the CUDA sources: the edits, and what must see each of them.
+
+An edit names a file, text that stands in it exactly once, and what to put there; a source that has moved on fails the
+edit, not the check. `STATIC` is for the checks of compiled code, `EMULATED` for the emulation by g++.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One bug: its edits, the check of `checks` (or a pattern in the words of the emulation) that must report it, what is compiled."""
+
+    edits: tuple[tuple[str, str, str], ...]
+    seen_by: str
+    source: str = "rows.cu"
+    tests: str = ""  # of the emulation that are enough to see it, as pytest's -k
+    may_fuse: bool = False  # compiled without the flag that keeps products and sums apart
+
+
+ONE_READ = "const uint4 read = __ldg(reinterpret_cast<const uint4*>(items));"
+FOUR_READS = """const auto* const at = reinterpret_cast<const unsigned*>(items);
+        const uint4 read = make_uint4(__ldg(at), __ldg(at + 1), __ldg(at + 2), __ldg(at + 3));"""
+ONE_WRITE = "__stwb(reinterpret_cast<float4*>(out + i),"
+FOUR_WRITES = (
+    "const auto four = [](float* at, float4 v) { at[0] = v.x; at[1] = v.y; at[2] = v.z; at[3] = v.w; }; four(out + i,"
+)
+RESIDENT = "constexpr int kBlocksPerMultiprocessor = 4;"
+DIVISION = "return __fdiv_rn(sum, static_cast<float>(n_heads));"
+ADDITION = "return __fadd_rn(sum, weight);"
+NO_DIVISION = ("selection.cuh", DIVISION, "return n_heads == 0 ? 0.0F : sum;")
+
+STATIC = {
+    "a vector load becomes four": Plant((("items.cuh", ONE_READ, FOUR_READS),), "narrow"),
+    "a vector store becomes four": Plant((("items.cuh", ONE_WRITE, FOUR_WRITES),), "narrow"),
+    "registers are spilled": Plant((("rows.cu", RESIDENT, RESIDENT.replace("4", "16")),), "local_memory"),
+    "an array lies in local memory": Plant(
+        (
+            (
+                "edges.cu",
+                "float weight[1];",
+                "volatile float kept[8];\n        kept[h % 8] = sum;\n        float weight[1];",
+            ),
+        ),
+        "local_memory",
+        "edges.cu",
+    ),
+    "too many registers": Plant(
+        (
+            ("rows.cu", RESIDENT, RESIDENT.replace("4", "1")),
+            ("rows.cu", "constexpr int kItems = 8;", "constexpr int kItems = 32;"),
+        ),
+        "over_budget",
+    ),
+    "too much shared memory": Plant(
+        (("columns.cu", "constexpr int kTile = 1024;", "constexpr int kTile = 8192;"),), "over_budget", "columns.cu"
+    ),
+    "a fused product is written": Plant((("selection.cuh", ADDITION, "return fmaf(weight, 1.5F, sum);"),), "inexact"),
+    "the compiler may fuse": Plant(
+        (("selection.cuh", ADDITION, "return sum + weight * 1.5F;"),), "inexact", may_fuse=True
+    ),
+    "a quotient is approximate": Plant(
+        (("selection.cuh", DIVISION, "return __fdividef(sum, static_cast<float>(n_heads));"),), "inexact"
+    ),
+    "machine code fuses": Plant((NO_DIVISION, ("selection.cuh", ADDITION, "return fmaf(weight, 1.5F, sum);")), "fused"),
+    "inline assembly": Plant(
+        (("rows.cu", "float sums[kReads][kCount];", 'asm("");\n    float sums[kReads][kCount];'),), "not_plain"
+    ),
+}
+
+READ = "if (first + r * step >= n_keys) continue;\n            float weights"
+TURNED = "sums[r];\n        }\n        __syncthreads();"
+PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
+TAKEN = "is_equal && my_equal < threshold.wanted"
+LISTED = "line.heads[h] * line.layer->head_stride"
+
+EMULATED = {
+    "a barrier is missing": Plant(
+        (("columns.cu", TURNED, TURNED.replace("__syncthreads();", "")),), "differ", tests="columns"
+    ),
+    "a barrier is not reached by all": Plant(
+        (("columns.cu", TURNED, TURNED.replace("__syncthreads", "if (threadIdx.x < 99) __syncthreads")),),
+        "diverged",
+        tests="columns",
+    ),
+    "a tile is overwritten while it is read": Plant(
+        (("columns.cu", "__syncthreads();  // before the next tile overwrites this one", ""),),
+        "differ",
+        tests="columns",
+    ),
+    "lanes of a warp race": Plant(
+        (("top_k.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
+    ),
+    "one item too many is read": Plant((("rows.cu", READ, READ.replace(">=", ">")),), "outside", tests="rows"),
+    "one line too many is written": Plant(
+        (("rows.cu", "if (index >= n_lines) continue;", "if (index > n_lines) continue;"),), "outside", tests="rows"
+    ),
+    "wide reads of rows that lie anywhere": Plant(
+        (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned"
+    ),
+    "ties go to the higher position": Plant(
+        (
+            ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(position))", "static_cast<unsigned>(position)"),
+            ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
+        ),
+        "differ",
+        tests="top_k",
+    ),
+    "of equal weights the last are taken": Plant(
+        (("top_k.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
+    ),
+    "NaN comes first": Plant(
+        (("top_k.cu", "if (weight != weight) return 0;", "if (weight != weight) return ~0U;"),), "differ", tests="top_k"
+    ),
+    "-0 is less than +0": Plant((("top_k.cu", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
+    "heads are added backwards": Plant(
+        (("rows.cu", LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), "differ", tests="rows"
+    ),
+    "the sign of zero is lost": Plant((("selection.cuh", "0.0F : -0.0F", "0.0F : 0.0F"),), "differ"),
+}

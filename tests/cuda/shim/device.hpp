@@ -1,0 +1,162 @@
+// What device code sees: indices, shared memory, barriers, votes and shuffles, conversions. Every thread of a block is
+// a fiber; a barrier or a warp operation gives the others their turn (scheduler.cpp).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+/// One block runs at a time, so a block's shared memory is static memory, in a section of its own that is filled with
+/// 0xCD when a block begins.
+#define __shared__ static __attribute__((section("shim_shared")))
+
+using std::isinf;
+using std::isnan;
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+extern uint3 threadIdx;
+extern uint3 blockIdx;
+extern dim3 blockDim;
+extern dim3 gridDim;
+
+namespace shim {
+
+/// Where in the source a thread waits.
+struct Site {
+    const char* file;
+    int line;
+};
+
+/// Checks that a read of the kernel lies in live device memory and on a multiple of its size.
+void check_read(const void* address, std::size_t n_bytes);
+/// Ends the launch with these words and where the thread was. Called by a thread, which never goes on.
+void fail(const std::string& words);
+/// Waits for all threads of the block.
+void barrier(Site site);
+/// Gives a value to the lanes of a mask, once all of them have come here, and returns the 32 values.
+const std::uint64_t* exchange(unsigned mask, std::uint64_t value, const char* operation, Site site);
+unsigned lane();
+
+template <class To, class From>
+To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class T>
+std::uint64_t packed(T value) {
+    static_assert(sizeof(T) <= 8);
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    return bits;
+}
+
+template <class T>
+T unpacked(std::uint64_t bits) {
+    T value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/// The value of another lane, which must be one of the mask.
+template <class T>
+T shuffled(unsigned mask, T value, unsigned from, const char* operation, Site site) {
+    const std::uint64_t* const values = exchange(mask, packed(value), operation, site);
+    if ((mask >> (from & 31) & 1) == 0) fail(std::string(operation) + " from a lane outside its mask");
+    return unpacked<T>(values[from & 31]);
+}
+
+}  // namespace shim
+
+#define SHIM_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(SHIM_SITE) { shim::barrier({file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffff, SHIM_SITE) { shim::exchange(mask, 0, "__syncwarp", {file, line}); }
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, SHIM_SITE) {
+    const std::uint64_t* const values = shim::exchange(mask, predicate != 0, "__ballot_sync", {file, line});
+    unsigned ballot = 0;
+    for (unsigned i = 0; i < 32; ++i) ballot |= static_cast<unsigned>((mask >> i & 1) && values[i]) << i;
+    return ballot;
+}
+
+inline int __any_sync(unsigned mask, int predicate, SHIM_SITE) {
+    return __ballot_sync(mask, predicate, file, line) != 0;
+}
+
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, SHIM_SITE) {
+    const std::uint64_t* const values = shim::exchange(mask, shim::packed(value), "__match_any_sync", {file, line});
+    unsigned same = 0;
+    for (unsigned i = 0; i < 32; ++i) {
+        same |= static_cast<unsigned>((mask >> i & 1) && values[i] == shim::packed(value)) << i;
+    }
+    return same;
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from, SHIM_SITE) {
+    return shim::shuffled(mask, value, static_cast<unsigned>(from), "__shfl_sync", {file, line});
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned distance, SHIM_SITE) {
+    const unsigned from = shim::lane() < distance ? shim::lane() : shim::lane() - distance;
+    return shim::shuffled(mask, value, from, "__shfl_up_sync", {file, line});
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance, SHIM_SITE) {
+    const unsigned from = shim::lane() + distance > 31 ? shim::lane() : shim::lane() + distance;
+    return shim::shuffled(mask, value, from, "__shfl_down_sync", {file, line});
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
+    return shim::shuffled(mask, value, shim::lane() ^ static_cast<unsigned>(lanes), "__shfl_xor_sync", {file, line});
+}
+
+template <class T>
+T __ldg(const T* address) {
+    shim::check_read(address, sizeof(T));
+    return *address;
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {  // fibers do not interrupt each other
+    const T before = *address;
+    *address = before + value;
+    return before;
+}
+
+inline unsigned __float_as_uint(float x) { return shim::bits_as<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return shim::bits_as<float>(x); }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline void __stwb(float4* address, float4 value) { *address = value; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }

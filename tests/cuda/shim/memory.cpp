@@ -1,0 +1,134 @@
+// The arena: addresses are never used twice, and between two allocations lie pages that nobody may touch. An allocation
+// begins at a multiple of 256 as CUDA's do and ends less than 256 bytes before such a page; that rest has a pattern
+// that `release` looks at, and under address sanitizer it is poisoned.
+#include "memory.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace shim {
+namespace {
+
+constexpr std::size_t kArena = std::size_t{1} << 40;  // addresses, not memory
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kAlignment = 256;
+constexpr int kFresh = 0xCD;
+constexpr unsigned char kBehind = 0xFB;
+
+struct Allocation {
+    std::size_t n_bytes;
+    char* pages;
+    std::size_t pages_bytes;
+    int device;
+};
+
+std::map<const char*, Allocation> allocations;  // by their first byte
+char* arena = nullptr;
+char* next = nullptr;
+
+void protect(const Allocation& allocation, int rights) {
+    if (mprotect(allocation.pages, allocation.pages_bytes, rights) == 0) return;
+    std::perror("shim: mprotect");
+    std::abort();
+}
+
+void set_rights(int rights) {
+    for (const auto& [begin, allocation] : allocations) protect(allocation, rights);
+}
+
+std::size_t rounded_up(std::size_t n, std::size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+using Entry = std::map<const char*, Allocation>::value_type;
+const Entry* latest = nullptr;  // kernels read the same allocation again and again
+
+bool holds(const Entry& entry, const char* address) {
+    return entry.first <= address && address < entry.first + entry.second.n_bytes;
+}
+
+/// The allocation in which an address lies, or nullptr.
+const Entry* allocation_of(const char* address) {
+    if (latest != nullptr && holds(*latest, address)) return latest;
+    auto after = allocations.upper_bound(address);
+    if (after == allocations.begin() || !holds(*--after, address)) return nullptr;
+    return latest = &*after;
+}
+
+char* reserve() {
+    void* const memory = mmap(nullptr, kArena, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? nullptr : static_cast<char*>(memory);
+}
+
+}  // namespace
+
+void* allocate(std::size_t n_bytes, int device) {
+    if (arena == nullptr) arena = next = reserve();
+    const std::size_t used = rounded_up(n_bytes, kAlignment);
+    const std::size_t pages_bytes = rounded_up(used, kPage);
+    if (arena == nullptr || n_bytes > kArena / 2 || next + pages_bytes + kPage > arena + kArena) return nullptr;
+    const Allocation allocation{n_bytes, next, pages_bytes, device};
+    char* const begin = next + pages_bytes - used;
+    next += pages_bytes + kPage;
+    protect(allocation, PROT_READ | PROT_WRITE);
+    std::memset(begin, kFresh, n_bytes);
+    std::memset(begin + n_bytes, kBehind, used - n_bytes);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_poison_memory_region(allocation.pages, static_cast<std::size_t>(begin - allocation.pages));
+    __asan_poison_memory_region(begin + n_bytes, used - n_bytes);
+#endif
+    protect(allocation, PROT_NONE);
+    allocations[begin] = allocation;
+    return begin;
+}
+
+bool release(void* memory, std::string& problem) {
+    const auto found = allocations.find(static_cast<const char*>(memory));
+    if (found == allocations.end()) return false;
+    const Allocation allocation = found->second;
+    char* const begin = static_cast<char*>(memory);
+    char* const end = allocation.pages + allocation.pages_bytes;
+    protect(allocation, PROT_READ | PROT_WRITE);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(allocation.pages, allocation.pages_bytes);
+#endif
+    if (!std::all_of(begin + allocation.n_bytes, end,
+                     [](char c) { return static_cast<unsigned char>(c) == kBehind; })) {
+        problem = "something wrote behind an allocation of " + std::to_string(allocation.n_bytes) + " bytes";
+    }
+    madvise(allocation.pages, allocation.pages_bytes, MADV_DONTNEED);
+    protect(allocation, PROT_NONE);
+    latest = nullptr;
+    allocations.erase(found);
+    return true;
+}
+
+bool is_live(const void* address, std::size_t n_bytes) {
+    const auto* const begin = static_cast<const char*>(address);
+    const auto* const found = allocation_of(begin);
+    return found != nullptr && n_bytes <= static_cast<std::size_t>(found->first + found->second.n_bytes - begin);
+}
+
+int device_of(const void* address) {
+    const auto* const found = allocation_of(static_cast<const char*>(address));
+    return found == nullptr ? -1 : found->second.device;
+}
+
+std::size_t live_bytes() {
+    std::size_t sum = 0;
+    for (const auto& [begin, allocation] : allocations) sum += allocation.n_bytes;
+    return sum;
+}
+
+Access::Access() { set_rights(PROT_READ | PROT_WRITE); }
+Access::~Access() { set_rights(PROT_NONE); }
+
+}  // namespace shim

@@ -1,0 +1,27 @@
+// Device memory that the host cannot touch: an arena without access rights, except while a kernel or a copy runs.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace shim {
+
+/// Memory of a device, filled with 0xCD, or nullptr.
+void* allocate(std::size_t n_bytes, int device);
+/// Gives memory back, never to be used again; false if it is none, or words in `problem` if a kernel wrote behind it.
+bool release(void* memory, std::string& problem);
+/// Whether n bytes lie in one allocation.
+bool is_live(const void* address, std::size_t n_bytes);
+/// The device that an address belongs to, or -1.
+int device_of(const void* address);
+std::size_t live_bytes();
+
+/// Access to everything allocated, as long as this object lives.
+struct Access {
+    Access();
+    ~Access();
+    Access(const Access&) = delete;
+    Access& operator=(const Access&) = delete;
+};
+
+}  // namespace shim

@@ -1,0 +1,256 @@
+// The runtime library's calls: recorded, made to fail where a test asks for it, and done at once, stream or not.
+//
+// Tests talk to it through plain C:
+//   shim_seed(n)               orders of threads and blocks from here on
+//   shim_calls()               all calls since the last shim_clear(), a line each: name, what for, stream
+//   shim_fail(name, nth, code) the nth call of that name from now on, from 1, fails with code; with 0, all of them do
+//   shim_clear()               forgets calls, failures to come, and the failure that a kernel left behind
+//   shim_live_bytes()          device memory in use
+//   shim_words()               what went wrong in the last kernel that failed
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "memory.hpp"
+#include "scheduler.hpp"
+
+namespace shim {
+namespace {
+
+constexpr unsigned kMostThreads = 1024;
+constexpr unsigned kMostBlocks[3] = {2147483647, 65535, 65535};
+constexpr int kDevices = 2;
+
+struct Planned {
+    int nth;
+    cudaError_t status;
+};
+
+std::string calls;
+std::map<std::string, Planned> planned;
+cudaError_t broken = cudaSuccess;  // what a kernel left behind: every later call fails with it, as on a device
+cudaError_t last = cudaSuccess;
+int current_device = 0;
+std::uintptr_t n_events = 0;
+std::string words_of_failure;
+
+/// Records a call and says whether it is to fail.
+__attribute__((format(printf, 2, 3))) cudaError_t record(const char* name, const char* format, ...) {
+    char words[256];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(words, sizeof words, format, arguments);
+    va_end(arguments);
+    calls += std::string(name) + words + "\n";
+    cudaError_t status = broken;
+    const auto found = planned.find(name);
+    if (found != planned.end()) {
+        Planned& plan = found->second;
+        if (plan.nth <= 1) status = plan.status;
+        if (plan.nth == 1) {
+            planned.erase(found);
+        } else if (plan.nth > 1) {
+            --plan.nth;
+        }
+    }
+    if (status != cudaSuccess) last = status;
+    return status;
+}
+
+cudaError_t failed(cudaError_t status, const std::string& words) {
+    std::fprintf(stderr, "shim: %s\n", words.c_str());
+    words_of_failure = words;
+    return last = status;
+}
+
+/// A kernel that touches memory outside of everything ends the process, as it has no stack to go back to.
+[[maybe_unused]] void on_bad_access(int signal) {
+    constexpr char words[] = "shim: the kernel touched memory outside of every allocation\n";
+    static_cast<void>(!write(STDERR_FILENO, words, sizeof words - 1));
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+}
+
+/// Handles bad accesses as long as it lives, unless a sanitizer does.
+class AccessWatch {
+public:
+    AccessWatch() {
+#if !defined(__SANITIZE_ADDRESS__)
+        struct sigaction action = {};
+        action.sa_handler = on_bad_access;
+        sigaction(SIGSEGV, &action, &before_);
+#endif
+    }
+    ~AccessWatch() {
+#if !defined(__SANITIZE_ADDRESS__)
+        sigaction(SIGSEGV, &before_, nullptr);
+#endif
+    }
+    AccessWatch(const AccessWatch&) = delete;
+    AccessWatch& operator=(const AccessWatch&) = delete;
+
+private:
+    [[maybe_unused]] struct sigaction before_ = {};
+};
+
+bool is_launchable(dim3 grid, dim3 block) {
+    const unsigned blocks[3] = {grid.x, grid.y, grid.z};
+    for (int i = 0; i < 3; ++i) {
+        if (blocks[i] == 0 || blocks[i] > kMostBlocks[i]) return false;
+    }
+    const std::size_t n_threads = std::size_t{block.x} * block.y * block.z;
+    return n_threads > 0 && n_threads <= kMostThreads;
+}
+
+}  // namespace
+
+void check_read(const void* address, std::size_t n_bytes) {
+    if (reinterpret_cast<std::uintptr_t>(address) % n_bytes != 0) {
+        fail("a misaligned read of " + std::to_string(n_bytes) + " bytes");
+    } else if (!is_live(address, n_bytes)) {
+        fail("a read of " + std::to_string(n_bytes) + " bytes outside of every allocation");
+    }
+}
+
+cudaError_t launch(const Work& work, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream) {
+    const cudaError_t status =
+        record("cudaLaunchKernel", " grid=(%u, %u, %u) block=(%u, %u, %u) shared=%zu stream=%p", grid.x, grid.y, grid.z,
+               block.x, block.y, block.z, shared_bytes, static_cast<void*>(stream));
+    if (status != cudaSuccess) return status;
+    if (!is_launchable(grid, block)) return failed(cudaErrorInvalidConfiguration, "no such launch is possible");
+    const Access access;
+    const AccessWatch watch;
+    const std::string problem = run_grid(work, grid, block);
+    if (problem.empty()) return cudaSuccess;
+    return broken = failed(cudaErrorLaunchFailure, problem);
+}
+
+}  // namespace shim
+
+using namespace shim;
+
+cudaError_t cudaGetLastError() {
+    record("cudaGetLastError", "%s", "");
+    const cudaError_t status = last;
+    last = broken;
+    return status;
+}
+
+const char* cudaGetErrorString(cudaError_t status) {
+    switch (status) {
+        case cudaSuccess: return "no error";
+        case cudaErrorInvalidValue: return "invalid argument";
+        case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+        case cudaErrorLaunchFailure: return "unspecified launch failure";
+        case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
+        default: return "unrecognized error code";
+    }
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+    const cudaError_t status = record("cudaGetDeviceCount", "%s", "");
+    *count = status == cudaSuccess ? kDevices : 0;
+    return status;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 13000;
+    return record("cudaDriverGetVersion", "%s", "");
+}
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = 13000;
+    return record("cudaRuntimeGetVersion", "%s", "");
+}
+
+cudaError_t cudaSetDevice(int device) {
+    const cudaError_t status = record("cudaSetDevice", " %d", device);
+    if (status != cudaSuccess) return status;
+    if (device < 0 || device >= kDevices) return failed(cudaErrorInvalidDevice, "no such device");
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+    *device = current_device;
+    return record("cudaGetDevice", "%s", "");
+}
+
+cudaError_t cudaMallocAsync(void** memory, std::size_t n_bytes, cudaStream_t stream) {
+    const cudaError_t status = record("cudaMallocAsync", " %zu stream=%p", n_bytes, static_cast<void*>(stream));
+    if (status != cudaSuccess) return status;
+    *memory = allocate(n_bytes, current_device);
+    return *memory == nullptr ? failed(cudaErrorMemoryAllocation, "out of device memory") : cudaSuccess;
+}
+
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
+    const cudaError_t status = record("cudaFreeAsync", " stream=%p", static_cast<void*>(stream));
+    if (status != cudaSuccess) return status;
+    std::string problem;
+    if (!release(memory, problem)) return failed(cudaErrorInvalidValue, "no such device memory to give back");
+    return problem.empty() ? cudaSuccess : broken = failed(cudaErrorIllegalAddress, problem);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    const cudaError_t status = record("cudaMemcpyAsync", " %zu kind=%d stream=%p", n_bytes, static_cast<int>(kind),
+                                      static_cast<void*>(stream));
+    if (status != cudaSuccess) return status;
+    const bool is_from_device = kind != cudaMemcpyHostToDevice;
+    const bool is_to_device = kind != cudaMemcpyDeviceToHost;
+    if (is_live(from, n_bytes) != is_from_device || is_live(to, n_bytes) != is_to_device) {
+        return failed(cudaErrorInvalidValue, "a copy that is not in device memory where it says so");
+    }
+    const Access access;
+    std::memcpy(to, from, n_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return record("cudaStreamSynchronize", " stream=%p", static_cast<void*>(stream));
+}
+
+cudaError_t cudaDeviceSynchronize() { return record("cudaDeviceSynchronize", "%s", ""); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+    const cudaError_t status = record("cudaEventCreateWithFlags", " %u", flags);
+    if (status == cudaSuccess) *event = reinterpret_cast<cudaEvent_t>(++n_events);
+    return status;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    return record("cudaEventRecord", " %p stream=%p", static_cast<void*>(event), static_cast<void*>(stream));
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+    return record("cudaStreamWaitEvent", " %p flags=%u stream=%p", static_cast<void*>(event), flags,
+                  static_cast<void*>(stream));
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return record("cudaEventDestroy", " %p", static_cast<void*>(event)); }
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+    const int device = device_of(memory);
+    *attributes = {device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice, device};
+    return record("cudaPointerGetAttributes", "%s", "");
+}
+
+#define SHIM_API extern "C" __attribute__((visibility("default")))
+
+SHIM_API void shim_seed(unsigned value) { seed(value); }
+SHIM_API const char* shim_calls() { return calls.c_str(); }
+SHIM_API const char* shim_words() { return words_of_failure.c_str(); }
+SHIM_API std::size_t shim_live_bytes() { return live_bytes(); }
+
+SHIM_API void shim_fail(const char* name, int nth, int code) { planned[name] = {nth, static_cast<cudaError_t>(code)}; }
+
+SHIM_API void shim_clear() {
+    calls.clear();
+    planned.clear();
+    words_of_failure.clear();
+    broken = last = cudaSuccess;
+}

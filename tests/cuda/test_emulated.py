@@ -1,0 +1,411 @@
+"""Proof (b): the kernels' own sources, run thread by thread on the CPU, against reference.py, bit by bit.
+
+Covered: rows, columns, edges and top-k by equality for every dtype and kind of pattern; sizes around 8, 16, 32, 64, 128
+and 256; layouts with any strides, any alignment of input and result, repeated and reversed indices, several layers of
+several dtypes; every 16-bit item; k from 1 to the line, lines to thousands; three orders of threads. Factored rows
+within the bound that reference.factored computes, nothing more, and their means by equality. The library is built with
+grids of at most five blocks and 64 KiB of scratch (emulated.LIMITS), so strides over grids and parts are the rule here.
+Not covered: what only hardware has (memory ordering between warps, speed), see docs/cuda.md.
+
+test_planted.py runs this file against libraries with planted bugs, so the cheap and general cases come first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import attncache
+import test_factored
+from attncache import reference
+from cuda import emulated
+from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
+from cuda.compilers import NO_GXX, find_gxx
+from patterns import KINDS, SIZES, Array, Shape, assert_same, make, meaning, strided
+
+SEEDS = (1, 2, 3)
+LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 1000, 2049, 4099)
+
+
+@pytest.fixture(scope="session")
+def device(emulated_library: Path) -> Device:
+    return Device(emulated.load(emulated_library))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(device: Device) -> Any:
+    device.library.shim_clear()
+    before = device.library.shim_live_bytes()
+    yield
+    assert device.library.shim_live_bytes() == before
+    assert device.library.shim_words() == b"", "a kernel failed"
+
+
+@pytest.fixture(params=SEEDS, ids=lambda seed: f"seed{seed}")
+def order(request: pytest.FixtureRequest, device: Device) -> int:
+    """An order in which the threads of a block and the blocks of a grid have their turns."""
+    device.library.shim_seed(request.param)
+    return int(request.param)
+
+
+def heads_argument(mean: bool) -> Any:
+    return "mean" if mean else None
+
+
+def assert_rows(device: Device, patterns: list[Array], positions: list[int], **options: Any) -> None:
+    for mean in (False, True):
+        expected = meaning("rows", patterns, None, positions, heads=heads_argument(mean), batch=None)
+        batches = range(patterns[0].shape[0])
+        got = device.ask("rows", patterns, positions, batches=batches, mean=mean, **options)
+        assert_same(got.reshape(expected.shape), expected, f"rows, mean {mean}, {options}")
+
+
+def assert_columns(device: Device, patterns: list[Array], positions: list[int], **options: Any) -> None:
+    for mean in (False, True):
+        expected = meaning("columns", patterns, None, positions, heads=heads_argument(mean), batch=None)
+        batches = range(patterns[0].shape[0])
+        got = device.ask("columns", patterns, positions, batches=batches, mean=mean, **options)
+        assert_same(got.reshape(expected.shape), expected, f"columns, mean {mean}, {options}")
+
+
+def assert_edges(device: Device, patterns: list[Array], chosen: list[int], keys: list[int], **options: Any) -> None:
+    for mean in (False, True):
+        expected = meaning("edges", patterns, chosen, keys, heads=heads_argument(mean), batch=None)
+        batches = range(patterns[0].shape[0])
+        got = device.ask("edges", patterns, chosen, keys, batches=batches, mean=mean, **options)
+        assert_same(got.reshape(expected.shape), expected, f"edges, mean {mean}, {options}")
+
+
+def assert_top_k(device: Device, lines: Array, k: int, shift: int = 0) -> None:
+    positions = reference.heaviest(lines, k)
+    expected = positions, np.take_along_axis(lines, positions, axis=-1)
+    assert_same(device.top_k(lines, k, shift), expected, f"the {k} heaviest of {lines.shape}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_head_means_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+    for seq_k in SIZES:
+        assert_rows(device, [make(kind, (2, 3, 5, seq_k), dtype)], [4, 0, 0, 3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+    for seq_q in (1, 7, 31, 32, 33, 129):
+        pattern = make(kind, (2, 3, seq_q, 40), dtype)
+        assert_columns(device, [pattern], [39, 0, 0])
+        assert_columns(device, [pattern], list(range(40)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edges_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+    pattern = make(kind, (2, 3, 9, 200), dtype)
+    assert_edges(device, [pattern], [8, 0, 0], [199, 3, 3, 0])
+    assert_edges(device, [pattern], [1], list(range(200)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_k_has_order_ties_and_nan_of_the_reference(kind: str, order: int, device: Device) -> None:
+    for length in LENGTHS[::2] if order > 1 else LENGTHS:
+        lines = make(kind, (1, 1, 3, length))[0, 0]
+        for k in sorted({1, 2, 10, 31, 32, 33, 255, 256, 257, length // 2, length - 1, length}):
+            if 0 < k <= length:
+                assert_top_k(device, lines, k)
+
+
+def test_top_k_takes_any_k_of_a_line(device: Device) -> None:
+    lines = np.concatenate([make(kind, (1, 1, 1, 300))[0, 0] for kind in KINDS])
+    for k in [*range(70), *range(250, 262), *range(290, 301)]:
+        assert_top_k(device, lines, k)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 2.0**-149])
+def test_top_k_of_equal_weights_is_the_first_positions(value: float, device: Device) -> None:
+    lines = np.full((2, 1000), value, np.float32)
+    for k in (1, 255, 256, 257, 999, 1000):
+        positions, weights = device.top_k(lines, k)
+        assert_same(positions, np.tile(np.arange(k), (2, 1)))
+        assert_same(weights, lines[:, :k])
+
+
+def test_top_k_keeps_equal_zeros_of_both_signs_in_place(device: Device) -> None:
+    lines = make("signed_zeros", (1, 1, 2, 600))[0, 0]
+    positions, weights = device.top_k(lines, 600)
+    assert_same(positions, np.tile(np.arange(600), (2, 1)))
+    assert_same(weights, lines)
+
+
+def test_top_k_orders_weights_that_differ_in_any_one_bit(device: Device) -> None:
+    bits = np.uint32(1) << np.arange(31, dtype=np.uint32)
+    lines = np.stack([bits, 0x3F800000 ^ bits, 0x80000000 | bits, 0x3F7FFFFF & ~bits]).view(np.float32)
+    for k in (1, 16, 31):
+        assert_top_k(device, lines, k)
+
+
+def test_more_lines_than_blocks(device: Device) -> None:
+    lines = make("ties", (1, 1, 50, 30))[0, 0]
+    assert_top_k(device, lines, 7)
+    many = make("extremes", (1, 1, 20, 2000))[0, 0]
+    assert_top_k(device, many, 1999)
+
+
+@pytest.mark.parametrize("bits", ["float16", "bfloat16"])
+def test_every_16_bit_item_is_widened_exactly(bits: str, device: Device) -> None:
+    dtype = np.float16 if bits == "float16" else ml_dtypes.bfloat16
+    items = np.arange(65536, dtype=np.uint16).view(dtype)
+    pattern = items.reshape(1, 1, 16, 4096)
+    with np.errstate(all="ignore"):
+        expected = pattern.astype(np.float32)
+    assert_same(device.ask("rows", [pattern], range(16))[0], expected)
+    assert_same(device.ask("rows", [pattern], range(16), shift=2)[0], expected)
+    assert_same(device.ask("columns", [pattern], range(4096))[0, :, 0].T.reshape(16, 4096), expected[0, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 48), (2, 3, 5, 37)], ids=str)
+def test_any_strides_of_batches_heads_and_queries(shape: Shape, dtype: str, device: Device) -> None:
+    pattern = make("extremes", shape, dtype)
+    layouts = {name: layout for name, layout in strided(pattern).items() if layout.strides[3] == layout.itemsize}
+    layouts["backwards in all but keys"] = np.ascontiguousarray(pattern[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    layouts["the same heads"] = np.broadcast_to(pattern[:, :1], shape)
+    layouts["part of longer rows"] = make("soft", (*shape[:3], 64), dtype)[..., 8 : 8 + shape[3]]
+    assert len(layouts) >= 5
+    for layout in layouts.values():
+        assert_rows(device, [layout], [4, 0, 2])
+        assert_columns(device, [layout], [shape[3] - 1, 0, 5])
+        assert_edges(device, [layout], [4, 0], [shape[3] - 1, 7, 8])
+
+
+@pytest.mark.parametrize("shift", [2, 4, 6, 8, 12, 14])
+def test_any_alignment_of_an_item(shift: int, dtype: str, device: Device) -> None:
+    for seq_k in (24, 33, 1056):
+        pattern = make("extremes", (1, 3, 4, seq_k), dtype)
+        if shift % pattern.itemsize:
+            continue
+        assert_rows(device, [pattern], [3, 1], shift=shift)
+        assert_rows(device, [pattern], [3, 1], shift=shift, out_shift=4)
+        assert_rows(device, [pattern], [3, 1], out_shift=shift // 4 * 4)
+        assert_columns(device, [pattern], [3, 1, 2], shift=shift, out_shift=4)
+        assert_edges(device, [pattern], [3], [3, 1, 2], shift=shift, out_shift=4)
+    assert_top_k(device, make("ties", (1, 1, 2, 301))[0, 0], 300, shift=shift // 4 * 4)
+
+
+def test_rows_longer_than_a_tile(dtype: str, device: Device) -> None:
+    for seq_k in (1023, 1024, 1025, 2056, 4099):
+        assert_rows(device, [make("extremes", (1, 5, 2, seq_k), dtype)], [1, 0])
+
+
+def test_columns_longer_than_a_tile_of_any_width(device: Device) -> None:
+    pattern = make("extremes", (1, 2, 1100, 70), "float16")
+    for n_keys in (1, 2, 3, 5, 9, 17, 32, 33, 70):
+        assert_columns(device, [pattern], list(range(70 - n_keys, 70))[::-1])
+
+
+def test_listed_heads_are_added_in_the_order_of_the_list(dtype: str, device: Device) -> None:
+    pattern = make("extremes", (1, 6, 3, 40), dtype)
+    for heads in ([5, 0, 3], [0, 3, 5], [2, 2, 2], [4], [0, 1, 2, 3, 4, 5, 0, 1, 2]):
+        expected = meaning("rows", [pattern], 0, None, heads=("mean", heads), batch=0)
+        got = device.ask("rows", [pattern], [0, 1, 2], heads=heads, mean=True)
+        assert_same(got[0, 0, 0], expected, f"heads {heads}")
+        each = device.ask("columns", [pattern], [7, 1], heads=heads)
+        assert_same(each[0, 0], meaning("columns", [pattern], 0, [7, 1], heads=heads, batch=0))
+
+
+def test_the_mean_of_no_heads_is_nan(device: Device) -> None:
+    pattern = make("soft", (1, 2, 3, 10))
+    assert np.isnan(device.ask("rows", [pattern], [0, 1], heads=[], mean=True)).all()
+    assert np.isnan(device.ask("columns", [pattern], [0, 1], heads=[], mean=True)).all()
+    assert np.isnan(device.ask("edges", [pattern], [0, 1], [5], heads=[], mean=True)).all()
+    rows = device.factored_rows(*test_factored.layer(5, 5), range(5), heads=[], mean=True)
+    assert rows.shape == (1, 1, 5, 5)
+    assert np.isnan(rows).all()
+
+
+def test_layers_of_several_dtypes_answer_together(device: Device) -> None:
+    layers = [make("extremes", (2, 3, 4, 72), dtype, i) for i, dtype in enumerate(("float16", "float32", "bfloat16"))]
+    layers.append(strided(layers[0])["heads inside queries"])
+    assert_rows(device, layers, [3, 0])
+    assert_columns(device, layers, [71, 0])
+    assert_edges(device, layers, [3, 0], [71, 0, 1])
+
+
+def test_the_answers_are_those_of_the_cpu(device: Device, dtype: str) -> None:
+    pattern = make("extremes", (2, 4, 30, 50), dtype)
+    cache = attncache.AttentionCache()
+    cache.push(pattern)
+    queries = list(range(30))
+    assert_same(device.ask("rows", [pattern], queries, batches=[1], mean=True)[0, 0, 0], cache.head_mean(0, batch=1))
+    expected = cache.columns(0, [9, 3], heads=None, batch=1)
+    assert_same(device.ask("columns", [pattern], [9, 3], batches=[1])[0, 0], expected)
+    top = cache.top_k(7, layers=0, heads=None, batch=0)
+    rows = device.ask("rows", [pattern], queries)[0, 0].reshape(-1, 50)
+    positions, weights = device.top_k(rows, 7)
+    assert_same(positions.reshape(top.positions.shape), top.positions)
+    assert_same(weights.reshape(top.weights.shape), top.weights)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0)], ids=str)
+def test_empty_axes_give_empty_answers_without_a_launch(shape: Shape, device: Device) -> None:
+    pattern = np.zeros(shape, np.float32)
+    batches, positions = range(shape[0]), range(min(1, shape[2]))
+    device.ask("rows", [pattern], positions, batches=batches)
+    device.ask("columns", [pattern], range(min(1, shape[3])), batches=batches)
+    device.ask("edges", [pattern], positions, range(min(1, shape[3])), batches=batches)
+    assert b"cudaLaunchKernel" not in device.library.shim_calls()
+
+
+def test_empty_requests_give_empty_answers_without_a_launch(device: Device) -> None:
+    pattern = make("soft", (1, 2, 3, 4))
+    for patterns, options in (([], {}), ([pattern], {"batches": []}), ([pattern], {"heads": []})):
+        assert device.ask("rows", patterns, [], **options).size == 0
+        assert device.ask("columns", patterns, [], **options).size == 0
+        assert device.ask("edges", patterns, [], [], **options).size == 0
+    assert device.ask("rows", [pattern], []).shape == (1, 1, 2, 0, 4)
+    assert device.top_k(np.zeros((3, 5), np.float32), 0)[0].shape == (3, 0)
+    assert device.top_k(np.zeros((3, 0), np.float32), 0)[0].shape == (3, 0)
+    assert device.top_k(np.zeros((0, 5), np.float32), 2)[0].shape == (0, 2)
+    assert device.factored_rows(*test_factored.layer(5, 5), []).shape == (1, 6, 0, 5)
+    assert b"cudaLaunchKernel" not in device.library.shim_calls()
+
+
+def assert_within_bound(got: Array, expected: reference.Factored, context: str) -> None:
+    error = np.abs(got.astype(np.float64) - expected.pattern)
+    wrong = np.argwhere(~((error <= expected.bound) | (np.isnan(got) & np.isnan(expected.pattern))))
+    assert len(wrong) == 0, f"{context}: {len(wrong)} of {got.size} are off, first at {wrong[0]}"
+    assert (got[expected.pattern == 0] == 0).all(), context
+
+
+@pytest.mark.parametrize("option", test_factored.OPTIONS)
+def test_factored_rows_lie_within_the_written_bound_for_every_option(option: str, order: int, device: Device) -> None:
+    for seq_q, seq_k in ((1, 1), (33, 33), (1, 40), (5, 300), (30, 7), (3, 513), (2, 2100)):
+        query, key = test_factored.layer(seq_q, seq_k)
+        options = test_factored.options_of(option, 2, 6, seq_k)
+        got = device.factored_rows(query, key, range(seq_q), batches=[0, 1], **options)
+        assert_within_bound(got, reference.factored(query, key, **options), f"{option} {seq_q} x {seq_k}")
+
+
+@pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 7, 8, 9, 16, 24, 33, 64, 128, 130])
+def test_factored_rows_lie_within_the_bound_for_every_head_dim(head_dim: int, dtype: str, device: Device) -> None:
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    query, key = test_factored.layer(5, 70, batch=1, heads=3, key_heads=1, head_dim=head_dim, dtype=kind)
+    expected = reference.factored(query, key)
+    for shift in (0, key.itemsize, 16):
+        assert_within_bound(device.factored_rows(query, key, range(5), shift=shift), expected, f"shift {shift}")
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (2, 1), (3, 3), (4, 2), (9, 3), (12, 1), (17, 1)])
+def test_heads_in_groups_read_their_key_head(heads: int, key_heads: int, device: Device) -> None:
+    query, key = test_factored.layer(6, 30, batch=1, heads=heads, key_heads=key_heads)
+    got = device.factored_rows(query, key, range(6))
+    assert_within_bound(got, reference.factored(query, key), f"{heads} heads, {key_heads} key heads")
+    assert_same(got, device.factored_rows(query, np.repeat(key, heads // key_heads, axis=1), range(6)))
+
+
+def test_factored_rows_come_in_the_order_of_the_lists_with_the_same_bits(device: Device) -> None:
+    query, key = test_factored.layer(9, 300, heads=6, key_heads=3)
+    whole = device.factored_rows(query, key, range(9), batches=[0, 1], softcap=4.0)
+    chosen = device.factored_rows(query, key, [8, 0, 0, 5], batches=[1, 0, 1], heads=[5, 0, 3, 1, 5], softcap=4.0)
+    assert_same(chosen, whole[[1, 0, 1]][:, [5, 0, 3, 1, 5]][:, :, [8, 0, 0, 5]])
+
+
+def test_means_of_factored_rows_are_the_means_of_their_heads(order: int, device: Device) -> None:
+    query, key = test_factored.layer(40, 300, heads=6, key_heads=2, head_dim=8)  # comes in parts: 7 KB a position
+    for heads in ([0, 1, 2, 3, 4, 5], [5, 0], [3]):
+        each = device.factored_rows(query, key, range(40), batches=[1, 0], heads=heads)
+        mean = device.factored_rows(query, key, range(40), batches=[1, 0], heads=heads, mean=True)
+        assert_same(mean[:, 0], np.stack([reference.mean_of_heads(item) for item in each]))
+
+
+def test_given_normalisers_are_used(device: Device) -> None:
+    query, key = test_factored.layer(12, 300)
+    lse = reference.factored(query, key).lse.astype(np.float32)
+    lse[0, 0, 3], lse[0, 1, 2], lse[1, 2, 5] = np.nan, np.inf, -np.inf
+    lse[1, 0, :] += 1
+    expected = reference.factored(query, key, lse=lse)
+    got = device.factored_rows(query, key, range(12), batches=[0, 1], lse=lse)
+    assert_within_bound(got, expected, "lse")
+    assert np.isnan(got[0, 0, 3]).all()
+    assert (got[0, 1, 2] == 0).all()
+    assert (got[1, 2, 5] == 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_sees_nan_is_nan_everywhere(value: float, device: Device) -> None:
+    query, key = test_factored.layer(300, 300, batch=1, heads=2, key_heads=1, head_dim=4)
+    key[0, 0, 270] = value
+    query = np.abs(query)
+    got = device.factored_rows(query, key, [0, 269, 270, 299])
+    assert not np.isnan(got[:, :, :2]).any()
+    assert np.isnan(got[:, :, 2:]).all()
+
+
+def test_hidden_keys_may_hold_anything_and_rows_without_visible_keys_are_zeros(device: Device) -> None:
+    query, key = test_factored.layer(10, 20, batch=2, heads=2, key_heads=1)
+    key[0, :, 15] = np.nan
+    mask = np.ones((2, 20), np.bool_)
+    mask[0, 15] = False
+    mask[1] = False
+    got = device.factored_rows(query, key, range(10), batches=[0, 1], key_mask=mask)
+    assert np.isfinite(got[0]).all()
+    assert (got[0, :, :, 15] == 0).all()
+    assert (got[1] == 0).all()
+    early = device.factored_rows(*test_factored.layer(9, 4), range(9))  # the first five queries see no key
+    assert (early[:, :, :5] == 0).all()
+    assert (early[:, :, 5:].sum(axis=-1) > 0.99).all()
+
+
+def test_large_scores_overflow_nothing(device: Device) -> None:
+    query, key = test_factored.layer(4, 300, head_dim=8)
+    for scale in (30.0, 1000.0, 1e-30):
+        got = device.factored_rows(query, key, range(4), scale=scale)
+        assert_within_bound(got, reference.factored(query[:1], key[:1], scale=scale), f"scale {scale}")
+
+
+def status_of(device: Device, name: str, *arguments: Any, **options: Any) -> int:
+    with pytest.raises(Failed) as raised:
+        getattr(device, name)(*arguments, **options)
+    return raised.value.status
+
+
+def test_indices_outside_their_axes_are_refused(device: Device) -> None:
+    pattern = make("soft", (1, 2, 3, 4))
+    for position in (-1, 3):
+        assert status_of(device, "ask", "rows", [pattern], [position]) == BAD_ARGUMENT
+        assert status_of(device, "ask", "edges", [pattern], [position], [0]) == BAD_ARGUMENT
+    for position in (-1, 4):
+        assert status_of(device, "ask", "columns", [pattern], [position]) == BAD_ARGUMENT
+        assert status_of(device, "ask", "edges", [pattern], [0], [position]) == BAD_ARGUMENT
+    assert status_of(device, "ask", "rows", [pattern], [0], heads=[2]) == BAD_ARGUMENT
+    assert status_of(device, "ask", "rows", [pattern], [0], batches=[1]) == BAD_ARGUMENT
+    assert status_of(device, "ask", "rows", [pattern, pattern[:, :1]], [0]) == BAD_ARGUMENT
+    assert status_of(device, "top_k", np.zeros((2, 3), np.float32), 4) == BAD_ARGUMENT
+    assert status_of(device, "factored_rows", *test_factored.layer(3, 3), [3]) == BAD_ARGUMENT
+    assert b"cudaLaunchKernel" not in device.library.shim_calls()
+
+
+def test_sizes_beyond_64_bits_are_refused(device: Device) -> None:
+    size = ctypes.c_int64
+    huge = device.library.attncache_cuda_top_k(None, size(2**40), size(2**40), size(1), None, None, None)
+    assert huge == TOO_LARGE
+
+
+def test_this_file_passes_under_sanitizers(tmp_path: Path) -> None:
+    if os.environ.get("ATTNCACHE_EMULATED_LIBRARY"):
+        pytest.skip("this run has a library of its own already")
+    if find_gxx() is None:
+        pytest.skip(NO_GXX)
+    sanitizers = ("address", "undefined")
+    library = emulated.build(tmp_path, sanitize=sanitizers)
+    assert b"__asan_report" in library.read_bytes()
+    environment = {**os.environ, "ATTNCACHE_EMULATED_LIBRARY": str(library), **emulated.preloaded(sanitizers)}
+    options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-k", "not seed2 and not seed3"]
+    command = [sys.executable, "-m", "pytest", *options, __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
