@@ -1,7 +1,7 @@
 """Where this machine keeps NVIDIA's compiler and disassembler, for every test and build that needs them.
 
 Looked for in this order: what `CUDACXX` names, `PATH`, `CUDA_HOME`, `/usr/local/cuda`, and the wheels
-`nvidia-cuda-nvcc`, `nvidia-cuda-crt`, `nvidia-nvvm` and `nvidia-cuda-runtime` of this Python environment
+`nvidia-cuda-nvcc`, `nvidia-cuda-crt`, `nvidia-nvvm`, `nvidia-cuda-runtime` and `nvidia-cuda-cccl` of this Python environment
 (`nvidia-cuda-cuobjdump` and `nvidia-cuda-nvdisasm` for the machine code). No GPU and no driver is needed.
 
 `python tests/cuda/compilers.py` prints the path of nvcc, or says on stderr what is missing and exits with 1.
@@ -22,7 +22,7 @@ CUDA_SOURCES = Path(__file__).resolve().parents[2] / "cpp" / "cuda"
 ARCHITECTURES = (75, 80, 90, 100, 120)  # those of cpp/cuda/CMakeLists.txt; test_build.py compares them
 NO_NVCC = (
     "no nvcc: not named by CUDACXX, nor on PATH, in CUDA_HOME, in /usr/local/cuda or in this Python environment; "
-    "`pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime` brings one"
+    "`pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl` brings one"
 )
 NO_DISASSEMBLER = (
     "no cuobjdump with nvdisasm, so machine code is not read: "
@@ -34,6 +34,8 @@ OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # names one with a planted bug, wh
 
 def folders() -> Iterator[Path]:
     """The folders in which toolkits keep their programs, in the order in which they are asked."""
+    if os.environ.get("CUDACXX"):
+        yield Path(os.environ["CUDACXX"]).parent
     yield from (Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry)
     if os.environ.get("CUDA_HOME"):
         yield Path(os.environ["CUDA_HOME"]) / "bin"

@@ -121,7 +121,7 @@ def test_without_nvcc_the_build_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
     assert "ATTNCACHE_CUDA=ON needs nvcc, and there is none" in said
-    assert "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime" in said
+    assert "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl" in said
 
 
 @needs_cmake
