@@ -14,7 +14,7 @@ namespace attncache::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kBlocksPerMultiprocessor = 8;  // at least, so at most 64 registers; unasked, sm_80 keeps to 40 and spills
+constexpr int kBlocksPerMultiprocessor = 8;  // at least, so at most 64 registers: 32 warps with 4 reads in flight each
 
 template <class Item>
 __device__ float edge(const Line& line, std::int64_t key, float empty) {
