@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,11 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
         return json.loads(output), line.removeprefix("attncache: error: ").rstrip("\n")
 
     return command
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as in a terminal: what is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -587,7 +587,7 @@ def test_no_query_holds_the_square_of_a_long_sequence() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
 @pytest.mark.parametrize("ask", ["lse", "columns", "get_layer"])
-def test_ctrl_c_ends_long_work_and_leaves_the_layer_as_it_was(ask: str) -> None:
+def test_ctrl_c_ends_long_work_and_leaves_the_layer_as_it_was(ask: str, ctrl_c: None) -> None:
     query, key = layer(3000, 3000, batch=1, heads=8, key_heads=1, head_dim=64)
     cache = cache_of(query, key)
     before = cache.nbytes

@@ -452,7 +452,9 @@ def test_executors_that_are_closed_or_cancel_are_the_error_of_every_run(folder: 
 
 
 @pytest.mark.parametrize("is_given", [False, True], ids=["own threads", "given threads"])
-def test_ctrl_c_begins_no_further_run(tmp_path: Path, is_given: bool, three_threads: None, opened: Opened) -> None:
+def test_ctrl_c_begins_no_further_run(
+    tmp_path: Path, is_given: bool, three_threads: None, ctrl_c: None, opened: Opened
+) -> None:
     write_runs(tmp_path, 12)
     pool = ThreadPoolExecutor(3) if is_given else None
     go_on, ended = threading.Event(), threading.Semaphore(0)

@@ -88,7 +88,7 @@ def test_a_library_without_its_functions_is_named(code: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (35, "there is no usable NVIDIA driver"),
+        (35, "no usable NVIDIA driver found"),
         (100, "the NVIDIA driver finds no device"),
         (3, "CUDA cannot be used"),
     ],

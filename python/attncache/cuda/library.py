@@ -130,7 +130,7 @@ def why_not() -> str | None:
     count = ctypes.c_int()
     status = library.status("device_count", ctypes.byref(count))
     if status == _INSUFFICIENT_DRIVER:
-        return f"there is no usable NVIDIA driver: {library.message(status)}"
+        return library.message(status)
     if status == _NO_DEVICE or (status == 0 and count.value == 0):
         return "the NVIDIA driver finds no device; CUDA_VISIBLE_DEVICES may hide it"
     return None if status == 0 else f"CUDA cannot be used: {library.message(status)} (status {status})"
