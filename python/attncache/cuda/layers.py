@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from attncache.factored import KEY, QUERY, Options, Runs, Scoring, checked_scori
 from attncache.sources import PATTERN, Argument, StoredDType, checked_copy, is_on_device
 
 
-class Layer:
+class Layer(ABC):
     """A layer on a device, as the store needs to know it.
 
     Attributes:
@@ -48,9 +49,9 @@ class Layer:
         """The bytes of its items on the device."""
         return sum(each.nbytes for each in self.borrowed)
 
+    @abstractmethod
     def copy_into(self, cache: _core.Store) -> None:
         """Append a copy in CPU memory to a cache."""
-        raise NotImplementedError
 
 
 def _pattern(borrowed: Borrowed) -> Pattern:
