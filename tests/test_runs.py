@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -451,29 +451,42 @@ def test_executors_that_are_closed_or_cancel_are_the_error_of_every_run(folder: 
     assert [type(error) for error in raised.value.errors.values()] == [CancelledError] * 5
 
 
-@pytest.mark.parametrize("is_given", [False, True], ids=["own threads", "given threads"])
-def test_ctrl_c_begins_no_further_run(
-    tmp_path: Path, is_given: bool, three_threads: None, ctrl_c: None, opened: Opened
-) -> None:
+INTERRUPTED = """
+import os, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import attncache
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
+attncache.set_num_threads(3)
+pool = ThreadPoolExecutor(3) if sys.argv[2] == "given" else None
+begun, go_on, ended = [], threading.Event(), threading.Semaphore(0)
+all_begun = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+
+def wait(cache):
+    begun.append(cache.path.name)
+    all_begun.wait(30)
+    assert go_on.wait(30)
+    ended.release()
+
+try:
+    attncache.map_runs(wait, sys.argv[1], pool, progress=False)
+except KeyboardInterrupt:
+    print("interrupted")
+finally:
+    go_on.set()
+print(all(ended.acquire(timeout=30) for _ in range(3)))
+if pool is not None:
+    pool.shutdown()
+print(len(begun))
+"""
+
+
+@pytest.mark.parametrize("threads", ["own", "given"])
+def test_ctrl_c_begins_no_further_run(tmp_path: Path, threads: str) -> None:
     write_runs(tmp_path, 12)
-    pool = ThreadPoolExecutor(3) if is_given else None
-    go_on, ended = threading.Event(), threading.Semaphore(0)
-    all_begun = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
-
-    def wait(cache: AttentionCache) -> None:
-        all_begun.wait(LONG)
-        assert go_on.wait(LONG)
-        ended.release()
-
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            map_runs(wait, tmp_path, pool)
-    finally:
-        go_on.set()
-    assert all(ended.acquire(timeout=LONG) for _ in range(3))
-    if pool is not None:
-        pool.shutdown()
-    assert len(opened.names) == 3
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), threads]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=4 * LONG, check=False)
+    assert (run.stdout.split(), run.stderr) == (["interrupted", "True", "3"], "")
 
 
 def test_an_exit_is_no_failure_of_a_run_but_the_end_of_all(folder: Path) -> None:
