@@ -123,7 +123,8 @@ def test_layers_are_mapped_from_their_files(tmp_path: Path) -> None:
     with AttentionCache.create(tmp_path / "run") as cache:
         push_dense(cache, "float16")
         address = cache[0].ctypes.data
-        line = next(line for line in Path("/proc/self/maps").read_text().splitlines() if "segment-000000" in line)
+        segment = str(cache.directory / "segment-000000.safetensors")
+        line = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(segment))
         begin, end = (int(part, 16) for part in line.split()[0].split("-"))
         assert begin <= address < end
 
