@@ -452,7 +452,7 @@ def test_executors_that_are_closed_or_cancel_are_the_error_of_every_run(folder: 
 
 
 INTERRUPTED = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import attncache
 
@@ -460,7 +460,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in t
 attncache.set_num_threads(3)
 pool = ThreadPoolExecutor(3) if sys.argv[2] == "given" else None
 begun, go_on, ended = [], threading.Event(), threading.Semaphore(0)
-all_begun = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+
+def interrupt():
+    time.sleep(0.5)  # until all runs have been given to the pool: one that is just being given may still begin
+    os.kill(os.getpid(), signal.SIGINT)
+
+all_begun = threading.Barrier(3, action=interrupt)
 
 def wait(cache):
     begun.append(cache.path.name)
