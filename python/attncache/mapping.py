@@ -81,17 +81,29 @@ def map_runs(
     ...     map_runs(lambda cache: cache.shapes[0][-1], folder)
     [1, 2, 3]
     """
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+    from concurrent.futures import CancelledError, ThreadPoolExecutor  # noqa: PLC0415
+    from threading import Event  # noqa: PLC0415
 
     _check_arguments(fn, executor, progress)
     runs = directory if isinstance(directory, Runs) else open_runs(directory)
     pool = ThreadPoolExecutor(get_num_threads(), "attncache-runs") if executor is None else executor
     shown = Progress(progress)
     shown.begin("asking", len(runs), "run")
-    ask = _ask if isinstance(pool, ThreadPoolExecutor) else _ask_elsewhere
+    stopped = Event()
+
+    def ask_here(path: Path) -> Result:
+        if stopped.is_set():  # a run that was just being given out when Ctrl-C came, which nobody can cancel
+            raise CancelledError("map_runs was interrupted")
+        return _ask(fn, path)
+
+    def submit(path: Path) -> Future[Result]:
+        is_here = isinstance(pool, ThreadPoolExecutor)
+        return pool.submit(ask_here, path) if is_here else pool.submit(_ask_elsewhere, fn, path)
+
     try:
-        results, errors = _ask_all(lambda path: pool.submit(ask, fn, path), runs, shown)
+        results, errors = _ask_all(submit, runs, shown)
     finally:
+        stopped.set()
         shown.close()
         if executor is None:
             pool.shutdown(wait=False)
