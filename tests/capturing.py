@@ -5,6 +5,7 @@ Used by test_capture.py and test_models.py, which import it once torch and trans
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -102,6 +103,13 @@ def inputs(padding: str = "none") -> dict[str, torch.Tensor]:
     elif padding == "right":
         mask[1, -LENGTH // 4 :] = 0
     return {"input_ids": torch.randint(5, 90, mask.shape, generator=generator), "attention_mask": mask}
+
+
+def go_on(model: Any, ids: torch.Tensor, past: transformers.Cache) -> Any:
+    """Runs the model on more tokens, after those whose keys and values `past` holds, and adds theirs to it."""
+    parameters = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"  # as it was called before transformers 5.24
+    return model(ids, use_cache=True, **{name: past})
 
 
 class Heard(NamedTuple):

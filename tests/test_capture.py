@@ -23,6 +23,7 @@ pytest.importorskip("transformers", reason="capture needs transformers")
 
 import torch
 import transformers
+from transformers import DynamicCache
 from transformers.modeling_utils import AttentionInterface
 
 from attncache import AttentionCache, capture, progress
@@ -41,6 +42,7 @@ from capturing import (
     N_LAYERS,
     SIZES,
     allowed,
+    go_on,
     hearing,
     inputs,
     make,
@@ -356,9 +358,10 @@ def test_generation_from_a_prompt_shorter_than_the_window_narrows_later(name: st
 def test_a_prompt_read_in_chunks_is_one_pattern() -> None:
     model = make("mistral: window")
     ids = inputs()["input_ids"]
+    past = DynamicCache(config=model.config)
     with capture(model, dtype="float32") as cache:
-        past = model(ids[:, :4], use_cache=True).past_key_values
-        model(ids[:, 4:], past_key_values=past)
+        go_on(model, ids[:, :4], past)
+        go_on(model, ids[:, 4:], past)
     with capture(model, dtype="float32") as whole:
         model(ids)
     for pattern, other in zip(dense(cache), dense(whole), strict=True):
@@ -369,9 +372,10 @@ def test_a_prompt_read_in_chunks_is_one_pattern() -> None:
 def test_a_capture_that_begins_in_the_middle_of_a_text_has_more_keys_than_queries(store: Any) -> None:
     model = make("llama: grouped heads")
     ids = inputs()["input_ids"]
-    past = model(ids[:, :7], use_cache=True).past_key_values
+    past = DynamicCache(config=model.config)
+    go_on(model, ids[:, :7], past)
     with capture(model, store, dtype="float32") as cache:
-        model(ids[:, 7:], past_key_values=past)
+        go_on(model, ids[:, 7:], past)
     with capture(model, dtype="float32") as whole:
         model(ids)
     for pattern, other in zip(dense(cache), dense(whole), strict=True):
@@ -414,11 +418,12 @@ def test_a_second_text_needs_a_second_capture(second: Any, words: str) -> None:
 def test_tokens_taken_back_are_refused() -> None:
     model = make("llama: grouped heads")
     ids = inputs()["input_ids"]
+    past = DynamicCache(config=model.config)
     with capture(model):
-        past = model(ids).past_key_values
+        go_on(model, ids, past)
         past.crop(-2)
         with pytest.raises(ValueError, match="got 1 more queries over 11 keys that do not continue the 12 before"):
-            model(ids[:, :1], past_key_values=past)
+            go_on(model, ids[:, :1], past)
 
 
 def test_generation_without_a_cache_says_to_use_one() -> None:
@@ -495,11 +500,12 @@ def test_a_layer_that_passes_the_interface_by_is_refused() -> None:
 
 def test_a_layer_that_passes_the_interface_by_in_its_second_call_is_refused() -> None:
     model = make("gpt2: one key head per head", attn_implementation="eager")
+    past = DynamicCache(config=model.config)
     with capture(model, layers=0):
-        past = model(**inputs()).past_key_values
+        go_on(model, inputs()["input_ids"], past)
         model.transformer.h[0].attn.reorder_and_upcast_attn = True
         with pytest.raises(ValueError, match="without transformers' attention interface"):
-            model(inputs()["input_ids"][:, :1], past_key_values=past)
+            go_on(model, inputs()["input_ids"][:, :1], past)
 
 
 def run_layer(model: Any, number: int) -> None:
