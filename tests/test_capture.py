@@ -513,6 +513,15 @@ def run_layer(model: Any, number: int) -> None:
     model.model.layers[number](hidden, position_embeddings=model.model.rotary_emb(hidden, torch.arange(3)[None]))
 
 
+def test_a_transformers_without_the_method_it_listens_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama: grouped heads")
+    monkeypatch.delattr(AttentionInterface, "get_interface")
+    words = r"capture needs transformers 5\.1 and torch 2\.6, or newer, got 5\."
+    with pytest.raises(ImportError, match=words), capture(model):
+        pass
+    monkeypatch.undo()
+
+
 def test_layers_that_never_run_are_named() -> None:
     model = make("llama: grouped heads")
     words = r"got none of layer 2 \(model\.layers\.2\.self_attn\)"

@@ -135,7 +135,7 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
         raise ImportError(f"capture needs torch and transformers ({error}): pip install torch transformers") from error
     if not (hasattr(AttentionInterface, "get_interface") and hasattr(torch.compiler, "set_stance")):
         versions = f"{transformers.__version__} and {torch.__version__}"
-        raise ImportError(f"capture needs transformers 5 and torch 2.6, or newer, got {versions}")
+        raise ImportError(f"capture needs transformers 5.1 and torch 2.6, or newer, got {versions}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if store not in ("pattern", "qk"):
