@@ -25,7 +25,7 @@ constexpr int kBlocksPerMultiprocessor = 3;  // at least, so at most 80 register
 /// The part of a plane that a block owns: listed keys times queries.
 struct Tile {
     std::int64_t first_line;  // of the result: the column of the first listed key
-    std::int64_t first_query;
+    std::int64_t first_key, first_query;
     int n_chosen, n_queries;
 };
 
@@ -34,7 +34,7 @@ struct Tile {
 template <class Item>
 __device__ void read_tile(const Selection& selection, const Tile& tile, int log2_chosen, float (&sums)[kResults]) {
     const Line plane = line_at(selection, tile.first_line);
-    const std::int64_t* const keys = selection.positions + tile.first_line % selection.n_positions;
+    const std::int64_t* const keys = selection.positions + tile.first_key;
     const std::byte* items[kResults];
     bool is_inside[kResults];
 #pragma unroll
@@ -63,23 +63,20 @@ __device__ void read_tile(const Selection& selection, const Tile& tile, int log2
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    columns_kernel(Selection selection, std::int64_t seq_q, std::int64_t n_planes, int log2_chosen,
-                   float* out /* [plane, position, seq_q] */) {
+    columns_kernel(Selection selection, std::int64_t seq_q, std::int64_t n_units, Divisor n_tiles, Divisor n_key_tiles,
+                   int log2_chosen, float* out /* [plane, position, seq_q] */) {
     __shared__ float turned[kTile + kMostChosen];  // [key, query], each key's queries followed by padding
     const int chosen = 1 << log2_chosen;
     const int queries = kTile >> log2_chosen;
     const int stride = queries + (kMostChosen >> log2_chosen);
-    const std::int64_t n_query_tiles = quotient_up(seq_q, queries);
-    const std::int64_t n_key_tiles = quotient_up(selection.n_positions, chosen);
-    const std::int64_t n_tiles = n_query_tiles * n_key_tiles;
-    for (std::int64_t unit = blockIdx.x; unit < n_planes * n_tiles; unit += gridDim.x) {
-        const std::int64_t plane = unit / n_tiles;
-        const std::int64_t in_plane = unit - plane * n_tiles;
-        const std::int64_t first_key = in_plane % n_key_tiles * chosen;  // tiles of the same queries follow each other
-        const std::int64_t first_query = in_plane / n_key_tiles * queries;
-        const std::int64_t keys_left = selection.n_positions - first_key;
+    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+        const auto [plane, in_plane] = divided(unit, n_tiles);
+        const auto [query_tile, key_tile] = divided(in_plane, n_key_tiles);  // tiles of the same queries in a sequence
+        const std::int64_t first_key = key_tile * chosen;
+        const std::int64_t first_query = query_tile * queries;
+        const std::int64_t keys_left = selection.n_positions.value - first_key;
         const std::int64_t queries_left = seq_q - first_query;
-        const Tile tile{plane * selection.n_positions + first_key, first_query,
+        const Tile tile{plane * selection.n_positions.value + first_key, first_key, first_query,
                         static_cast<int>(keys_left < chosen ? keys_left : chosen),
                         static_cast<int>(queries_left < queries ? queries_left : queries)};
         float sums[kResults];
@@ -117,11 +114,11 @@ void columns(const attncache_cuda_selection& selection, const std::int64_t* posi
     require(device_out != nullptr);
     const SelectionOnDevice lists = on_device(selection, positions, n_positions, stream);
     const int log2_chosen = log2_of_chosen(n_positions);
-    const std::int64_t n_planes = lines_of(selection, 1);
-    const std::int64_t n_tiles =
-        quotient_up(pattern.seq_q, kTile >> log2_chosen) * quotient_up(n_positions, 1 << log2_chosen);
-    launch(columns_kernel, n_planes * n_tiles, dim3(kThreads), stream, lists.selection, pattern.seq_q, n_planes,
-           log2_chosen, device_out);
+    const Divisor n_key_tiles = Divisor::of(quotient_up(n_positions, 1 << log2_chosen));
+    const Divisor n_tiles = Divisor::of(quotient_up(pattern.seq_q, kTile >> log2_chosen) * n_key_tiles.value);
+    const std::int64_t n_units = lines_of(selection, 1) * n_tiles.value;
+    launch(columns_kernel, n_units, dim3(kThreads), stream, lists.selection, pattern.seq_q, n_units, n_tiles,
+           n_key_tiles, log2_chosen, device_out);
 }
 
 }  // namespace

@@ -31,13 +31,11 @@ __device__ float edge(const Line& line, std::int64_t key, float empty) {
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     edges_kernel(Selection selection, const std::int64_t* keys /* [n_to] */, std::int64_t n_to, std::int64_t n_lines,
-                 float* out /* [line, to] */) {
-    const std::int64_t n_tiles = quotient_up(n_to, blockDim.x);
-    const std::int64_t n_units = quotient_up(n_lines, blockDim.y) * n_tiles;
+                 std::int64_t n_units, Divisor n_tiles, float* out /* [line, to] */) {
     for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
-        const std::int64_t lines = unit / n_tiles;
+        const auto [lines, tile] = divided(unit, n_tiles);
         const std::int64_t index = lines * blockDim.y + threadIdx.y;
-        const std::int64_t to = (unit - lines * n_tiles) * blockDim.x + threadIdx.x;
+        const std::int64_t to = tile * blockDim.x + threadIdx.x;
         if (index >= n_lines || to >= n_to) continue;
         const Line line = line_at(selection, index);
         with_item(line.layer->dtype, [&](auto item) {
@@ -63,8 +61,10 @@ void edges(const attncache_cuda_selection& selection, const std::int64_t* from, 
     require(device_out != nullptr);
     const SelectionOnDevice lists = on_device(selection, from, n_from, stream, to, n_to);
     const dim3 block(threads_along(n_to), kThreads / threads_along(n_to));
-    const std::int64_t n_units = quotient_up(n_lines, block.y) * quotient_up(n_to, block.x);
-    launch(edges_kernel, n_units, block, stream, lists.selection, lists.others, n_to, n_lines, device_out);
+    const Divisor n_tiles = Divisor::of(quotient_up(n_to, block.x));
+    const std::int64_t n_units = quotient_up(n_lines, block.y) * n_tiles.value;
+    launch(edges_kernel, n_units, block, stream, lists.selection, lists.others, n_to, n_lines, n_units, n_tiles,
+           device_out);
 }
 
 }  // namespace

@@ -77,16 +77,16 @@ __device__ inline float weight_of(float score, const SoftmaxPart& whole) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    factored_weights_kernel(FactoredLines lines, std::int64_t head_stride, const SoftmaxPart* parts /* [line, block] */,
+    factored_weights_kernel(FactoredLines lines, Divisor n_tiles, std::int64_t head_stride,
+                            const SoftmaxPart* parts /* [line, block] */,
                             float* out /* [listed head] at head_stride, [position, key]: scores become weights */) {
     __shared__ float of_warps[kWarps];
     const std::int64_t n_blocks = quotient_up(lines.seq_k, kKeysOfBlock);
-    const std::int64_t n_tiles = quotient_up(lines.seq_k, kTile);
-    for (std::int64_t unit = blockIdx.x; unit < lines.n_heads * lines.n_positions * n_tiles; unit += gridDim.x) {
-        const std::int64_t line = unit / n_tiles;
-        const std::int64_t begin = (unit - line * n_tiles) * kTile;
-        const std::int64_t listed = line / lines.n_positions;
-        const std::int64_t position = line - listed * lines.n_positions;
+    const std::int64_t n_units = lines.n_heads * lines.n_positions.value * n_tiles.value;
+    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+        const auto [line, tile] = divided(unit, n_tiles);
+        const auto [listed, position] = divided(line, lines.n_positions);
+        const std::int64_t begin = tile * kTile;
         const std::int64_t head = lines.heads[listed];
         const SoftmaxPart whole = lines.lse != nullptr
                                       ? whole_of_lse(lines.lse[head * lines.seq_q + lines.positions[position]])
@@ -113,7 +113,7 @@ Order order_of(const std::int64_t* heads, std::int64_t n_heads, std::int64_t n_k
         const auto& listed = by_key_head[key_head];
         if (listed.empty()) continue;
         order.runs.push_back({static_cast<std::int64_t>(key_head), static_cast<std::int64_t>(order.heads.size()),
-                              static_cast<std::int64_t>(listed.size())});
+                              Divisor::of(static_cast<std::int64_t>(listed.size()))});
         order.heads.insert(order.heads.end(), listed.begin(), listed.end());
     }
     return order;
@@ -152,12 +152,13 @@ public:
         lines.order = memory.at<std::int64_t>(order_at);
         lines.heads = memory.at<std::int64_t>(heads_at);
         lines.positions = memory.at<std::int64_t>(positions_at);
-        lines.n_positions = n_positions;
+        lines.n_positions = Divisor::of(n_positions);
         std::int64_t n_bundles = 0;
-        for (const HeadRun& run : order_.runs) n_bundles += quotient_up(run.n * n_positions, kLinesOfBundle);
-        launch(factored_scores_kernel, product(n_bundles, n_blocks), dim3(kScoreThreads), stream_, lines, n_bundles,
-               head_stride, out, parts.as<SoftmaxPart>());
-        launch(factored_weights_kernel, product(n_lines, quotient_up(seq_k(), kTile)), dim3(kThreads), stream_, lines,
+        for (const HeadRun& run : order_.runs) n_bundles += quotient_up(run.n.value * n_positions, kLinesOfBundle);
+        launch(factored_scores_kernel, product(n_bundles, n_blocks), dim3(kScoreThreads), stream_, lines,
+               Divisor::of(n_bundles), head_stride, out, parts.as<SoftmaxPart>());
+        const Divisor n_tiles = Divisor::of(quotient_up(seq_k(), kTile));
+        launch(factored_weights_kernel, product(n_lines, n_tiles.value), dim3(kThreads), stream_, lines, n_tiles,
                head_stride, parts.as<SoftmaxPart>(), out);
     }
 

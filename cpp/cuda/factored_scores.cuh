@@ -25,7 +25,8 @@ constexpr int kLinesOfBundle = 8;
 
 /// Listed heads that read one key head: `n` entries of the list's order from `first` on.
 struct HeadRun {
-    std::int64_t key_head, first, n;
+    std::int64_t key_head, first;
+    Divisor n;
 };
 
 /// The lines of some positions of one batch item, in the order [listed head, position], and what they are made of.
@@ -39,7 +40,8 @@ struct FactoredLines {
     const std::uint8_t* hidden;     // [key] or nullptr
     const float* sinks;             // [head] or nullptr
     const float* lse;               // [head, query] or nullptr
-    std::int64_t n_heads, n_positions, seq_q, seq_k, head_dim, window;
+    Divisor n_positions;
+    std::int64_t n_heads, seq_q, seq_k, head_dim, window;
     float scale, softcap;
     bool is_causal;
 };
@@ -88,7 +90,7 @@ __device__ inline Visible visible_keys(const FactoredLines& lines, std::int64_t 
 __device__ inline HeadRun run_of(const FactoredLines& lines, std::int64_t& bundle) {
     const HeadRun* run = lines.runs;
     while (true) {
-        const std::int64_t n_bundles = quotient_up(run->n * lines.n_positions, kLinesOfBundle);
+        const std::int64_t n_bundles = quotient_up(run->n.value * lines.n_positions.value, kLinesOfBundle);
         if (bundle < n_bundles) return *run;
         bundle -= n_bundles;
         ++run;
@@ -192,23 +194,23 @@ __device__ inline SoftmaxPart finish_line(const FactoredLines& lines, const Bund
 }
 
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks)
-    factored_scores_kernel(FactoredLines lines, std::int64_t n_bundles, std::int64_t head_stride,
+    factored_scores_kernel(FactoredLines lines, Divisor n_bundles, std::int64_t head_stride,
                            float* out /* [listed head] at head_stride, [position, key] */,
                            SoftmaxPart* parts /* [line, block of keys] */) {
     __shared__ Bundle bundle;
     const std::int64_t n_blocks = quotient_up(lines.seq_k, kKeysOfBlock);
-    for (std::int64_t unit = blockIdx.x; unit < n_bundles * n_blocks; unit += gridDim.x) {
-        const std::int64_t block = unit / n_bundles;  // bundles of the same keys follow each other
+    for (std::int64_t unit = blockIdx.x; unit < n_bundles.value * n_blocks; unit += gridDim.x) {
+        const auto [block, bundle_of_block] = divided(unit, n_bundles);  // bundles of the same keys follow each other
         const std::int64_t begin = block * kKeysOfBlock;
         const int n_keys = clipped(lines.seq_k - begin, kKeysOfBlock);
-        std::int64_t in_run = unit - block * n_bundles;
+        std::int64_t in_run = bundle_of_block;
         const HeadRun run = run_of(lines, in_run);
         const std::int64_t first_line = in_run * kLinesOfBundle;
-        const int n_lines = clipped(run.n * lines.n_positions - first_line, kLinesOfBundle);
+        const int n_lines = clipped(run.n.value * lines.n_positions.value - first_line, kLinesOfBundle);
         if (static_cast<int>(threadIdx.x) < n_lines) {
             const std::int64_t line = first_line + threadIdx.x;
-            const std::int64_t position = line / run.n;
-            bundle.line[threadIdx.x] = lines.order[run.first + line % run.n] * lines.n_positions + position;
+            const auto [position, head] = divided(line, run.n);
+            bundle.line[threadIdx.x] = lines.order[run.first + head] * lines.n_positions.value + position;
             bundle.visible[threadIdx.x] = visible_keys(lines, lines.positions[position], begin, n_keys);
         }
         __syncthreads();
@@ -229,8 +231,8 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks)
         __syncthreads();
         for (int l = static_cast<int>(threadIdx.x) / kLanes; l < n_lines; l += kScoreThreads / kLanes) {
             const std::int64_t line = bundle.line[l];
-            const std::int64_t head = line / lines.n_positions;
-            float* const row = out + head * head_stride + (line - head * lines.n_positions) * lines.seq_k;
+            const auto [head, position] = divided(line, lines.n_positions);
+            float* const row = out + head * head_stride + position * lines.seq_k;
             const SoftmaxPart part = finish_line(lines, bundle, l, begin, n_keys, row + begin);
             if (threadIdx.x % kLanes == 0) parts[line * n_blocks + block] = part;
         }

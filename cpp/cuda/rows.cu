@@ -61,16 +61,14 @@ __device__ void write_tile(const Line& line,         // from the first key of th
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    rows_kernel(Selection selection, std::int64_t seq_k, std::int64_t n_lines, bool is_out_wide,
-                float* out /* [line, seq_k] */) {
+    rows_kernel(Selection selection, std::int64_t seq_k, std::int64_t n_lines, std::int64_t n_units, Divisor n_tiles,
+                bool is_out_wide, float* out /* [line, seq_k] */) {
     const std::int64_t tile = kItems * static_cast<std::int64_t>(blockDim.x);
-    const std::int64_t n_tiles = quotient_up(seq_k, tile);
-    const std::int64_t n_units = quotient_up(n_lines, blockDim.y) * n_tiles;
     for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
-        const std::int64_t lines = unit / n_tiles;
+        const auto [lines, tile_of_row] = divided(unit, n_tiles);
         const std::int64_t index = lines * blockDim.y + threadIdx.y;
         if (index >= n_lines) continue;
-        const std::int64_t begin = (unit - lines * n_tiles) * tile;
+        const std::int64_t begin = tile_of_row * tile;
         const int n_keys = static_cast<int>(seq_k - begin < tile ? seq_k - begin : tile);
         Line line = line_at(selection, index);
         line.data += line.position * line.layer->query_stride;
@@ -105,9 +103,11 @@ void rows(const attncache_cuda_selection& selection, const std::int64_t* positio
     require(device_out != nullptr);
     const SelectionOnDevice lists = on_device(selection, positions, n_positions, stream);
     const dim3 block(threads_of_row(pattern.seq_k), kThreads / threads_of_row(pattern.seq_k));
-    const std::int64_t n_units = quotient_up(n_lines, block.y) * quotient_up(pattern.seq_k, kItems * block.x);
+    const Divisor n_tiles = Divisor::of(quotient_up(pattern.seq_k, kItems * block.x));
+    const std::int64_t n_units = quotient_up(n_lines, block.y) * n_tiles.value;
     const bool is_out_wide = reinterpret_cast<std::uintptr_t>(device_out) % 16 == 0 && pattern.seq_k % 4 == 0;
-    launch(rows_kernel, n_units, block, stream, lists.selection, pattern.seq_k, n_lines, is_out_wide, device_out);
+    launch(rows_kernel, n_units, block, stream, lists.selection, pattern.seq_k, n_lines, n_units, n_tiles, is_out_wide,
+           device_out);
 }
 
 }  // namespace attncache::cuda

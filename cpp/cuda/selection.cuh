@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attncache/types.hpp"
+#include "divisor.cuh"
 #include "launch.cuh"
 
 namespace attncache::cuda {
@@ -22,7 +23,8 @@ struct Selection {
     const std::int64_t* batches;
     const std::int64_t* heads;
     const std::int64_t* positions;
-    std::int64_t n_layers, n_batches, n_head_results, n_heads_of_result, n_positions;
+    std::int64_t n_heads_of_result;
+    Divisor n_batches, n_head_results, n_positions;
     float empty_sum;  // where it begins; of one head at -0: x + -0 is x for every x, -0 included, and x / 1 is x
 };
 
@@ -36,13 +38,12 @@ struct Line {
 };
 
 __device__ inline Line line_at(const Selection& selection, std::int64_t index) {
-    const std::int64_t plane = index / selection.n_positions;
-    const std::int64_t item = plane / selection.n_head_results;
-    const std::int64_t head = plane - item * selection.n_head_results;  // 0 for a mean
-    const Layer* const layer = selection.layers + item / selection.n_batches;
-    return {layer, layer->data + selection.batches[item % selection.n_batches] * layer->batch_stride,
-            selection.heads + head, selection.n_heads_of_result,
-            selection.positions[index - plane * selection.n_positions]};
+    const auto [plane, position] = divided(index, selection.n_positions);
+    const auto [item, head] = divided(plane, selection.n_head_results);  // head 0 for a mean
+    const auto [layer, batch] = divided(item, selection.n_batches);
+    const Layer* const found = selection.layers + layer;
+    return {found, found->data + selection.batches[batch] * found->batch_stride, selection.heads + head,
+            selection.n_heads_of_result, selection.positions[position]};
 }
 
 /// One head more; no compiler may fuse this addition with anything.
@@ -136,11 +137,10 @@ inline SelectionOnDevice on_device(const attncache_cuda_selection& selection, co
                         memory.at<std::int64_t>(batches_at),
                         memory.at<std::int64_t>(heads_at),
                         memory.at<std::int64_t>(positions_at),
-                        selection.n_layers,
-                        selection.n_batches,
-                        is_mean ? 1 : selection.n_heads,
                         is_mean ? selection.n_heads : 1,
-                        n_positions,
+                        Divisor::of(selection.n_batches),
+                        Divisor::of(is_mean ? 1 : selection.n_heads),
+                        Divisor::of(n_positions),
                         is_mean ? 0.0F : -0.0F};
     result.others = memory.at<std::int64_t>(others_at);
     return result;

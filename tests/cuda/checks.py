@@ -77,6 +77,11 @@ def inexact(kernel: Kernel) -> list[str]:
     return [f"{kernel.name}: {line}" for line in kernel.ptx if re.match(INEXACT, line)]
 
 
+def long_division(kernel: Kernel) -> list[str]:
+    """PTX that divides 64 bits, which devices do in a hundred instructions."""
+    return [f"{kernel.name}: {line}" for line in kernel.ptx if re.match(r"(div|rem)\.[su]64", line)]
+
+
 def divides(kernel: Kernel) -> bool:
     """Whether it divides floats, which machine code does with fused products."""
     return kernel.counts(r"(div|rcp)\.\S*f32")[0] > 0

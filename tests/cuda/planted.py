@@ -65,6 +65,11 @@ STATIC = {
         (("selection.cuh", DIVISION, "return __fdividef(sum, static_cast<float>(n_heads));"),), "inexact"
     ),
     "machine code fuses": Plant((NO_DIVISION, ("selection.cuh", ADDITION, "return fmaf(weight, 1.5F, sum);")), "fused"),
+    "64 bits are divided": Plant(
+        (("edges.cu", "divided(unit, n_tiles);", "Divided{unit / n_tiles.value, unit % n_tiles.value};"),),
+        "long_division",
+        "edges.cu",
+    ),
     "inline assembly": Plant(
         (("rows.cu", "float sums[kReads][kCount];", 'asm("");\n    float sums[kReads][kCount];'),), "not_plain"
     ),

@@ -37,6 +37,7 @@ CHECKS: dict[str, Callable[[Kernel], list[str]]] = {
     "local_memory": checks.local_memory,
     "over_budget": lambda kernel: checks.over_budget(kernel, ARCHITECTURE),
     "inexact": checks.inexact,
+    "long_division": checks.long_division,
     "fused": checks.fused,
 }
 

@@ -74,6 +74,10 @@ def test_loads_and_stores_are_as_wide_as_meant(kernels: list[Kernel]) -> None:
     assert [found for kernel in kernels for found in checks.narrow(kernel)] == []
 
 
+def test_no_kernel_divides_64_bits(kernels: list[Kernel]) -> None:
+    assert [found for kernel in kernels for found in checks.long_division(kernel)] == []
+
+
 def test_kernels_that_promise_bits_fuse_and_approximate_nothing(kernels: list[Kernel]) -> None:
     exact = [kernel for kernel in kernels if KERNELS[kernel.name].source not in BOUNDED]
     assert exact

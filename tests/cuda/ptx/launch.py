@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,33 +81,15 @@ class Device:
             del self.machines[next(iter(self.machines))]
         return found
 
-    def coverage(self) -> dict[str, tuple[int, int, int]]:
-        """(reached, all, beyond reach) instructions by kernel.
-
-        Beyond reach of any test is what nvcc emits beside each 64-bit division for operands that do not fit 32 bits.
-        """
-        found = {}
-        for name, reached in self.covered.items():
-            beyond = ~reached & long_divisions(self.kernels[name])
-            found[name] = int(reached.sum()), len(reached), int(beyond.sum())
-        return found
+    def coverage(self) -> dict[str, tuple[int, int]]:
+        """(reached, all) instructions by kernel."""
+        return {name: (int(reached.sum()), len(reached)) for name, reached in self.covered.items()}
 
     def unreached(self, name: str) -> list[str]:
         """The instructions of a kernel that no launch reached, with their lines."""
         kernel = self.kernels[name]
         missing = (kernel.code[index] for index in np.flatnonzero(~self.covered[name]))
         return [f"{each.line} ({each.source}): {each.text}" for each in missing]
-
-
-def long_divisions(kernel: Kernel) -> Array:
-    """The basic blocks whose first instruction divides 64 bits."""
-    after_branches = {index + 1 for index, each in enumerate(kernel.code) if each.opcode == "bra"}
-    begins = sorted({*kernel.labels.values(), *after_branches, len(kernel.code)})
-    chosen = np.zeros(len(kernel.code), np.bool_)
-    for begin, end in itertools.pairwise(begins):
-        first = kernel.code[begin]
-        chosen[begin:end] = first.opcode in {"div", "rem"} and first.modifiers[-1] in {"s64", "u64"}
-    return chosen
 
 
 def check(launch: Launch) -> None:

@@ -157,6 +157,9 @@ inline float __uint_as_float(unsigned x) { return shim::bits_as<float>(x); }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline void __stwb(float4* address, float4 value) { *address = value; }
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+    return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
