@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import attncache
 from attncache import AttentionCache, cli, reference
 from attncache.demo import timing
 from attncache.files import PatternFile, read_patterns, sample_path
@@ -303,8 +306,46 @@ def test_a_reader_that_leaves_early_gets_no_traceback(words: str) -> None:
         assert running.stdout is not None
         assert running.stderr is not None
         running.stdout.close()
-        assert running.stderr.read() == b""
+        said = running.stderr.read().decode()
         assert running.wait(timeout=120) == 1
+    assert re.fullmatch(r"attncache: error: missing: .*\n" if "missing" in words else "", said)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("words", ["info sample", "info sample --json", "info missing --json"])
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_a_stdout_that_takes_nothing_is_said_in_one_line(words: str, stdout: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m attncache {words} {stdout}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert re.fullmatch(r"attncache: error: [^\n]*\n", done.stderr)
+
+
+def test_ctrl_c_ends_a_command_without_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert cli.main(["info", "sample"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"attncache {attncache.__version__}\n"
+
+
+def test_control_characters_out_of_files_are_shown_and_not_obeyed(run: Run, tmp_path: Path) -> None:
+    cache = attncache.AttentionCache()
+    cache.push([[[[1.0]]]])
+    cache.metadata = {"title": "\x1b]0;mine\x07"}
+    cache.save(tmp_path / "run.safetensors")
+    shown = "\n".join(run("info", str(tmp_path / "run.safetensors")))
+    assert r"\x1b]0;mine\x07" in shown
+    assert shown.replace("\n", "").isprintable()
 
 
 def test_demo_ends_with_the_timings_of_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,59 @@ def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_layers_without_their_manifest_are_refused_and_left_alone(tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path) as cache:
+        cache.push(ONE)
+        cache.push(ONE)
+    (tmp_path / MANIFEST).rename(tmp_path.parent / "moved")
+    words = r"must have the manifest\.json of its layers, got segment-000000\.safetensors without one"
+    with pytest.raises(ValueError, match=words):
+        AttentionCache.create(tmp_path)
+    (tmp_path.parent / "moved").rename(tmp_path / MANIFEST)
+    assert AttentionCache.load(tmp_path, verify=True).n_layers == 2
+
+
+def test_a_directory_that_is_no_cache_says_what_may_open_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"must have manifest\.json; attncache\.open_runs opens one of several"):
+        AttentionCache.load(tmp_path)
+
+
+def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attncache.files.manifest._MOST_BYTES", 2000)
+    with AttentionCache.create(tmp_path) as cache:
+        cache.push(ONE)
+        for name, value in (("metadata", {"text": "a" * 2000}), ("tokens", ["a" * 2000])):
+            with pytest.raises(ValueError, match=r"with tokens and metadata must be at most 2,000 bytes, got 2,\d+"):
+                setattr(cache, name, value)
+        assert (cache.tokens, dict(cache.metadata)) == (None, {})
+        cache.metadata = {"text": "a" * 1000}
+        assert state(AttentionCache.load(tmp_path)) == state(cache)
+
+
+def test_more_layers_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attncache.files.manifest._MOST_LAYERS", 2)
+    with AttentionCache.create(tmp_path) as cache:
+        cache.push(ONE)
+        cache.push(ONE)
+        with pytest.raises(ValueError, match="a cache on disk must have at most 2 layers"):
+            cache.push(ONE)
+        assert state(AttentionCache.load(tmp_path)) == state(cache)
+        assert segments(tmp_path) == ["segment-000000.safetensors", "segment-000001.safetensors"]
+
+
+@pytest.mark.parametrize("index", ["off", "auto", "eager"])
+def test_writing_an_index_leaves_none_in_memory(index: Any, tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path / "run", index=index) as cache:
+        for _ in range(3):
+            cache.push(np.full((1, 2, 64, 64), 1 / 64, np.float32))
+        before = cache.index_nbytes
+        cache.save(tmp_path / "run.safetensors", index=True)
+        assert cache.index_nbytes == before
+        cache.compact(index=True)
+        assert cache.index_nbytes == (0 if index == "off" else 3 * 2 * 64 * 64 * 4)  # that of the file, mapped
+    assert AttentionCache.load(tmp_path / "run.safetensors").index_nbytes == 3 * 2 * 64 * 64 * 4
+
+
 def test_other_files_beside_a_cache_are_left_alone(tmp_path: Path) -> None:
     AttentionCache.create(tmp_path).close()
     (tmp_path / "notes.txt").write_text("x")

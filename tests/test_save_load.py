@@ -318,6 +318,21 @@ def test_a_missing_file_and_a_pipe_are_os_errors_that_name_it(tmp_path: Path) ->
             AttentionCache.load(tmp_path / "pipe")
 
 
+def nested(n: int) -> list[Any]:
+    """Lists in each other."""
+    value: list[Any] = []
+    for _ in range(n - 1):
+        value = [value]
+    return value
+
+
+def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
+    cache = tokened()
+    cache.metadata = {"a": nested(99)}
+    cache.save(tmp_path / "cache.safetensors")
+    assert AttentionCache.load(tmp_path / "cache.safetensors").metadata["a"] == nested(99)
+
+
 @pytest.mark.parametrize(
     ("metadata", "kind", "message"),
     [
@@ -325,6 +340,8 @@ def test_a_missing_file_and_a_pipe_are_os_errors_that_name_it(tmp_path: Path) ->
         ({1: 2}, TypeError, "metadata must have names that are strings, got 1"),
         ({"a": {1, 2}}, TypeError, r"metadata\['a'\] must be a JSON value, got set"),
         ({"a": float("nan")}, ValueError, r"metadata\['a'\] must be a JSON value"),
+        ({"a": nested(100)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
+        ({"a": nested(100_000)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
     ],
 )
 def test_metadata_that_json_cannot_say_are_refused_at_once(metadata: Any, kind: Any, message: str) -> None:

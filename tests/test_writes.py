@@ -2,19 +2,22 @@
 
 Covered: each ``os`` function of the write path of ``save``, a push, a compaction and metadata failing once: the old
 contents stay, nothing else is left in the folder, the error names the path, and a second try succeeds; two writers of
-one path at once; what a killed writer left; missing, read-only and wrong places; modes and links. Not covered: faults
+one path at once; what a killed writer left; missing, read-only and wrong places; modes and links; locks across forks. Not covered: faults
 at the level of system calls and power loss (``python -m tests.faults``).
 """
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -267,3 +270,123 @@ def test_a_link_stays_a_link_to_the_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "far") == ["cache.safetensors"]
     assert state(AttentionCache.load(tmp_path / "link")) == state(tokened())
+
+
+@forks
+def test_what_a_killed_save_through_a_link_left_is_removed_by_a_load_through_it(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    path, link = tmp_path / "real" / "cache.safetensors", tmp_path / "link"
+    tokened().save(path)
+    link.symlink_to(path)
+    assert subprocess.run([sys.executable, "-c", KILLED, str(link)], check=False).returncode == 9
+    assert names(path.parent) == [hidden_name(path).name, path.name]
+    assert state(AttentionCache.load(link)) == state(tokened())
+    assert names(path.parent) == [path.name]
+
+
+@forks
+def test_a_link_in_the_place_of_the_hidden_file_leads_nowhere(tmp_path: Path) -> None:
+    path, victim = tmp_path / "cache.safetensors", tmp_path / "victim"
+    victim.write_text("mine")
+    hidden_name(path).symlink_to(victim)
+    tokened().save(path)
+    assert victim.read_text() == "mine"
+    assert not path.is_symlink()
+    assert names(tmp_path) == ["cache.safetensors", "victim"]
+
+
+@forks
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"not a regular file: .*pipe"):
+        tokened().save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
+@forks
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cache.safetensors"
+    other().save(path)
+    path.chmod(0o444)
+    if os.geteuid() == 0:  # who may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: not (path.stat().st_mode & 0o222 == 0 and mode == os.W_OK))
+    with pytest.raises(PermissionError, match="cache"):
+        tokened().save(path)
+    assert state(AttentionCache.load(path)) == state(other())
+    assert names(tmp_path) == [path.name]
+
+
+def test_errors_name_the_path_and_not_the_hidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        tokened().save(tmp_path / "missing" / "cache.safetensors")
+    assert missing.value.filename == str(tmp_path / "missing" / "cache.safetensors")
+    fail("replace", monkeypatch)
+    with pytest.raises(OSError) as renamed:  # noqa: PT011 (what it says is asserted next)
+        tokened().save(tmp_path / "cache.safetensors")
+    assert str(renamed.value).endswith(f"'{tmp_path / 'cache.safetensors'}'")
+
+
+CREATING = """
+import os, sys, time
+from attncache import AttentionCache
+cache = AttentionCache.create(sys.argv[1])
+if os.fork() == 0:
+    os.close(1)
+    time.sleep(60)  # as a worker that outlives who began it
+print(os.getpid(), flush=True)
+sys.stdin.read(1)
+os._exit(0)
+"""
+
+
+@forks
+def test_a_forked_process_does_not_keep_a_directory_in_use(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", CREATING, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as writer:
+        try:
+            assert writer.stdout is not None
+            assert int(writer.stdout.readline()) == writer.pid
+            with pytest.raises(InUseError, match=f"process {writer.pid} writes this cache"):
+                AttentionCache.create(tmp_path / "run")
+            writer.communicate(b"x", timeout=60)
+            AttentionCache.create(tmp_path / "run").close()
+        finally:
+            os.killpg(writer.pid, signal.SIGKILL)
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_cache_that_is_closed_is_free_though_forked_workers_live(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        with AttentionCache.create(tmp_path / "run") as cache:
+            cache.push([[[[1.0]]]])
+            assert pool.submit(abs, -1).result(60) == 1
+        AttentionCache.create(tmp_path / "run").close()
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_push_after_a_fork_in_the_middle_of_one_is_refused_at_once(tmp_path: Path) -> None:
+    in_push, forked = threading.Event(), threading.Event()
+    with AttentionCache.create(tmp_path / "run") as cache:
+
+        def push_slowly() -> None:
+            with cache._changing():
+                in_push.set()
+                forked.wait(60)
+
+        pushing = threading.Thread(target=push_slowly)
+        pushing.start()
+        in_push.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                cache.push([[[[1.0]]]])
+            except InUseError:
+                os._exit(7)
+            os._exit(1)
+        forked.set()
+        pushing.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -1,19 +1,22 @@
 """The command ``attncache``: reads the arguments, runs one of ``attncache.commands``, prints, and makes the exit code.
 
 0: done. 1: an error, said in one line on stderr; or a command found what it looks for, such as damage. 2: the command
-line itself makes no sense. With ``--json`` stdout is exactly one JSON document, {"error": "..."} after an error.
+line itself makes no sense. 130: Ctrl-C. With ``--json`` stdout is exactly one JSON document, {"error": "..."} after an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
+import attncache
 from attncache.commands import convert, demo, info, top, verify
 from attncache.commands.command import Command, one_line
 from attncache.layout import printable
@@ -21,6 +24,7 @@ from attncache.layout import printable
 COMMANDS: dict[str, Command] = {
     command.name: command for command in (demo.COMMAND, info.COMMAND, verify.COMMAND, top.COMMAND, convert.COMMAND)
 }
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 EXAMPLES = """\
 examples:
   attncache demo                      a look into a small real model
@@ -34,17 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is what follows the program's name."""
     arguments = parsed(argv)
     try:
-        try:
-            return run(arguments)
-        except (ImportError, IndexError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            if arguments.json:
-                show([document({"error": one_line(error)})])
-            complain(one_line(error))
-            return 1
+        return run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `attncache demo | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ImportError, IndexError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if arguments.json:
+            with suppress(OSError):  # which may be what went wrong
+                show([document({"error": one_line(error)})])
+        complain(one_line(error))
         return 1
 
 
@@ -78,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=raw,
     )
+    whole.add_argument("--version", action="version", version=f"attncache {attncache.__version__}")
     whole.set_defaults(json=False)
     commands = whole.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     for name, command in COMMANDS.items():
@@ -107,10 +111,22 @@ def finite(value: Any) -> Any:
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines in what the terminal can say, and send them off."""
-    print(printable("\n".join(lines), sys.stdout.encoding), flush=True)
+    """Print lines in what the terminal can say, and send them off.
+
+    Raises:
+        OSError: nobody reads, or there is no room; whatever is printed from then on goes nowhere.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    try:
+        print(printable("\n".join(lines), sys.stdout.encoding), flush=True)
+    except OSError:
+        with suppress(OSError):  # what is left in its buffer would fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def complain(message: str) -> None:
     """Say on stderr what is wrong, in one line."""
-    print(printable(f"attncache: error: {message}", sys.stderr.encoding), file=sys.stderr)
+    if sys.stderr is not None:
+        print(printable(f"attncache: error: {message}", sys.stderr.encoding), file=sys.stderr)

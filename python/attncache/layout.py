@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from attncache.visible import visible
+
 WIDTH = 100
 BAR = 20
 LABEL_LIMITS = (12, 9)  # letters of a token: plenty, or few enough for five keys on a line
@@ -13,8 +15,10 @@ _ASCII = str.maketrans({"→": ">", "█": "#", "·": ".", "─": "-", "µ": "u"
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """The text in what ``encoding`` can say: each of our symbols becomes one ASCII letter, so columns stay straight."""
-    encoding = encoding or "ascii"
+    """The text in what ``encoding`` can say, nothing of it invisible; each of our symbols becomes one ASCII letter, so
+    columns stay straight.
+    """
+    text, encoding = visible(text), encoding or "ascii"
     try:
         text.encode(encoding)
         return text

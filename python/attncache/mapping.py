@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_MOST_SHOWN, _MOST_LETTERS = 20, 500  # of failed runs in a message, and of what each says
 _AT_ONCE = 1024  # runs that an executor has at a time: more than it has workers, few enough to be cancelled quickly
 
 
@@ -35,7 +36,11 @@ class RunErrors(Exception):
 
     def __init__(self, directory: Path, results: list[Any], errors: dict[str, Exception]) -> None:
         lines = [f"{len(errors)} of {len(results)} runs in {directory} failed (results has the others):"]
-        lines += [f"{name}: {type(error).__name__}: {error}" for name, error in errors.items()]
+        for name, error in islice(errors.items(), _MOST_SHOWN):
+            words = f"{name}: {type(error).__name__}: {error}"
+            lines.append(words if len(words) <= _MOST_LETTERS else f"{words[:_MOST_LETTERS]}..")
+        if len(errors) > _MOST_SHOWN:
+            lines.append(f"and {len(errors) - _MOST_SHOWN} more, see errors")
         super().__init__("\n  ".join(lines))
         self.directory, self.results, self.errors = directory, results, errors
         self.__cause__ = next(iter(errors.values()), None)

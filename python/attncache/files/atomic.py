@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from attncache.files.errors import InUseError
-from attncache.files.locks import try_lock
+from attncache.files.locks import Lock, try_lock
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_OWN = _BINARY | getattr(os, "O_NOFOLLOW", 0)  # a hidden file is never a link: it would lead to a file of somebody's
 _RENAMES_OPEN_FILES = os.name != "nt"
 _seeking = threading.Lock()
 
@@ -34,43 +36,63 @@ def replacing(path: Path) -> Iterator[int]:
     """A descriptor of an empty file that replaces ``path`` once the context ends, if it ends without an exception.
 
     Raises:
-        InUseError: somebody else is replacing this path. OSError: the system refuses; the message names the path. The old
-            file is then as it was, but for a failure of the last step, the flush of the folder: the new one has then
-            taken its place, though perhaps not for good if the machine now loses power.
+        InUseError: somebody else is replacing this path. OSError: the system refuses, or what is there is no file that
+            may be written; the message names the path. The old file is then as it was, but for a failure of the last
+            step, the flush of the folder: the new one has then taken its place, though perhaps not for good if the
+            machine now loses power.
     """
     path = Path(os.path.realpath(path))  # through a link to what it links to
     hidden = hidden_name(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _check_replaceable(path)
     with naming(path):
-        fd = _open_locked(hidden, path)
-        is_open = True
-        try:
-            os.ftruncate(fd, 0)
-            if path.exists() and hasattr(os, "fchmod"):
-                os.fchmod(fd, path.stat().st_mode & 0o777)
-            yield fd
-            os.fsync(fd)
-            if not _RENAMES_OPEN_FILES:
-                os.close(fd)
-                is_open = False
-            os.replace(hidden, path)  # noqa: PTH105 (as all calls here, one that a test can make fail)
-        except BaseException:
-            with suppress(OSError):
-                hidden.unlink()
-            raise
-        finally:
-            if is_open:
-                os.close(fd)
+        with closing(Lock()) as lock:
+            _lock_hidden(lock, hidden, path)
+            try:
+                os.ftruncate(lock.fd, 0)
+                yield lock.fd
+                if path.exists() and hasattr(os, "fchmod"):
+                    os.fchmod(lock.fd, path.stat().st_mode & 0o777)
+                os.fsync(lock.fd)
+                if not _RENAMES_OPEN_FILES:
+                    lock.close()
+                os.replace(hidden, path)  # noqa: PTH105 (as all calls here, one that a test can make fail)
+            except BaseException:
+                _discard(hidden, lock)
+                raise
         flush_folder(path.parent)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace what is not a file, and a file that may not be written: renaming over it asks nobody.
+
+    Raises:
+        OSError: it is one of these.
+    """
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _discard(hidden: Path, lock: Lock) -> None:
+    """Remove the hidden file, unless the name is another writer's by now."""
+    with suppress(OSError):
+        if not lock.is_open or _is_still(hidden, lock.fd):
+            hidden.unlink()
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into an OSError that does not say which file it is about."""
+    """Puts the file's name into an OSError that does not say which file it is about, or names the hidden one."""
     try:
         yield
     except OSError as error:
+        if str(error.filename) == str(hidden_name(path)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         if error.filename is None:
             error.filename = str(path)
         raise
@@ -78,9 +100,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what a killed process left of a file that was to replace ``path``; what is being written stays."""
-    hidden = hidden_name(path)
+    hidden = hidden_name(Path(os.path.realpath(path)))
     with suppress(OSError):  # none there, as nearly always; or in a folder that may only be read
-        fd = os.open(hidden, os.O_RDWR | _BINARY)
+        fd = os.open(hidden, os.O_RDWR | _OWN)
         try:
             if try_lock(fd) and _is_still(hidden, fd):  # else it has just taken its place, and the name is another's
                 hidden.unlink()
@@ -138,28 +160,25 @@ def flush_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _open_locked(hidden: Path, path: Path) -> int:
-    """The hidden file, new or left by a killed process, locked."""
+def _lock_hidden(lock: Lock, hidden: Path, path: Path) -> None:
+    """Open the hidden file, new or left by a killed process, and lock it, with patience for a reader that is about to find
+    that it was not abandoned.
+
+    Raises:
+        InUseError: its writer is alive. OSError: it cannot be made.
+    """
     while True:
-        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
-        try:
-            if not _lock_soon(fd):
-                raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
-            if _is_still(hidden, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # its writer has renamed or removed it since it was opened
-
-
-def _lock_soon(fd: int) -> bool:
-    """``try_lock``, with patience for a reader that is about to find that a file was not abandoned."""
-    for _ in range(20):
-        if try_lock(fd):
-            return True
-        time.sleep(0.005)
-    return False
+        if hidden.is_symlink():
+            hidden.unlink()
+        taken = lock.take(hidden, os.O_RDWR | os.O_CREAT | _OWN)
+        for _ in range(19):
+            if not taken:
+                time.sleep(0.005)
+                taken = lock.try_again()
+        if not taken:
+            raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
+        if _is_still(hidden, lock.fd):
+            return  # else its writer has renamed or removed it since it was opened
 
 
 def _is_still(path: Path, fd: int) -> bool:

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -25,14 +24,15 @@ from attncache.cache import AttentionCache
 from attncache.factored import Options, push_factors
 from attncache.files.atomic import flush_folder, naming
 from attncache.files.errors import InUseError
-from attncache.files.locks import try_lock
+from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
 from attncache.files.single import write_file
 from attncache.sources import StoredDType, checked_copy, read_source
 from attncache.tokens import Tokens
 
-_LITTER = re.compile(r"segment-[0-9]{6,}\.safetensors|\.(segment-[0-9]{6,}\.safetensors|manifest\.json)\.saving")
+_SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")
+_LITTER = re.compile(rf"{_SEGMENT.pattern}|\.({_SEGMENT.pattern}|manifest\.json)\.saving")
 _OURS = re.compile(rf"{_LITTER.pattern}|lock|manifest\.json")
 
 
@@ -54,14 +54,15 @@ class DiskCache(AttentionCache):
         self._directory = checked_path(directory).absolute()
         self._writing = threading.RLock()
         self._process = os.getpid()
-        with naming(self._directory):
-            lock, self._manifest = _opened(self._directory)
-            self._unlock = weakref.finalize(self, os.close, lock)
-            try:
+        self._lock = Lock()
+        try:
+            with naming(self._directory):
+                self._manifest = _opened(self._directory, self._lock)
                 map_directory(self, self._directory, self._manifest)
-            except BaseException:
-                self._unlock()
-                raise
+        except BaseException:
+            self._lock.close()
+            raise
+        self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
     @property
     def directory(self) -> Path:
@@ -70,8 +71,7 @@ class DiskCache(AttentionCache):
 
     def close(self) -> None:
         """Let another writer in; the cache still answers, but takes no more layers. May be called again."""
-        with naming(self._directory):
-            self._unlock()
+        self._lock.close()
 
     def __enter__(self) -> DiskCache:  # noqa: PYI034 (typing has no Self before 3.11)
         return self
@@ -80,7 +80,7 @@ class DiskCache(AttentionCache):
         self.close()
 
     def compact(self, *, index: bool = False) -> None:
-        """Make all segments one, whose file is a whole cache for any reader, and remove the others.
+        """Make all segments one file, and remove the others; tokens and metadata stay in the manifest.
 
         Args:
             index: as for ``save``.
@@ -161,15 +161,17 @@ class DiskCache(AttentionCache):
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """The right to change the directory, of one thread of the process that opened it, until it is closed."""
+        if os.getpid() != self._process:  # before its lock, which a thread that is not here may hold
+            message = f"process {self._process} writes this cache; a process forked from it may only read it"
+            raise InUseError(errno.EBUSY, message, str(self._directory))
         with self._writing, naming(self._directory):
-            if os.getpid() != self._process:
-                message = f"process {self._process} writes this cache; a process forked from it may only read it"
-                raise InUseError(errno.EBUSY, message, str(self._directory))
-            if not self._unlock.alive:
+            if not self._lock.is_open:
                 raise ValueError(
                     f"{self._directory}: the cache must be open to be changed, got one that was closed; "
                     "AttentionCache.create continues it"
                 )
+            if not self._agrees:
+                self._read_again()
             yield
 
     def _write(self, source: AttentionCache, first: int, *, index: bool = False) -> None:
@@ -192,30 +194,33 @@ class DiskCache(AttentionCache):
 
     def _publish(self, manifest: Manifest, show: Callable[[], None]) -> None:
         """Make a manifest the one of the directory, and then its contents ours; files that it does not name go."""
-        before = self._manifest
+        before, origin = self._manifest, Origin(self._directory, manifest.digest, True)
         try:
+            self._agrees = False
             write_manifest(self._directory, manifest)
+            show()
+            self._manifest, self._origin = manifest, origin
+            self._agrees = True
         except BaseException:
-            if self._is_published(manifest):  # all but the flush of the folder was done
-                self._show(manifest, show)
-            else:
-                _remove_segments(self._directory, manifest, before)
+            with suppress(Exception):  # then it is read before the next change
+                self._read_again()
             raise
-        self._show(manifest, show)
-        _remove_segments(self._directory, before, manifest)
+        for segment in set(before.segments) - set(manifest.segments):
+            _remove(self._directory / segment.file)  # those in use live on until they are closed
 
-    def _show(self, manifest: Manifest, show: Callable[[], None]) -> None:
-        show()
-        self._manifest = manifest
-        self._origin = Origin(self._directory, manifest.digest, True)
-
-    def _is_published(self, manifest: Manifest) -> bool:
-        """Whether a manifest is the one in the directory; if that cannot be read, nothing more may be changed."""
-        try:
-            return read_manifest(self._directory).digest == manifest.digest
-        except BaseException:
-            self.close()
-            raise
+    def _read_again(self) -> None:
+        """Make what is in the directory ours, whichever manifest is there now."""
+        manifest = read_manifest(self._directory)
+        there = AttentionCache(index=self.index)
+        map_directory(there, self._directory, manifest)
+        if there.n_layers < self.n_layers:
+            AttentionCache.clear(self)
+        for layer in range(there.n_layers):
+            self._put_layer(layer, there, layer)
+        AttentionCache._describe(self, there.tokens, there.metadata)
+        self._manifest, self._origin = manifest, there._origin
+        _remove_litter(self._directory, manifest)
+        self._agrees = True
 
 
 def _refuse_borrowing(copy: Any) -> None:
@@ -223,54 +228,57 @@ def _refuse_borrowing(copy: Any) -> None:
         raise ValueError("copy=False cannot borrow: a cache on disk keeps every layer in a file of its own")
 
 
-def _opened(directory: Path) -> tuple[int, Manifest]:
-    """The lock of a directory and its manifest, written if there is none; what a killed writer left is removed.
+def _opened(directory: Path, lock: Lock) -> Manifest:
+    """The manifest of a directory that is then locked, written if there is none; what a killed writer left is removed.
 
     Raises:
-        ValueError: other files are there. InUseError, OSError, DamagedFileError: as ``AttentionCache.create``.
+        ValueError: other files are there, or layers without a manifest. InUseError, OSError, DamagedFileError: as
+            ``AttentionCache.create``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in directory.iterdir()]
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if MANIFEST not in names and foreign:
         raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
-    lock = _lock(directory)
-    try:
-        if (directory / MANIFEST).exists():
-            manifest = read_manifest(directory)
-        else:
-            flush_folder(directory.parent)
-            manifest = Manifest()
-            write_manifest(directory, manifest)
-        for path in directory.iterdir():
-            if _LITTER.fullmatch(path.name) and path.name not in {segment.file for segment in manifest.segments}:
-                path.unlink()
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock, manifest
+    _take(lock, directory)
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+    else:
+        segments = [path.name for path in directory.iterdir() if _SEGMENT.fullmatch(path.name)]
+        if segments:  # nothing that writes here leaves them so
+            raise ValueError(f"{directory}: must have the {MANIFEST} of its layers, got {min(segments)} without one")
+        flush_folder(directory.parent)
+        manifest = Manifest()
+        write_manifest(directory, manifest)
+    _remove_litter(directory, manifest)
+    return manifest
 
 
-def _lock(directory: Path) -> int:
-    """A descriptor that holds the directory's lock as long as it is open."""
+def _take(lock: Lock, directory: Path) -> None:
+    """Take a directory's lock, and say in it who has it.
+
+    Raises:
+        InUseError: another writer has it.
+    """
     path = directory / "lock"
     with naming(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        if try_lock(fd):
+        if lock.take(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)):
             with suppress(OSError):  # only to say who it is
-                os.ftruncate(fd, 0)
-                os.write(fd, str(os.getpid()).encode())
-            return fd
+                os.ftruncate(lock.fd, 0)
+                os.write(lock.fd, str(os.getpid()).encode())
+            return
+        writer = ""
         with suppress(OSError):
-            writer = os.read(fd, 20).decode("ascii", "replace")
-        os.close(fd)
+            writer = os.read(lock.fd, 20).decode("ascii", "replace")
         raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
 
 
-def _remove_segments(directory: Path, named: Manifest, kept: Manifest) -> None:
-    """Remove the files of segments that only the first manifest names; those in use live on until they are closed."""
-    for segment in set(named.segments) - set(kept.segments):
-        _remove(directory / segment.file)
+def _remove_litter(directory: Path, manifest: Manifest) -> None:
+    """Remove what a killed or interrupted writer left, which no manifest names."""
+    named = {segment.file for segment in manifest.segments}
+    for path in directory.iterdir():
+        if _LITTER.fullmatch(path.name) and path.name not in named:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from os import PathLike
 
+from attncache.visible import visible
+
 _MOST = 300  # characters of each part of a message: names in a damaged file may be of any length
 
 
@@ -21,5 +23,5 @@ def damaged(path: str | PathLike[str], where: str, rule: str, got: object) -> Da
     >>> str(damaged("a.safetensors", "header", "must be UTF-8", "byte 0xff"))
     'a.safetensors: header must be UTF-8, got byte 0xff'
     """
-    told = (text if len(text) <= _MOST else f"{text[:_MOST]}.." for text in (where, rule, str(got)))
+    told = (visible(text if len(text) <= _MOST else f"{text[:_MOST]}..") for text in (where, rule, str(got)))
     return DamagedFileError("{}: {} {}, got {}".format(path, *told))

@@ -118,9 +118,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Make a manifest the one of its directory.
 
     Raises:
-        OSError: it cannot be written; see ``atomic.replacing``.
+        ValueError: it is larger than a reader takes. OSError: it cannot be written; see ``atomic.replacing``.
     """
     raw = manifest.raw
+    if len(raw) > _MOST_BYTES:
+        message = f"the manifest with tokens and metadata must be at most {_MOST_BYTES:,} bytes, got {len(raw):,}"
+        raise ValueError(f"{directory}: {message}")
+    if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
+        raise ValueError(f"{directory}: a cache on disk must have at most {_MOST_LAYERS:,} layers")
     with replacing(directory / MANIFEST) as fd:
         reserve(fd, len(raw))
         write_at(fd, raw, 0)

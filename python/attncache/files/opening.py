@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -58,6 +59,10 @@ def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy)
 
 def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
     """The cache of a directory, as its manifest says at one moment."""
+
+    if not (path / MANIFEST).exists():
+        message = f"is no cache: a directory must have {MANIFEST}; attncache.open_runs opens one of several caches"
+        raise FileNotFoundError(errno.ENOENT, message, str(path))
 
     def loaded(manifest: Manifest) -> AttentionCache:
         cache = AttentionCache(index=index)

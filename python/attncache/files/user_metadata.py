@@ -9,12 +9,15 @@ from typing import Any
 
 from attncache.files import strict_json
 
+_MOST_DEEP = 100  # lists and mappings in each other; readers' parsers take some 1,000, less what their callers took
+
 
 def checked_metadata(metadata: object) -> Mapping[str, Any]:
     """A read-only copy of the metadata, as they come back from a file.
 
     Raises:
-        TypeError: they are not a mapping of strings to JSON values. ValueError: they hold NaN, an infinity or themselves.
+        TypeError: they are not a mapping of strings to JSON values. ValueError: they hold NaN, an infinity or themselves, or
+            are nested deeper than any reader is sure to take.
 
     >>> dict(checked_metadata({"layers": (1, 2)}))
     {'layers': [1, 2]}
@@ -25,12 +28,22 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
     for name, value in metadata.items():
         if not isinstance(name, str):
             raise TypeError(f"metadata must have names that are strings, got {name!r}")
+        if _depth(value) >= _MOST_DEEP:
+            raise ValueError(f"metadata[{name!r}] must be nested at most {_MOST_DEEP} deep")
         try:
             copied[name] = strict_json.parse(json.dumps(value, allow_nan=False, default=_plain))
         except (TypeError, ValueError, RecursionError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"metadata[{name!r}] must be a JSON value, got {type(value).__name__}: {error}") from error
     return MappingProxyType(copied)
+
+
+def _depth(value: object, above: int = 0) -> int:
+    """How many lists and mappings lie in each other, counted up to the limit: what holds itself has no end."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else None
+    if inner is None or above == _MOST_DEEP:
+        return above
+    return max((_depth(each, above + 1) for each in inner), default=above + 1)
 
 
 def _plain(value: Any) -> Any:
