@@ -452,29 +452,32 @@ def test_executors_that_are_closed_or_cancel_are_the_error_of_every_run(folder: 
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import itertools, os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import attncache
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
 attncache.set_num_threads(3)
-pool = ThreadPoolExecutor(3) if sys.argv[2] == "given" else None
-begun, go_on, ended = [], threading.Event(), threading.Semaphore(0)
+_, directory, threads, when = sys.argv
+pool = ThreadPoolExecutor(3) if threads == "given" else None
+begun, numbers, go_on, ended = [], itertools.count(1), threading.Event(), threading.Semaphore(0)
 
 def interrupt():
-    time.sleep(0.5)  # until all runs have been given to the pool: one that is just being given may still begin
-    os.kill(os.getpid(), signal.SIGINT)
-
-all_begun = threading.Barrier(3, action=interrupt)
+    if when == "giving out":
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        time.sleep(0.5)  # until map_runs has given out all runs and waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # here, it does not end the wait of the main thread
 
 def wait(cache):
     begun.append(cache.path.name)
-    all_begun.wait(30)
+    if next(numbers) == 3:
+        interrupt()
     assert go_on.wait(30)
     ended.release()
 
 try:
-    attncache.map_runs(wait, sys.argv[1], pool, progress=False)
+    attncache.map_runs(wait, directory, pool, progress=False)
 except KeyboardInterrupt:
     print("interrupted")
 finally:
@@ -486,10 +489,11 @@ print(len(begun))
 """
 
 
+@pytest.mark.parametrize("when", ["giving out", "waiting"])
 @pytest.mark.parametrize("threads", ["own", "given"])
-def test_ctrl_c_begins_no_further_run(tmp_path: Path, threads: str) -> None:
+def test_ctrl_c_begins_no_further_run(tmp_path: Path, threads: str, when: str) -> None:
     write_runs(tmp_path, 12)
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), threads]
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), threads, when]
     run = subprocess.run(command, capture_output=True, text=True, timeout=4 * LONG, check=False)
     assert (run.stdout.split(), run.stderr) == (["interrupted", "True", "3"], "")
 

@@ -18,11 +18,13 @@ from attncache.runs import Runs, open_runs
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
+    from queue import SimpleQueue
 
 Result = TypeVar("Result")
 
 _MOST_SHOWN, _MOST_LETTERS = 20, 500  # of failed runs in a message, and of what each says
 _AT_ONCE = 1024  # runs that an executor has at a time: more than it has workers, few enough to be cancelled quickly
+_LONGEST_WAIT = 0.1  # seconds: waiting has breaks, since a signal just before a wait, or in another thread, ends none
 
 
 class RunErrors(Exception):
@@ -75,7 +77,8 @@ def map_runs(
     Raises:
         RunErrors: ``fn`` or the opening of a run failed, or an executor broke; all other runs were asked all the same.
         TypeError: an argument is of the wrong kind. OSError, ValueError: as for ``open_runs``.
-        KeyboardInterrupt: Ctrl-C; what had begun ends by itself, and nothing else is begun.
+        KeyboardInterrupt: Ctrl-C; what had begun ends by itself, and nothing else is begun, except that an executor other
+            than threads may still begin the one run that it was just being given.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -87,17 +90,17 @@ def map_runs(
     [1, 2, 3]
     """
     from concurrent.futures import CancelledError, ThreadPoolExecutor  # noqa: PLC0415
-    from threading import Event  # noqa: PLC0415
 
     _check_arguments(fn, executor, progress)
     runs = directory if isinstance(directory, Runs) else open_runs(directory)
     pool = ThreadPoolExecutor(get_num_threads(), "attncache-runs") if executor is None else executor
     shown = Progress(progress)
     shown.begin("asking", len(runs), "run")
-    stopped = Event()
+    pending: dict[Future[Result], int] = {}
+    is_over = False
 
     def ask_here(path: Path) -> Result:
-        if stopped.is_set():  # a run that was just being given out when Ctrl-C came, which nobody can cancel
+        if is_over:  # a run that was just being given out when Ctrl-C came, which nobody can cancel
             raise CancelledError("map_runs was interrupted")
         return _ask(fn, path)
 
@@ -106,9 +109,13 @@ def map_runs(
         return pool.submit(ask_here, path) if is_here else pool.submit(_ask_elsewhere, fn, path)
 
     try:
-        results, errors = _ask_all(submit, runs, shown)
+        results, errors = _ask_all(submit, runs, pending, shown)
+    except BaseException:
+        is_over = True  # at once: threads begin other runs while these are cancelled
+        for future in pending:
+            future.cancel()
+        raise
     finally:
-        stopped.set()
         shown.close()
         if executor is None:
             pool.shutdown(wait=False)
@@ -135,36 +142,44 @@ def _check_arguments(fn: Any, executor: Any, progress: Any) -> None:
 
 
 def _ask_all(
-    submit: Callable[[Path], Future[Result]], runs: Runs, shown: Progress
+    submit: Callable[[Path], Future[Result]], runs: Runs, pending: dict[Future[Result], int], shown: Progress
 ) -> tuple[list[Any], dict[str, Exception]]:
-    """The results of all runs, None where one failed, and the errors of those that did, in the order of the runs."""
+    """The results of all runs, None where one failed, and the errors of those that did, in the order of the runs.
+
+    ``pending`` has the runs that an executor has and their places, for a caller who has to cancel them.
+    """
     from queue import SimpleQueue  # noqa: PLC0415
 
     results: list[Any] = [None] * len(runs)
     errors: dict[int, Exception] = {}
-    pending: dict[Future[Result], int] = {}
     ended: SimpleQueue[Future[Result]] = SimpleQueue()
     paths = enumerate(runs.directory / name for name in runs.names)
-    try:
-        while True:
-            for at, path in islice(paths, _AT_ONCE - len(pending)):
-                future = _submitted(submit, path)
-                pending[future] = at
-                future.add_done_callback(ended.put)
-            if not pending:
-                return results, {runs.names[at]: errors[at] for at in sorted(errors)}
-            future = ended.get()
-            at = pending.pop(future)
-            error = _error_of(future)
-            if error is None:
-                results[at] = future.result()
-            else:
-                errors[at] = error
-            shown.advance()
-    except BaseException:
-        for future in pending:
-            future.cancel()
-        raise
+    while True:
+        for at, path in islice(paths, _AT_ONCE - len(pending)):
+            future = _submitted(submit, path)
+            pending[future] = at
+            future.add_done_callback(ended.put)
+        if not pending:
+            return results, {runs.names[at]: errors[at] for at in sorted(errors)}
+        future = _first(ended)
+        at = pending.pop(future)
+        error = _error_of(future)
+        if error is None:
+            results[at] = future.result()
+        else:
+            errors[at] = error
+        shown.advance()
+
+
+def _first(ended: SimpleQueue[Future[Result]]) -> Future[Result]:
+    """Waits for a run to end, and ends itself soon after Ctrl-C."""
+    from queue import Empty  # noqa: PLC0415
+
+    while True:
+        try:
+            return ended.get(timeout=_LONGEST_WAIT)
+        except Empty:  # noqa: PERF203 (it costs nothing against the wait)
+            continue
 
 
 def _submitted(submit: Callable[[Path], Future[Result]], path: Path) -> Future[Result]:
