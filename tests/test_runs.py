@@ -359,6 +359,15 @@ def test_wrong_arguments_are_refused_before_a_run_is_opened(
 # ---- runs that fail
 
 
+def test_a_message_of_many_failed_runs_is_short() -> None:
+    errors: dict[str, Exception] = {f"run-{n}": ValueError("x" * 5000) for n in range(1000)}
+    message = str(RunErrors(Path("runs"), [None] * 1000, errors))
+    assert message.count("\n") == 21
+    assert message.startswith("1000 of 1000 runs in runs failed")
+    assert message.endswith("and 980 more, see errors")
+    assert len(message) < 12_000
+
+
 def check_that_three_failed(raised: RunErrors, folder: Path) -> None:
     assert raised.results == [1, 2, None, 4, 5]
     assert list(raised.errors) == ["run-3.safetensors"]
