@@ -563,11 +563,12 @@ class AttentionCache(Selections):
         """What else is to be known of the patterns: a read-only mapping of names to JSON values, saved with the cache.
 
         May be set to any mapping of strings to what JSON can say (strings, numbers but NaN and infinities, booleans,
-        None, and lists and string mappings of these); it is copied.
+        None, and lists and string mappings of these, nested at most 100 deep); it is copied. To change a value that is
+        nested in it, set all of it anew.
 
         Raises:
-            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or a
-                value that contains itself. The metadata are unchanged after any of these.
+            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or values
+                nested too deep; on disk also more than 100 MB. The metadata are unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.metadata = {"model": "SmolLM2-135M", "prompt": 17}

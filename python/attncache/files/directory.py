@@ -55,13 +55,13 @@ class DiskCache(AttentionCache):
         self._writing = threading.RLock()
         self._process = os.getpid()
         self._lock = Lock()
-        try:
-            with naming(self._directory):
+        with naming(self._directory):
+            try:
                 self._manifest = _opened(self._directory, self._lock)
                 map_directory(self, self._directory, self._manifest)
-        except BaseException:
-            self._lock.close()
-            raise
+            except BaseException:
+                self._lock.close()
+                raise
         self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
     @property
@@ -71,7 +71,8 @@ class DiskCache(AttentionCache):
 
     def close(self) -> None:
         """Let another writer in; the cache still answers, but takes no more layers. May be called again."""
-        self._lock.close()
+        with naming(self._directory):
+            self._lock.close()
 
     def __enter__(self) -> DiskCache:  # noqa: PYI034 (typing has no Self before 3.11)
         return self
