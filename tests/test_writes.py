@@ -310,7 +310,14 @@ def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypa
     other().save(path)
     path.chmod(0o444)
     if os.geteuid() == 0:  # who may write anywhere
-        monkeypatch.setattr(os, "access", lambda path, mode: not (path.stat().st_mode & 0o222 == 0 and mode == os.W_OK))
+        real_open = os.open
+
+        def open_as_others(name: Any, flags: int, *mode: int) -> int:
+            if flags & os.O_WRONLY and not Path(name).stat().st_mode & 0o222:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+            return real_open(name, flags, *mode)
+
+        monkeypatch.setattr(os, "open", open_as_others)
     with pytest.raises(PermissionError, match="cache"):
         tokened().save(path)
     assert state(AttentionCache.load(path)) == state(other())

@@ -74,8 +74,8 @@ def _check_replaceable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        with naming(path):
+            os.close(os.open(path, os.O_WRONLY | _BINARY))
 
 
 def _discard(hidden: Path, lock: Lock) -> None:
