@@ -31,6 +31,7 @@ py::tuple take(const py::object& given) {
     });
     check_version(*managed);
     const dlpack::Tensor& tensor = managed->tensor;
+    if (tensor.ndim < 0) throw py::buffer_error("the array must have axes, got " + std::to_string(tensor.ndim));
     const auto n = static_cast<std::size_t>(tensor.ndim);
     const std::vector<std::int64_t> shape(tensor.shape, tensor.shape + n);
     std::vector<std::int64_t> strides(n, 1);

@@ -4,8 +4,8 @@
  * the same bits as on the CPU. Every function returns a status: 0, or a cudaError_t (positive), or one of the negative
  * codes below. Work is enqueued on `stream` (a cudaStream_t; 1 is the legacy default one and 2 that of the thread, as
  * CUDA and DLPack count) of the current device; nothing waits for it but attncache_cuda_copy_to_host,
- * attncache_cuda_synchronize and attncache_cuda_synchronize_device. Pointers named device_* are device memory, all
- * others host memory, read before the call returns. */
+ * attncache_cuda_synchronize and attncache_cuda_synchronize_device. Pointers
+ * named device_* are device memory, all others host memory, read before the call returns. */
 #ifndef ATTNCACHE_CUDA_H
 #define ATTNCACHE_CUDA_H
 

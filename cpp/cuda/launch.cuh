@@ -92,8 +92,35 @@ private:
     cudaStream_t stream_;
 };
 
-/// Lists that a kernel reads, packed into one allocation and one copy. The copy is pageable memory's: it has been read
-/// when `send` returns.
+/// An event without a time, or none. What waits for it still does when it is destroyed.
+class Event {
+public:
+    Event() = default;
+    static Event made() {
+        Event event;
+        check(cudaEventCreateWithFlags(&event.event_, cudaEventDisableTiming));
+        return event;
+    }
+    ~Event() {
+        if (is_made()) static_cast<void>(cudaEventDestroy(event_));
+    }
+    Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+    Event& operator=(Event&& other) noexcept {
+        std::swap(event_, other.event_);
+        return *this;
+    }
+
+    bool is_made() const { return event_ != nullptr; }
+    cudaEvent_t handle() const { return event_; }
+
+private:
+    cudaEvent_t event_ = nullptr;
+};
+
+/// Copies host memory, which has been read when this returns, in the order of the stream and without waiting for it.
+void upload(void* device_to, const void* from, std::size_t n_bytes, cudaStream_t stream);
+
+/// Lists that a kernel reads, packed into one allocation and one copy.
 class Upload {
 public:
     /// Adds n items and returns where they will begin.
@@ -109,9 +136,7 @@ public:
 
     DeviceMemory send(cudaStream_t stream) const {
         DeviceMemory memory(static_cast<std::int64_t>(bytes_.size()), stream);
-        if (!bytes_.empty()) {
-            check(cudaMemcpyAsync(memory.as<void>(), bytes_.data(), bytes_.size(), cudaMemcpyHostToDevice, stream));
-        }
+        upload(memory.as<void>(), bytes_.data(), bytes_.size(), stream);
         return memory;
     }
 

@@ -2,26 +2,13 @@
 #include "launch.cuh"
 
 using attncache::cuda::check;
+using attncache::cuda::Event;
 using attncache::cuda::require;
 using attncache::cuda::status_of;
 
 namespace {
 
 cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
-
-/// An event without a time. Destroyed at once: what waits for it still does.
-class Event {
-public:
-    Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
-    ~Event() { static_cast<void>(cudaEventDestroy(event_)); }
-    Event(const Event&) = delete;
-    Event& operator=(const Event&) = delete;
-
-    cudaEvent_t handle() const { return event_; }
-
-private:
-    cudaEvent_t event_ = nullptr;
-};
 
 /// Words for the failures that a user can mend; the runtime's own words for all others.
 const char* plain_words(int status) {
@@ -31,7 +18,7 @@ const char* plain_words(int status) {
         case ATTNCACHE_CUDA_TOO_LARGE: return "the result is larger than 64-bit sizes or 32-bit positions can hold";
         case cudaErrorInsufficientDriver:
         case cudaErrorStubLibrary:
-            return "no usable NVIDIA driver found: there is none, or it is older than CUDA 13 needs";
+            return "no usable NVIDIA driver found: there is none, or it is older than this build needs";
         case cudaErrorNoDevice: return "no CUDA device found";
         case cudaErrorInvalidDevice: return "there is no such CUDA device";
         case cudaErrorMemoryAllocation: return "out of memory on the CUDA device";
@@ -104,7 +91,7 @@ int attncache_cuda_copy_to_host(void* to, const void* device_from, std::size_t n
 int attncache_cuda_copy_to_device(void* device_to, const void* from, std::size_t n_bytes, void* stream) {
     return status_of([=] {
         require(n_bytes == 0 || (device_to != nullptr && from != nullptr));
-        if (n_bytes > 0) check(cudaMemcpyAsync(device_to, from, n_bytes, cudaMemcpyHostToDevice, as_stream(stream)));
+        attncache::cuda::upload(device_to, from, n_bytes, as_stream(stream));
     });
 }
 
@@ -119,7 +106,7 @@ int attncache_cuda_synchronize_device() {
 int attncache_cuda_stream_wait(void* stream, void* other) {
     return status_of([=] {
         if (stream == other) return;
-        const Event event;
+        const Event event = Event::made();
         check(cudaEventRecord(event.handle(), as_stream(other)));
         check(cudaStreamWaitEvent(as_stream(stream), event.handle(), 0));
     });

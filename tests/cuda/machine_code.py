@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cuda.budgets import BOUNDED
+from cuda.budgets import BOUNDED, HOST
 from cuda.compilers import CUDA_SOURCES, find_cuobjdump, find_nvcc, run
 
 FLAGS = ("-O3", "-DNDEBUG", "-std=c++20", "--Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra")
@@ -54,7 +54,7 @@ class Kernel:
 
 def compile_flags(source: Path) -> list[str]:
     """The flags of one source."""
-    is_exact = source.name not in BOUNDED | {"runtime.cu"}
+    is_exact = source.name not in BOUNDED | HOST
     return [*FLAGS, f"-I{CUDA_SOURCES.parent / 'include'}", *([EXACT] if is_exact else [])]
 
 

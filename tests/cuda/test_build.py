@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from attncache import _core
-from cuda.budgets import BOUNDED
+from cuda.budgets import BOUNDED, HOST
 from cuda.compilers import ARCHITECTURES, CUDA_SOURCES, NO_NVCC, find_nvcc, run
 from cuda.machine_code import EXACT, FLAGS
 
@@ -53,7 +53,7 @@ def configure(build: Path, *options: str, tree: Path = ROOT) -> str:
 
 def test_every_source_is_built_and_judged_by_what_it_promises() -> None:
     exact, bounded = listed("exact_sources"), listed("bounded_sources")
-    assert exact | bounded | {"runtime.cu"} == {path.name for path in CUDA_SOURCES.glob("*.cu")}
+    assert exact | bounded | HOST == {path.name for path in CUDA_SOURCES.glob("*.cu")}
     assert bounded == BOUNDED
     assert f"set_source_files_properties(${{exact_sources}} PROPERTIES COMPILE_OPTIONS {EXACT})" in CMAKE
 
@@ -86,7 +86,7 @@ def test_the_build_uses_the_flags_that_the_checks_use(library: Path) -> None:
     for source, command in by_source.items():
         missing = [flag for flag in FLAGS if not flag.startswith("-Xcompiler") and flag not in command]
         assert missing == [], source
-        assert (EXACT in command) == (source not in BOUNDED | {"runtime.cu"}), source
+        assert (EXACT in command) == (source not in BOUNDED | HOST), source
         assert "fast" not in command, source
 
 

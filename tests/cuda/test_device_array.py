@@ -129,15 +129,30 @@ def test_a_reader_on_another_stream_has_it_wait_and_the_memory_outlives_its_work
 
 def test_a_reader_that_waits_by_other_means_is_believed(emulated: Recorder) -> None:
     array = answer(stream=4096)
+    gc.collect()
     emulated.calls.clear()
     array.__dlpack__(stream=-1)
     assert emulated.of("stream_wait") == []
+    del array
+    assert emulated.names()[-2:] == ["synchronize_device", "free"]
+
+
+def test_memory_that_was_shown_is_freed_after_whatever_may_read_it(emulated: Recorder) -> None:
+    array = answer(stream=4096)
+    gc.collect()
+    assert array.__cuda_array_interface__["stream"] == 4096
+    del array
+    assert emulated.names()[-2:] == ["synchronize_device", "free"]
 
 
 def test_what_a_capsule_cannot_do_is_refused(recorder: Recorder) -> None:
     array = answer()
-    with pytest.raises(ValueError, match="stream must not be 0"):
-        array.__dlpack__(stream=0)
+    for wrong, words in ((0, "got 0, which is ambiguous"), (-5, "got -5")):
+        with pytest.raises(ValueError, match=f"stream must be -1, 1 for .* or a handle; {words}"):
+            array.__dlpack__(stream=wrong)
+    for kind in (True, 1.9, "2"):
+        with pytest.raises(TypeError, match=f"stream must be an int or None, got {type(kind).__name__}"):
+            array.__dlpack__(stream=kind)  # type: ignore[arg-type]
     with pytest.raises(BufferError, match="copy must be None or False"):
         array.__dlpack__(copy=True)
     with pytest.raises(BufferError, match=r"dl_device must be \(2, 0\), got \(1, 0\)"):
@@ -157,13 +172,27 @@ def test_an_empty_answer_takes_no_memory(recorder: Recorder) -> None:
 
 
 def test_a_failure_of_freeing_is_silent(recorder: Recorder) -> None:
-    array = answer()
-    gc.collect()
-    recorder.failing = {"free": 700}
-    address = array.address
-    del array
-    assert recorder.names()[-1] == "free"
-    assert recorder.live.pop(address) == 1
+    for status in (700, 2):
+        array = answer()
+        gc.collect()
+        recorder.failing = {"free": status}
+        address = array.address
+        del array
+        assert recorder.names()[-1] == "free"
+        assert recorder.live.pop(address) == 1
+        recorder.failing.clear()
+
+
+def test_memory_is_freed_though_nobody_can_be_waited_for(recorder: Recorder) -> None:
+    for status in (900, 2):  # 900: somebody is capturing a graph
+        array = answer()
+        array.__dlpack__(stream=-1)
+        address = array.address
+        recorder.failing = {"synchronize_device": status}
+        del array
+        gc.collect()
+        assert recorder.live[address] == 0
+        recorder.failing.clear()
 
 
 @pytest.mark.parametrize("name", ["allocate", "rows", "top_k"])

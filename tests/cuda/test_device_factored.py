@@ -120,6 +120,14 @@ def test_edges_and_top_k_in_pieces_have_the_same_bits(recorder: Recorder, monkey
         assert_same(tuple(cache.top_k(4, heads=None)), top)
 
 
+@pytest.mark.parametrize(("n_heads", "seq_q"), [(2, 127), (2, 128), (2, 129), (1, 1500), (192, 3)])
+def test_edges_are_those_of_the_rows_however_many_there_are(n_heads: int, seq_q: int, recorder: Recorder) -> None:
+    query, key = test_factored.layer(seq_q, 5, batch=1, heads=n_heads, key_heads=n_heads, head_dim=2)
+    cache, _ = both(query, key, causal=False)
+    rows = cache.rows(layers=0, positions=None, heads=None)
+    assert_same(cache.edges(None, [4, 0], layers=0, heads=None), np.ascontiguousarray(rows[..., [4, 0]]))
+
+
 def test_dense_and_factored_layers_answer_together(recorder: Recorder) -> None:
     query, key = test_factored.layer(9, 9, **SHAPE)
     cache, _ = both(query, key)
@@ -181,6 +189,18 @@ def test_a_layer_is_answered_on_the_stream_of_its_queries(emulated: Recorder) ->
     assert emulated.of("copy_to_device")[-1][-1] == 4096
     cache.rows()
     assert emulated.of("factored_rows")[-1][-1] == 4096
+
+
+def test_both_arrays_are_given_back_after_the_work_on_the_stream_of_the_layer(emulated: Recorder) -> None:
+    query, key = (put(each) for each in test_factored.layer(5, 5, **SHAPE))
+    cache = AttentionCache()
+    cache.push_qk(on_stream(query, 4096), on_stream(key, 8192))
+    answer = cache.rows(device_result=True)
+    cache.clear()
+    gc.collect()
+    assert (query.released, key.released) == (1, 1)
+    assert emulated.of("synchronize") == [(4096,), (4096,)]
+    del answer
 
 
 def test_what_does_not_fit_together_is_named(recorder: Recorder) -> None:

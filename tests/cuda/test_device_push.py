@@ -6,7 +6,9 @@ interface. Tolerance: none. Not covered: real torch tensors and CuPy arrays, whi
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 
 from attncache import AttentionCache, _core
 from attncache.cuda import library, on_stream
-from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, major_in, put
+from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, major_in, put, struct_in
 from cuda.recording import Recorder
 from patterns import DTYPES, Array, assert_same, make, meaning, strided
 
@@ -217,6 +219,48 @@ def test_layers_on_different_streams_wait_for_each_other(emulated: Recorder) -> 
     assert streams_of(emulated, "rows") == {4096}
 
 
+def test_layers_on_different_streams_wait_for_an_answer_on_the_device_too(emulated: Recorder) -> None:
+    cache = AttentionCache()
+    for stream in (4096, 8192):
+        cache.push(on_stream(put(make("soft", SHAPE)), stream))
+    emulated.calls.clear()
+    answer = cache.rows(device_result=True)
+    assert emulated.of("stream_wait") == [(4096, 8192), (8192, 4096)]
+    del answer
+
+
+def test_copies_to_the_cpu_are_in_the_order_of_the_layers_stream(emulated: Recorder) -> None:
+    cache = pushed(on_stream(put(make("soft", SHAPE)), 4096))
+    cache.cpu()
+    assert streams_of(emulated, "copy_to_host") == {4096}
+
+
+def test_a_stream_lives_as_long_as_its_layer(emulated: Recorder) -> None:
+    stream = AnyStream()
+    alive = weakref.ref(stream)
+    cache = pushed(on_stream(put(make("soft", SHAPE)), stream))
+    del stream
+    gc.collect()
+    assert alive() is not None
+    cache.clear()
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_array_on_the_stream_of_its_thread_is_answered_on_the_stream_of_all(emulated: Recorder) -> None:
+    pushed(changed("stream", 2)).rows()
+    assert emulated.of("stream_wait") == [(1, 2)]
+    assert streams_of(emulated, "rows") == {1}
+    with pytest.raises(ValueError, match="one stream for all threads, got 2"):
+        on_stream(np.zeros(SHAPE), 2)
+
+
+@pytest.mark.parametrize("stream", [0, -1, 1.5, "1"], ids=str)
+def test_an_array_that_names_no_stream_is_refused(stream: Any, recorder: Recorder) -> None:
+    with pytest.raises(ValueError, match="must name its stream by 1, 2 or a handle, got"):
+        pushed(changed("stream", stream))
+
+
 @pytest.mark.parametrize("wrong", [True, 1.5, "1", None, object()], ids=lambda wrong: type(wrong).__name__)
 def test_what_is_no_stream_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="stream must be a CUDA stream or its handle"):
@@ -236,6 +280,17 @@ def test_memory_is_given_back_after_the_work_that_reads_it(recorder: Recorder) -
     assert (recorder.of("synchronize"), placed.released) == ([], 1)
     cache.clear()
     assert (recorder.of("synchronize"), placed.released) == ([(1,)], 2)
+    del answer
+
+
+def test_the_work_that_is_waited_for_is_that_of_the_layers_device(recorder: Recorder) -> None:
+    cache = pushed(put(make("soft", SHAPE), 1))
+    answer = cache.rows(device_result=True)
+    recorder.calls.clear()
+    cache.clear()
+    gc.collect()
+    begin = recorder.names().index("synchronize")
+    assert [call for call in recorder.calls[:begin] if call[0] == "set_device"] == [("set_device", (1,))]
     del answer
 
 
@@ -266,6 +321,17 @@ class Refusing(ThroughDLPack):
         raise BufferError("conjugated")
 
 
+class Expanded(ThroughInterface):
+    changes = {"shape": (2**31, 2**31, 5, 7), "strides": (0, 0, 28, 4)}  # noqa: RUF012
+
+
+class OfNoAxes(ThroughDLPack):
+    def capsule(self, is_versioned: bool) -> Any:
+        capsule = super().capsule(is_versioned)
+        ctypes.c_int32.from_address(struct_in(capsule, is_versioned) + 32 * is_versioned + 16).value = -1
+        return capsule
+
+
 class NeedsGrad(ThroughDLPack):
     requires_grad = True
 
@@ -288,7 +354,18 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "masked": (lambda: changed("mask", object()), ValueError, "must have no mask"),
     "other byte order": (lambda: changed("typestr", ">f4"), TypeError, "byte order"),
     "text": (lambda: changed("typestr", "<U1"), TypeError, "must hold numbers"),
-    "misaligned": (lambda: changed("strides", (422, 140, 28, 4)), ValueError, "aligned to its items"),
+    "misaligned": (lambda: changed("strides", (422, 140, 28, 4)), ValueError, r"aligned to its items.*\(422, 140,"),
+    "nowhere": (lambda: changed("data", (0, True)), ValueError, r"got address 0 for an array of shape \(2, 3, 5, 7\)"),
+    "as large as nothing": (
+        lambda: Expanded(zeros("f4")),
+        ValueError,
+        r"a size that memory can have, got shape \(2147483648, ",
+    ),
+    "axes less than none": (
+        lambda: OfNoAxes(zeros("f4")),
+        ValueError,
+        "can be shared: the array must have axes, got -1",
+    ),
     "keys apart": (lambda: changed("strides", (840, 280, 56, 8)), ValueError, "contiguous along its last axis"),
     "an address of the host": (
         lambda: changed("data", (zeros("f4").ctypes.data, True)),
@@ -307,8 +384,23 @@ def test_what_cannot_be_a_layer_is_named_and_given_back(case: str, recorder: Rec
         cache.push(placed)
     assert cache.n_layers == 1
     gc.collect()
-    took = [way for way in ("float64", "integers", "bools", "three axes") if way == case]
+    took = [way for way in ("float64", "integers", "bools", "three axes", "axes less than none") if way == case]
     assert getattr(placed, "released", 0) == len(took)
+
+
+def test_a_stride_along_an_axis_of_one_item_may_be_anything(recorder: Recorder) -> None:
+    class Odd(ThroughInterface):
+        changes = {"strides": (421, 140, 28, 4)}  # noqa: RUF012
+
+    pattern = make("soft", (1, 3, 5, 7))
+    assert_same(pushed(Odd(pattern)).rows(heads=None), meaning("rows", [pattern], heads=None))
+
+
+def test_a_device_that_does_not_answer_is_an_error(recorder: Recorder) -> None:
+    placed = ThroughInterface(make("soft", SHAPE))
+    recorder.failing = {"device_of": 700}
+    with pytest.raises(RuntimeError, match="status 700"):
+        pushed(placed)
 
 
 def test_a_cache_of_another_dtype_converts_nothing_on_a_device(recorder: Recorder) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.cuda.library import Library, load, why_not
-from attncache.cuda.streams import DEFAULT, OnStream, Stream
+from attncache.cuda.streams import DEFAULT, OF_THREAD, OnStream, Stream
 from attncache.cuda.structs import BAD_ARGUMENT
 from attncache.sources import KDL_CUDA, KDL_CUDA_MANAGED, Argument
 
@@ -40,16 +40,37 @@ class Found(NamedTuple):
     stream: Stream
 
 
+class _Use:
+    """How a borrowed array is used: on which stream, and whether the host has left work on it unfinished."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.is_unfinished = False
+
+
 class Borrowed:
     """Memory on a device that somebody else owns, given back once and not before our work with it is done."""
 
     def __init__(self, library: Library, found: Found) -> None:
         self.library = library
         self.address, self.device, self.dtype = found.address, found.device, found.dtype
-        self.shape, self.strides, self.stream = found.shape, found.strides, found.stream
-        self._unfinished: list[bool] = []
-        given_back = weakref.finalize(self, _wait, library, found.device, found.stream, self._unfinished, found.owner)
+        self.shape, self.strides = found.shape, found.strides
+        self._use = _Use(found.stream)
+        given_back = weakref.finalize(self, _wait, library, found.device, self._use, found.owner)
         given_back.atexit = False  # the end of the process ends all work, and its owner may be gone by then
+
+    @property
+    def stream(self) -> Stream:
+        """The stream in whose order the memory may be read."""
+        return self._use.stream
+
+    def move_to(self, stream: Stream) -> None:
+        """Read it in the order of another stream from now on, which first waits for the one before."""
+        before = self.stream
+        if before.handle != stream.handle:
+            with self.library.on(self.device):
+                self.library.call("stream_wait", stream.handle, before.handle)
+            self._use.stream = stream
 
     @property
     def item_bytes(self) -> int:
@@ -59,11 +80,11 @@ class Borrowed:
     @property
     def nbytes(self) -> int:
         """The bytes of all items."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.item_bytes
+        return math.prod(self.shape) * self.item_bytes
 
     def is_left_in_use(self) -> None:
         """Work on the stream uses the memory from now on, and the host does not wait for it."""
-        self._unfinished[:] = [True]
+        self._use.is_unfinished = True
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy in CPU memory, C-contiguous; bfloat16 as uint16."""
@@ -79,11 +100,11 @@ class Borrowed:
         return np.ascontiguousarray(np.ndarray(self.shape, dtype, span.data, -first, self.strides))
 
 
-def _wait(library: Library, device: int, stream: Stream, unfinished: Sequence[bool], _owner: object) -> None:
+def _wait(library: Library, device: int, use: _Use, _owner: object) -> None:
     """Before the owner is let go, which happens when this returns: our work with its memory must be done."""
-    if unfinished:
-        with suppress(RuntimeError), library.on(device):
-            library.call("synchronize", stream.handle)
+    if use.is_unfinished:
+        with suppress(RuntimeError, MemoryError), library.on(device):  # what fails here, fails at the next call too
+            library.call("synchronize", use.stream.handle)
 
 
 def borrow(values: Any, argument: Argument) -> Borrowed:
@@ -160,12 +181,17 @@ def _from_interface(library: Library, array: Any, stream: Stream | None, name: s
         strides = np.empty(shape, dtype).strides if 0 in shape else _contiguous(shape, dtype.itemsize)
     address = int(described["data"][0] or 0)
     device = _device_of(library, address, name)
+    if address == 0 and 0 not in shape:
+        raise ValueError(f"{name} must lie on a CUDA device, got address 0 for an array of shape {shape}")
     makers = described.get("stream")
-    if makers is not None and stream is not None and makers != stream.handle:
+    if makers is not None and (not isinstance(makers, int) or makers < 1):
+        raise ValueError(f"{name} must name its stream by 1, 2 or a handle, got {makers!r}")
+    own = DEFAULT if makers in (None, OF_THREAD) else Stream(makers, array)
+    ours = stream or own
+    if makers not in (None, ours.handle):
         with library.on(device):
-            library.call("stream_wait", stream.handle, makers)
-    own = DEFAULT if makers is None else Stream(int(makers), array)
-    return Found(array, address, device, dtype.name, shape, tuple(map(int, strides)), stream or own)
+            library.call("stream_wait", ours.handle, makers)
+    return Found(array, address, device, dtype.name, shape, tuple(map(int, strides)), ours)
 
 
 def _device_of(library: Library, address: int, name: str) -> int:
@@ -173,8 +199,10 @@ def _device_of(library: Library, address: int, name: str) -> int:
     if address == 0:
         return library.number("get_device")
     found = ctypes.c_int()
-    if library.status("device_of", address, ctypes.byref(found)) == BAD_ARGUMENT:
+    status = library.status("device_of", address, ctypes.byref(found))
+    if status == BAD_ARGUMENT:
         raise ValueError(f"{name} must lie on a CUDA device, got an address of the host: {address:#x}")
+    library.check("device_of", status)
     return found.value
 
 
@@ -202,13 +230,17 @@ def borrow_rows(values: Any, argument: Argument) -> Borrowed:
     if len(borrowed.shape) != 4:
         raise ValueError(f"{name} must have the 4 axes {argument.axes}, got shape {borrowed.shape}")
     item = borrowed.item_bytes
+    if borrowed.nbytes >= 2**63:
+        raise ValueError(f"{name} must be of a size that memory can have, got shape {borrowed.shape}")
     if borrowed.nbytes and borrowed.shape[3] > 1 and borrowed.strides[3] != item:
         raise ValueError(
             f"{name} must be contiguous along its last axis, got strides {borrowed.strides} in bytes; "
             f"pass {name}.contiguous()"
         )
-    if borrowed.address % item or any(stride % item for stride in borrowed.strides[:3]):
-        raise ValueError(f"{name} must be aligned to its items, got address {borrowed.address:#x}")
+    steps = [stride for length, stride in zip(borrowed.shape, borrowed.strides, strict=True) if length > 1]
+    if borrowed.nbytes and (borrowed.address % item or any(step % item for step in steps)):
+        where = f"address {borrowed.address:#x} and strides {borrowed.strides} in bytes"
+        raise ValueError(f"{name} must be aligned to its items, got {where}")
     return borrowed
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.cuda.library import Library
-from attncache.cuda.streams import DEFAULT, Stream
+from attncache.cuda.streams import DEFAULT, OF_THREAD, Stream
 
 KDL_CUDA = 2
 _DLPACK_CODES = {"i": 0, "f": 2}
@@ -52,9 +52,10 @@ class Memory:
 
 
 def _free(library: Library, device: int, stream: Stream, address: int, strangers: Sequence[bool]) -> None:
-    with suppress(RuntimeError), library.on(device):  # what fails here, failed before and shows at the next call
+    with suppress(RuntimeError, MemoryError), library.on(device):  # what fails here, failed before and shows again
         if strangers:
-            library.call("synchronize_device")
+            with suppress(RuntimeError, MemoryError):
+                library.call("synchronize_device")
         library.call("free", address, stream.handle)
 
 
@@ -135,13 +136,19 @@ class DeviceArray:
             raise BufferError(
                 f"dl_device must be {self.__dlpack_device__()}, got {dl_device}; numpy() copies to the host"
             )
-        if stream == 0:
-            raise ValueError("stream must not be 0, which is ambiguous: 1 is the legacy default stream, 2 the thread's")
-        wanted = DEFAULT.handle if stream is None else int(stream)
+        if stream is not None and type(stream) is not int:
+            raise TypeError(f"stream must be an int or None, got {type(stream).__name__}")
+        if stream is not None and (stream < -1 or stream == 0):
+            raise ValueError(
+                "stream must be -1, 1 for the legacy default stream, 2 for the thread's, or a handle; "
+                f"got {stream}{', which is ambiguous' if stream == 0 else ''}"
+            )
+        wanted = DEFAULT.handle if stream is None else stream
         memory = self._memory
-        if wanted != self.stream:
+        is_same = wanted == self.stream and wanted != OF_THREAD
+        if not is_same:
             memory.is_shared_with_strangers()
-        if wanted not in (-1, self.stream) and self.address:  # -1: whoever takes it waits by other means
+        if not is_same and wanted != -1 and self.address:  # -1: whoever takes it waits by other means
             with memory.library.on(memory.device):
                 memory.library.call("stream_wait", wanted, self.stream)
         dtype = _DLPACK_CODES[self.dtype.kind], 8 * self.dtype.itemsize

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.cuda.arrays import Borrowed, borrow_rows
 from attncache.cuda.device_array import Memory
-from attncache.cuda.streams import Stream
 from attncache.cuda.structs import Factored, Pattern
 from attncache.factored import KEY, QUERY, Options, Runs, Scoring, checked_scoring
 from attncache.sources import PATTERN, Argument, StoredDType, checked_copy, is_on_device
@@ -56,7 +55,8 @@ class Layer(ABC):
 
 def _pattern(borrowed: Borrowed) -> Pattern:
     dtype: Any = borrowed.dtype  # one of those that are stored: borrow_rows saw to it
-    return Pattern.over(borrowed.address, dtype, borrowed.shape, borrowed.strides)
+    strides = [step if length > 1 else 0 for length, step in zip(borrowed.shape, borrowed.strides, strict=True)]
+    return Pattern.over(borrowed.address, dtype, borrowed.shape, strides)  # along an axis of one item they mean nothing
 
 
 class DenseLayer(Layer):
@@ -138,15 +138,8 @@ def push_factors(
         raise ValueError(f"query and key must lie on one device, got cuda:{queries.device} and cuda:{keys.device}")
     if queries.dtype != keys.dtype:
         raise ValueError(f"query and key must have one dtype on a device, got {queries.dtype} and {keys.dtype}")
-    _join(queries.stream, keys)
+    keys.move_to(queries.stream)
     cache._push_device(FactoredLayer(queries, keys, scoring))
-
-
-def _join(stream: Stream, other: Borrowed) -> None:
-    """Have the stream of a layer wait for its other array, which is ready on a stream of its own."""
-    if other.stream.handle != stream.handle:
-        with other.library.on(other.device):
-            other.library.call("stream_wait", stream.handle, other.stream.handle)
 
 
 def _borrowed(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool | None) -> Borrowed:

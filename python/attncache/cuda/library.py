@@ -72,7 +72,10 @@ class Library:
             MemoryError: the device has no memory for it. ValueError: the question is too large for one call.
             RuntimeError: anything else, in CUDA's words.
         """
-        status = self.status(name, *arguments)
+        self.check(name, self.status(name, *arguments))
+
+    def check(self, name: str, status: int) -> None:
+        """Raise what ``call`` raises, unless the status of a function is 0."""
         if status == 0:
             return
         words = f"{_PREFIX}{name}: {self.message(status)} (status {status})"

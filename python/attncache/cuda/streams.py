@@ -13,6 +13,7 @@ class Stream(NamedTuple):
 
 
 DEFAULT = Stream(1)
+OF_THREAD = 2  # another stream in each thread, so no stream to keep: the legacy default waits for it, and it for that
 
 
 class OnStream(NamedTuple):
@@ -35,7 +36,8 @@ def on_stream(array: Any, stream: Any) -> OnStream:
             handle as an int, which must stay valid as long as the cache has the layer.
 
     Raises:
-        TypeError: stream is none of these. ValueError: it is a negative number.
+        TypeError: stream is none of these. ValueError: it is a negative number, or 2, the default stream of whichever
+            thread asks.
     """
     return OnStream(array, Stream(_handle(stream) or DEFAULT.handle, stream))
 
@@ -51,4 +53,6 @@ def _handle(stream: Any) -> int:
     handle = int(stream.__index__())
     if handle < 0:
         raise ValueError(f"stream must be a CUDA stream or its handle, got {handle}")
+    if handle == OF_THREAD:
+        raise ValueError("stream must be one stream for all threads, got 2, the default stream of each thread")
     return handle

@@ -56,9 +56,11 @@ class Selection(ctypes.Structure):
 
     @classmethod
     def of(cls, layers: Sequence[Pattern], batches: Indices, heads: Indices, mean_heads: bool) -> Selection:
-        """What those layers and indices pick; lives no longer than they do."""
+        """What those layers and indices pick."""
         array = (Pattern * len(layers))(*layers)
-        return cls(array, len(layers), *listed(batches), *listed(heads), mean_heads)
+        selection = cls(array, len(layers), *listed(batches), *listed(heads), mean_heads)
+        selection.kept = (batches, heads)  # a pointer in a struct keeps nothing alive
+        return selection
 
 
 class Factored(ctypes.Structure):
@@ -77,9 +79,9 @@ class Factored(ctypes.Structure):
     )
 
 
-def listed(indices: Indices) -> tuple[int, int]:
-    """The address and the number of indices, as two arguments of a call."""
-    return indices.ctypes.data, len(indices)
+def listed(indices: Indices) -> tuple[ctypes.c_void_p, int]:
+    """A pointer to indices, which keeps them alive as long as it lives itself, and their number: arguments of a call."""
+    return indices.ctypes.data_as(ctypes.c_void_p), len(indices)
 
 
 _POINTER, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64

@@ -3,6 +3,7 @@
 // a new one fails to link by its name. Streams and events have no meaning here: everything happens at once, in order.
 #include <cstddef>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <string>
 
@@ -52,6 +53,11 @@ int cudaStreamSynchronize(void*) { return 0; }
 int cudaDeviceSynchronize() { return 0; }
 int cudaEventCreateWithFlags(void** event, unsigned) { return *event = nullptr, 0; }
 int cudaEventDestroy(void*) { return 0; }
+int cudaEventQuery(void*) { return 0; }
+int cudaHostAlloc(void** memory, std::size_t n_bytes, unsigned) {
+    *memory = std::malloc(n_bytes);
+    return 0;
+}
 int cudaEventRecord(void*, void*) { return 0; }
 int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
 int cudaPointerGetAttributes(void*, const void*) { return 1; }  // what lies where is for the tests of the launchers

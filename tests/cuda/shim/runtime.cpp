@@ -1,4 +1,5 @@
-// The runtime library's calls: recorded, made to fail where a test asks for it, and done at once, stream or not.
+// The runtime library's calls: recorded, made to fail where a test asks for it, and done at once, stream or not; but
+// for copies from pinned memory, which are done as late as a device may do them: when something else needs their order.
 //
 // Tests talk to it through plain C:
 //   shim_seed(n)               orders of threads and blocks from here on
@@ -12,9 +13,12 @@
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "memory.hpp"
 #include "scheduler.hpp"
@@ -37,6 +41,14 @@ cudaError_t broken = cudaSuccess;  // what a kernel left behind: every later cal
 cudaError_t last = cudaSuccess;
 int current_device = 0;
 std::uintptr_t n_events = 0;
+struct LateCopy {
+    void* to;
+    const void* from;
+    std::size_t n_bytes;
+};
+std::vector<LateCopy> late_copies;
+std::map<const char*, std::size_t> pinned;  // host memory, by its first byte
+std::map<cudaEvent_t, bool> is_late;        // whether an event was recorded behind a late copy
 std::string words_of_failure;
 
 /// Records a call and says whether it is to fail.
@@ -98,6 +110,24 @@ private:
     [[maybe_unused]] struct sigaction before_ = {};
 };
 
+bool is_pinned(const void* memory) {
+    const char* const byte = static_cast<const char*>(memory);
+    const auto after = pinned.upper_bound(byte);
+    if (after == pinned.begin()) return false;
+    const auto found = std::prev(after);
+    return byte < found->first + found->second;
+}
+
+/// What comes now comes after every copy.
+void finish_copies() {
+    const Access access;
+    for (const LateCopy& copy : late_copies) {
+        if (is_live(copy.to, copy.n_bytes)) std::memcpy(copy.to, copy.from, copy.n_bytes);
+    }
+    late_copies.clear();
+    is_late.clear();
+}
+
 bool is_launchable(dim3 grid, dim3 block) {
     const unsigned blocks[3] = {grid.x, grid.y, grid.z};
     for (int i = 0; i < 3; ++i) {
@@ -123,6 +153,7 @@ cudaError_t launch(const Work& work, dim3 grid, dim3 block, std::size_t shared_b
                block.x, block.y, block.z, shared_bytes, static_cast<void*>(stream));
     if (status != cudaSuccess) return status;
     if (!is_launchable(grid, block)) return failed(cudaErrorInvalidConfiguration, "no such launch is possible");
+    finish_copies();
     const Access access;
     const AccessWatch watch;
     const std::string problem = run_grid(work, grid, block);
@@ -191,30 +222,40 @@ cudaError_t cudaMallocAsync(void** memory, std::size_t n_bytes, cudaStream_t str
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
     const cudaError_t status = record("cudaFreeAsync", " stream=%p", static_cast<void*>(stream));
     if (status != cudaSuccess) return status;
+    finish_copies();
     std::string problem;
     if (!release(memory, problem)) return failed(cudaErrorInvalidValue, "no such device memory to give back");
     return problem.empty() ? cudaSuccess : broken = failed(cudaErrorIllegalAddress, problem);
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-    const cudaError_t status = record("cudaMemcpyAsync", " %zu kind=%d stream=%p", n_bytes, static_cast<int>(kind),
-                                      static_cast<void*>(stream));
+    const cudaError_t status = record("cudaMemcpyAsync", " %zu kind=%d%s stream=%p", n_bytes, static_cast<int>(kind),
+                                      is_pinned(from) ? " pinned" : "", static_cast<void*>(stream));
     if (status != cudaSuccess) return status;
     const bool is_from_device = kind != cudaMemcpyHostToDevice;
     const bool is_to_device = kind != cudaMemcpyDeviceToHost;
     if (is_live(from, n_bytes) != is_from_device || is_live(to, n_bytes) != is_to_device) {
         return failed(cudaErrorInvalidValue, "a copy that is not in device memory where it says so");
     }
+    if (is_pinned(from)) {
+        late_copies.push_back({to, from, n_bytes});
+        return cudaSuccess;
+    }
+    finish_copies();
     const Access access;
     std::memcpy(to, from, n_bytes);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    finish_copies();
     return record("cudaStreamSynchronize", " stream=%p", static_cast<void*>(stream));
 }
 
-cudaError_t cudaDeviceSynchronize() { return record("cudaDeviceSynchronize", "%s", ""); }
+cudaError_t cudaDeviceSynchronize() {
+    finish_copies();
+    return record("cudaDeviceSynchronize", "%s", "");
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
     const cudaError_t status = record("cudaEventCreateWithFlags", " %u", flags);
@@ -223,6 +264,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    is_late[event] = !late_copies.empty();
     return record("cudaEventRecord", " %p stream=%p", static_cast<void*>(event), static_cast<void*>(stream));
 }
 
@@ -232,6 +274,21 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return record("cudaEventDestroy", " %p", static_cast<void*>(event)); }
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    const cudaError_t status = record("cudaEventQuery", " %p", static_cast<void*>(event));
+    if (status != cudaSuccess) return status;
+    const auto found = is_late.find(event);
+    return found != is_late.end() && found->second ? last = cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** memory, std::size_t n_bytes, unsigned flags) {
+    const cudaError_t status = record("cudaHostAlloc", " %zu flags=%u", n_bytes, flags);
+    if (status != cudaSuccess) return status;
+    *memory = std::malloc(n_bytes);
+    pinned[static_cast<const char*>(*memory)] = n_bytes;
+    return cudaSuccess;
+}
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
     const int device = device_of(memory);
