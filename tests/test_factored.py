@@ -233,6 +233,15 @@ def test_given_sums_are_used_as_they_are() -> None:
     assert_queries_have_the_bits_of(cache, all_rows(cache))
 
 
+def test_weights_far_beyond_given_sums_stop_at_e_to_the_88th(simd_level: str) -> None:
+    query, key = layer()
+    lse = np.full(query.shape[:3], -100, np.float32)
+    weights = all_rows(cache_of(query, key, lse=lse))
+    expected = reference.factored(query, key, lse=lse)
+    assert expected.pattern.max() == np.exp(88)
+    assert (np.abs(weights - expected.pattern) <= expected.bound).all()
+
+
 @pytest.mark.parametrize("infinity", [np.inf, -np.inf])
 def test_given_sums_that_are_infinite_mean_a_row_of_zeros(infinity: float) -> None:
     query, key = layer()

@@ -164,7 +164,7 @@ def factored(
         if lse is not None:  # given sums count as exact
             base = np.where(np.isinf(lse), 0, lse.astype(np.float64))[..., None]
             total, sums_off = np.where(np.isinf(lse), 0, 1)[..., None], np.zeros_like(off)
-        powers = np.exp(scores - base)
+        powers = np.exp(np.minimum(scores - base, 88))  # only given sums can ask for more
         pattern = np.where(total == 0, 0, powers / np.where(total == 0, 1, total))
         steps = scores.shape[3] / 256 + 60
         distance = np.where(pattern > 0, np.abs(base - np.where(pattern > 0, scores, 0)), 0)

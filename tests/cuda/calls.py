@@ -1,7 +1,8 @@
 """The plain C interface asked from NumPy: arrays are carried to the device, answers back, nothing is left there.
 
 `Device(library)` is one loaded library, emulated or real. Patterns keep their strides: the memory that holds an array is
-copied as it is, `shift` bytes off the 16-byte boundary if asked, and described by a struct.
+copied as it is, `shift` bytes off the 16-byte boundary if asked, and described by a struct. On the emulated device the
+items of an axis can lie gigabytes `apart`, each in an allocation of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,7 @@ BAD_ARGUMENT, TOO_LARGE = -1, -2
 CODES = {np.dtype(np.float16): FLOAT16, np.dtype(ml_dtypes.bfloat16): BFLOAT16, np.dtype(np.float32): FLOAT32}
 INT64 = ctypes.c_int64
 POINTER = ctypes.c_void_p
+Apart: TypeAlias = tuple[int, int]  # an axis, and the bytes from item to item of it, a multiple of 4096
 
 
 class Pattern(ctypes.Structure):
@@ -110,11 +112,26 @@ class Device:
         return array
 
     @contextmanager
-    def pattern(self, array: Array, shift: int = 0) -> Iterator[Pattern]:
-        """A [batch, head, query, key] array on the device; keys must be contiguous."""
+    def pattern(self, array: Array, shift: int = 0, apart: Apart | None = None) -> Iterator[Pattern]:
+        """A [batch, head, query, key] array on the device; keys must be contiguous.
+
+        Keys that lie apart are still one row, of which only they are in memory: key i is number i * distance / itemsize.
+        """
         assert array.size == 0 or array.shape[3] == 1 or array.strides[3] == array.itemsize
-        with self.copied(array, shift) as data:
-            yield Pattern(data, CODES[array.dtype], *array.shape, *array.strides[:3])
+        if apart is None:
+            with self.copied(array, shift) as data:
+                yield Pattern(data, CODES[array.dtype], *array.shape, *array.strides[:3])
+            return
+        axis, distance = apart
+        items = [np.ascontiguousarray(item) for item in np.split(array, array.shape[axis], axis)]
+        with ExitStack() as stack:
+            data = stack.enter_context(self.copied(items[0], shift))
+            for i, item in enumerate(items[1:], 1):
+                self.library.shim_leap(distance)
+                assert stack.enter_context(self.copied(item, shift)) == data + i * distance
+            strides = [distance if i == axis else items[0].strides[i] for i in range(3)]
+            seq_k = distance // array.itemsize * (len(items) - 1) + 1 if axis == 3 else array.shape[3]
+            yield Pattern(data, CODES[array.dtype], *array.shape[:3], seq_k, *strides)
 
     def ask(
         self,
@@ -126,6 +143,7 @@ class Device:
         mean: bool = False,
         shift: int = 0,
         out_shift: int = 0,
+        apart: Apart | None = None,
     ) -> Array:
         """rows, columns or edges of layers: float32 [layer, batch, head, ...], head of length 1 for a mean."""
         shape = patterns[0].shape if patterns else (1, 1, 1, 1)
@@ -134,7 +152,7 @@ class Device:
         n_heads = 1 if mean else len(chosen)
         answer = np.empty((len(patterns), len(batches), n_heads, *map(len, lists), *last), np.float32)
         with ExitStack() as stack:
-            layers = [stack.enter_context(self.pattern(pattern, shift)) for pattern in patterns]
+            layers = [stack.enter_context(self.pattern(pattern, shift, apart)) for pattern in patterns]
             out = stack.enter_context(self.memory(answer.nbytes + out_shift))
             structs = (Pattern * len(layers))(*layers)
             selection = Selection(
@@ -162,6 +180,7 @@ class Device:
         heads: Sequence[int] | None = None,
         mean: bool = False,
         shift: int = 0,
+        apart: Apart | None = None,
         scale: float | None = None,
         causal: bool = True,
         window: int | None = None,
@@ -180,8 +199,8 @@ class Device:
                 None if array is None else stack.enter_context(self.copied(array)) for array in (hidden, sinks, lse)
             ]
             layer = Factored(
-                stack.enter_context(self.pattern(query, shift)),
-                stack.enter_context(self.pattern(key, shift)),
+                stack.enter_context(self.pattern(query, shift, apart)),
+                stack.enter_context(self.pattern(key, shift, apart)),
                 query.shape[3] ** -0.5 if scale is None else scale,
                 softcap or 0,
                 int(causal),

@@ -86,6 +86,7 @@ def load(library: Path) -> ctypes.CDLL:
     loaded.attncache_cuda_message.restype = ctypes.c_char_p
     loaded.shim_calls.restype = loaded.shim_words.restype = ctypes.c_char_p
     loaded.shim_live_bytes.restype = ctypes.c_size_t
+    loaded.shim_leap.argtypes = (ctypes.c_size_t,)
     loaded.shim_fail.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
     return loaded
 

@@ -16,7 +16,7 @@ import numpy as np
 from attncache import reference
 from attncache.reference import heaviest
 from cuda.ptx.library import Interpreted
-from patterns import DTYPES, Array, assert_same, make, meaning, rng
+from patterns import DTYPES, Array, assert_same, make, meaning, rng, spread
 
 Run: TypeAlias = Callable[[Interpreted], None]
 
@@ -67,6 +67,9 @@ def row_cases() -> Iterator[Case]:
             yield Case("rows", f"{name}, two blocks", asked("rows", patterns, every_other(4), **options), blocks=2)
             yield Case("rows", f"{name}, unaligned", asked("rows", patterns, [1], shift=4, **options))
             yield Case("rows", f"{name}, unaligned out", asked("rows", patterns, [1], out_shift=4, **options))
+        for axis, name in enumerate(("batches", "heads", "queries")):
+            steps = asked("rows", [spread(make("extremes", (2, 2, 2, 24), dtype), axis)], [1, 0], batches=[1, 0])
+            yield Case("rows", f"{dtype}, only {name} begin off 16 bytes", steps)
         yield Case("rows", f"{dtype}, no heads", asked("rows", patterns, [0], heads=[], mean=True))
         yield Case(
             "rows", f"{dtype}, whole", asked("rows", [make("soft", (1, 12, 20, 64), dtype)], range(20), mean=True)
@@ -177,7 +180,10 @@ def factored_cases() -> Iterator[Case]:
     yield case("heavy sinks", query, key, [5, 69], sinks=np.full(2, 90, np.float32))
     yield case("window of one", query, key, [0, 69], window=1)
     yield case("both ways", query, key, [0, 69], window=4, causal=False)
+    yield case("window beyond 32 bits", query, key, [0, 69], window=2**40)
+    yield case("window beyond 32 bits both ways", query, key, [0, 69], window=2**40, causal=False)
     yield case("sums given", query, key, [2, 3, 69], lse=lse)
+    yield case("sums given far below the scores", query, key, [2, 69], lse=np.full_like(lse, -100))
     query = query.copy()
     query[0, 0, 7] = np.nan
     yield case("a row of NaN", query, key, [7, 8])

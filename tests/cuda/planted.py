@@ -80,6 +80,8 @@ TURNED = "sums[r];\n        }\n        __syncthreads();"
 PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 TAKEN = "is_equal && my_equal < threshold.wanted"
 LISTED = "line.heads[h] * line.layer->head_stride"
+KEY_STEP = "const std::int64_t stride = lines.key.query_stride"
+WINDOW = "lines.seq_k + lines.seq_q : lines.window"
 
 EMULATED = {
     "a barrier is missing": Plant(
@@ -104,6 +106,30 @@ EMULATED = {
     ),
     "wide reads of rows that lie anywhere": Plant(
         (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned"
+    ),
+    "wide reads of heads that lie anywhere": Plant(
+        (("selection.cuh", "if (pattern.n_heads > 1) steps |= pattern.head_stride;", ""),),
+        "misaligned",
+        tests="every_stride",
+    ),
+    "wide reads of batches that lie anywhere": Plant(
+        (("selection.cuh", "if (pattern.batch_size > 1) steps |= pattern.batch_stride;", ""),),
+        "misaligned",
+        tests="every_stride",
+    ),
+    "offsets of heads in 32 bits": Plant(
+        (("rows.cu", LISTED, f"static_cast<int>({LISTED})"),), "outside", tests="gigabytes"
+    ),
+    "steps from key to key in 32 bits": Plant(
+        (("factored_scores.cuh", KEY_STEP, KEY_STEP.replace("std::int64_t", "int")),), "outside", tests="gigabytes"
+    ),
+    "windows in 32 bits": Plant(
+        (("factored_scores.cuh", WINDOW, WINDOW.replace("lines.window", "static_cast<int>(lines.window)")),),
+        "differ",
+        tests="billions",
+    ),
+    "powers that overflow": Plant(
+        (("factored_rows.cu", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
     ),
     "ties go to the higher position": Plant(
         (

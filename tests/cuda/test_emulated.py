@@ -2,10 +2,13 @@
 
 Covered: rows, columns, edges and top-k by equality for every dtype and kind of pattern; sizes around 8, 16, 32, 64, 128
 and 256; layouts with any strides, any alignment of input and result, repeated and reversed indices, several layers of
-several dtypes; every 16-bit item; k from 1 to the line, lines to thousands; three orders of threads. Factored rows
-within the bound that reference.factored computes, nothing more, and their means by equality. The library is built with
-grids of at most five blocks and 64 KiB of scratch (emulated.LIMITS), so strides over grids and parts are the rule here.
-Not covered: what only hardware has (memory ordering between warps, speed), see docs/cuda.md.
+several dtypes; every 16-bit item; k from 1 to the line, lines to thousands; three orders of threads; batches, heads,
+queries and keys that lie gigabytes apart (in addresses, not in memory), so that no 32 bits hold an offset. Factored
+rows within the bound that reference.factored computes, nothing more, and their means by equality. The library is built
+with grids of at most five blocks and 64 KiB of scratch (emulated.LIMITS), so strides over grids and parts are the rule.
+Not covered: results of more than 2^31 items (8 GiB to write), top-k of lines longer than 2^32, masks and given sums of
+more than 2^31 items, which have no strides; what only hardware has (memory ordering between warps, speed), see
+docs/cuda.md.
 
 test_planted.py runs this file against libraries with planted bugs, so the cheap and general cases come first.
 """
@@ -29,10 +32,12 @@ from attncache import reference
 from cuda import emulated
 from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
 from cuda.compilers import NO_GXX, find_gxx
-from patterns import KINDS, SIZES, Array, Shape, assert_same, make, meaning, strided
+from patterns import KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 
 SEEDS = (1, 2, 3)
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 1000, 2049, 4099)
+# Bytes, and items of 2 and of 4 bytes, that need more than 32 bits; what is left of them in 32 is nobody's memory.
+FAR = 17 << 30
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +201,37 @@ def test_any_alignment_of_an_item(shift: int, dtype: str, device: Device) -> Non
     assert_top_k(device, make("ties", (1, 1, 2, 301))[0, 0], 300, shift=shift // 4 * 4)
 
 
+@pytest.mark.parametrize("axis", range(3), ids=("batches", "heads", "queries"))
+def test_rows_are_read_16_bytes_at_a_time_only_if_every_stride_allows_it(axis: int, dtype: str, device: Device) -> None:
+    pattern = spread(make("extremes", (2, 2, 2, 24), dtype), axis)
+    assert [stride % 16 for stride in pattern.strides[:3]] == [8 if i == axis else 0 for i in range(3)]
+    assert_rows(device, [pattern], [1, 0])
+    query, key = test_factored.layer(3, 2, heads=2, key_heads=2, dtype=pattern.dtype)
+    got = device.factored_rows(query, spread(key, axis), range(3), batches=[0, 1])
+    assert_within_bound(got, reference.factored(query, key), f"axis {axis}")
+
+
+@pytest.mark.parametrize("axis", range(3), ids=("batches", "heads", "queries"))
+def test_items_of_an_axis_that_lie_gigabytes_apart(axis: int, device: Device) -> None:
+    pattern = make("extremes", (2, 2, 3, 24), "float16")
+    assert_rows(device, [pattern], [2, 0, 1], apart=(axis, FAR))
+    assert_columns(device, [pattern], [23, 0], apart=(axis, FAR))
+    assert_edges(device, [pattern], [2, 0], [23, 0], apart=(axis, FAR))
+
+
+def test_keys_of_a_row_that_is_gigabytes_long(device: Device) -> None:
+    pattern = make("extremes", (2, 2, 3, 2), "float16")
+    keys = [FAR // 2, 0]
+    for mean in (False, True):
+        options: dict[str, Any] = {"batches": [0, 1], "mean": mean, "apart": (3, FAR)}
+        expected = meaning("columns", [pattern], None, [1, 0], heads=heads_argument(mean), batch=None)
+        got = device.ask("columns", [pattern], keys, **options)
+        assert_same(got.reshape(expected.shape), expected, f"columns, mean {mean}")
+        expected = meaning("edges", [pattern], [2, 0], [1, 0], heads=heads_argument(mean), batch=None)
+        got = device.ask("edges", [pattern], [2, 0], keys, **options)
+        assert_same(got.reshape(expected.shape), expected, f"edges, mean {mean}")
+
+
 def test_rows_longer_than_a_tile(dtype: str, device: Device) -> None:
     for seq_k in (1023, 1024, 1025, 2056, 4099):
         assert_rows(device, [make("extremes", (1, 5, 2, seq_k), dtype)], [1, 0])
@@ -333,6 +369,47 @@ def test_given_normalisers_are_used(device: Device) -> None:
     assert np.isnan(got[0, 0, 3]).all()
     assert (got[0, 1, 2] == 0).all()
     assert (got[1, 2, 5] == 0).all()
+
+
+def test_weights_far_beyond_given_normalisers_stop_at_e_to_the_88th(device: Device) -> None:
+    query, key = test_factored.layer(5, 30, batch=1)
+    lse = np.full(query.shape[:3], -100, np.float32)
+    expected = reference.factored(query, key, lse=lse)
+    assert expected.pattern.max() == np.exp(88)
+    assert_within_bound(device.factored_rows(query, key, range(5), lse=lse), expected, "lse of -100")
+
+
+@pytest.mark.parametrize("axis", range(3), ids=("batches", "heads", "queries and keys"))
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_factors_that_lie_gigabytes_apart(axis: int, dtype: str, device: Device) -> None:
+    query, key = test_factored.layer(2, 3, heads=2, key_heads=2, dtype=np.dtype(dtype))
+    for mean in (False, True):
+        options: dict[str, Any] = {"batches": [1, 0], "heads": [1, 0], "mean": mean}
+        near = device.factored_rows(query, key, [1, 0], **options)
+        assert_same(device.factored_rows(query, key, [1, 0], apart=(axis, FAR), **options), near, f"mean {mean}")
+
+
+def test_blocks_of_keys_that_lie_gigabytes_apart(device: Device) -> None:
+    query, key = test_factored.layer(1, 260, batch=1, heads=2, key_heads=1)
+    apart = 2, 17 << 20  # 4.25 GiB from block to block
+    assert_same(device.factored_rows(query, key, [0], apart=apart), device.factored_rows(query, key, [0]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_windows_of_billions_of_keys_hide_nothing(causal: bool, device: Device) -> None:
+    query, key = test_factored.layer(5, 300)
+    expected = device.factored_rows(query, key, range(5), causal=causal)
+    for window in (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40):
+        got = device.factored_rows(query, key, range(5), causal=causal, window=window)
+        assert_same(got, expected, f"window {window}")
+
+
+def test_queries_billions_before_the_first_key_see_nothing(device: Device) -> None:
+    query, key = test_factored.layer(1, 30, batch=1)
+    many = np.broadcast_to(query, (*query.shape[:2], 2**33, query.shape[3]))
+    got = device.factored_rows(many, key, [0, 5, 2**32 + 3, 2**33 - 1])
+    assert (got[:, :, :3] == 0).all()
+    assert_same(got[:, :, 3:], device.factored_rows(query, key, [0]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

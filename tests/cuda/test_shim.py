@@ -1,8 +1,8 @@
 """The emulation itself: faults that kernels may have end a launch with a status and words, and the host stays outside.
 
 Covered: barriers that diverge or that ended threads miss, warp operations that not all lanes reach, fresh shared and
-device memory that is not zero, reads and writes outside of memory, misaligned reads, launches that no device takes,
-failures on demand, and that orders of threads really vary. What the emulation does to the real kernels:
+device memory that is not zero, reads and writes outside of memory, misaligned reads, memory that lies gigabytes apart, launches
+that no device takes, failures on demand, and that orders of threads really vary. What the emulation does to the real kernels:
 test_emulated.py and test_planted.py.
 """
 
@@ -159,6 +159,18 @@ def test_fresh_memory_is_not_zero(device: Device) -> None:
         assert (attempt(device, "fresh_shared", blocks=3) == poison).all()
     with device.memory(256) as memory:
         assert (device.to_host(memory, np.empty(64, np.float32)) == poison).all()
+
+
+def test_memory_lies_as_far_apart_as_asked_and_nothing_lies_between(device: Device) -> None:
+    distance = 5 << 30
+    with device.memory(300) as memory:
+        device.library.shim_leap(distance)
+        with device.memory(300) as far:
+            assert far == memory + distance
+            assert device.library.shim_live_bytes() == 600
+            for between in (memory + 4096, memory + distance // 2, far - 4096):
+                with pytest.raises(Failed):
+                    device.to_host(between, np.empty(1, np.float32))
 
 
 def test_orders_of_threads_vary_with_the_seed_alone(device: Device) -> None:

@@ -1,6 +1,9 @@
 // The arena: addresses are never used twice, and between two allocations lie pages that nobody may touch. An allocation
 // begins at a multiple of 256 as CUDA's do and ends less than 256 bytes before such a page; that rest has a pattern
 // that `release` looks at, and under address sanitizer it is poisoned.
+//
+// Tests talk to it through plain C:
+//   shim_leap(n)   the next allocation, if it is as large as the latest, begins n bytes, a multiple of 4096, after it
 #include "memory.hpp"
 
 #include <sys/mman.h>
@@ -19,7 +22,7 @@
 namespace shim {
 namespace {
 
-constexpr std::size_t kArena = std::size_t{1} << 40;  // addresses, not memory
+constexpr std::size_t kArena = std::size_t{1} << 42;  // addresses, not memory
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kAlignment = 256;
 constexpr int kFresh = 0xCD;
@@ -34,6 +37,7 @@ struct Allocation {
 
 std::map<const char*, Allocation> allocations;  // by their first byte
 char* arena = nullptr;
+char* latest_pages = nullptr;
 char* next = nullptr;
 
 void protect(const Allocation& allocation, int rights) {
@@ -77,6 +81,7 @@ void* allocate(std::size_t n_bytes, int device) {
     if (arena == nullptr || n_bytes > kArena / 2 || next + pages_bytes + kPage > arena + kArena) return nullptr;
     const Allocation allocation{n_bytes, next, pages_bytes, device};
     char* const begin = next + pages_bytes - used;
+    latest_pages = next;
     next += pages_bytes + kPage;
     protect(allocation, PROT_READ | PROT_WRITE);
     std::memset(begin, kFresh, n_bytes);
@@ -132,3 +137,9 @@ Access::Access() { set_rights(PROT_READ | PROT_WRITE); }
 Access::~Access() { set_rights(PROT_NONE); }
 
 }  // namespace shim
+
+extern "C" __attribute__((visibility("default"))) void shim_leap(std::size_t n_bytes) {
+    using namespace shim;
+    const auto left = static_cast<std::size_t>(arena + kArena - latest_pages);
+    next = std::max(next, latest_pages + std::min(n_bytes, left));
+}
