@@ -256,6 +256,8 @@ def test_a_new_file_has_the_mode_that_the_user_asks_for_and_an_old_one_keeps_its
         tokened().save(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         path.chmod(0o600)
+        with replacing(path) as fd:
+            assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600  # while it is written too
         tokened().save(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:

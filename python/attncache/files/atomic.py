@@ -49,9 +49,9 @@ def replacing(path: Path) -> Iterator[int]:
             _lock_hidden(lock, hidden, path)
             try:
                 os.ftruncate(lock.fd, 0)
-                yield lock.fd
                 if path.exists() and hasattr(os, "fchmod"):
-                    os.fchmod(lock.fd, path.stat().st_mode & 0o777)
+                    os.fchmod(lock.fd, path.stat().st_mode & 0o777)  # before there is anything to be read
+                yield lock.fd
                 os.fsync(lock.fd)
                 if not _RENAMES_OPEN_FILES:
                     lock.close()
