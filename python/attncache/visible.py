@@ -11,7 +11,4 @@ def visible(text: str) -> str:
     """
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(
-        letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return "".join(letter if letter == "\n" or letter.isprintable() else repr(letter)[1:-1] for letter in text)
