@@ -326,6 +326,13 @@ def nested(n: int) -> list[Any]:
     return value
 
 
+def twice_in_itself() -> list[Any]:
+    """A list with 2^100 ways to go 100 deep."""
+    value: list[Any] = []
+    value += [value, value]
+    return value
+
+
 def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
     cache = tokened()
     cache.metadata = {"a": nested(99)}
@@ -342,6 +349,7 @@ def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
         ({"a": float("nan")}, ValueError, r"metadata\['a'\] must be a JSON value"),
         ({"a": nested(100)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
         ({"a": nested(100_000)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
+        ({"a": twice_in_itself()}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
     ],
 )
 def test_metadata_that_json_cannot_say_are_refused_at_once(metadata: Any, kind: Any, message: str) -> None:

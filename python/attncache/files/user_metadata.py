@@ -28,7 +28,7 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
     for name, value in metadata.items():
         if not isinstance(name, str):
             raise TypeError(f"metadata must have names that are strings, got {name!r}")
-        if _depth(value) >= _MOST_DEEP:
+        if _is_deeper(value, _MOST_DEEP - 1):
             raise ValueError(f"metadata[{name!r}] must be nested at most {_MOST_DEEP} deep")
         try:
             copied[name] = strict_json.parse(json.dumps(value, allow_nan=False, default=_plain))
@@ -38,12 +38,12 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
     return MappingProxyType(copied)
 
 
-def _depth(value: object, above: int = 0) -> int:
-    """How many lists and mappings lie in each other, counted up to the limit: what holds itself has no end."""
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether more lists and mappings lie in each other; ends at the first that do, since what holds itself has no end."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else None
-    if inner is None or above == _MOST_DEEP:
-        return above
-    return max((_depth(each, above + 1) for each in inner), default=above + 1)
+    if inner is None:
+        return False
+    return limit == 0 or any(_is_deeper(each, limit - 1) for each in inner)
 
 
 def _plain(value: Any) -> Any:

@@ -156,7 +156,7 @@ class Interpreted(Calls):
             elif kind == TO_HOST:
                 ctypes.memmove(to, self.device.memory.read(origin, n_bytes), n_bytes)
             else:
-                raise NotImplementedError(f"a copy of kind {kind}")
+                raise Fault("unsupported", f"a copy of kind {kind}")
         except Exception as error:  # noqa: BLE001 -- a callback from C must not raise
             return self.note(error)
         return 0
