@@ -750,7 +750,7 @@ def test_every_public_method_has_a_signature_and_a_docstring(name: str) -> None:
 def test_signatures_are_those_of_the_design() -> None:
     def parameters(name: str) -> list[tuple[str, Any]]:
         found = inspect.signature(getattr(AttentionCache, name)).parameters.values()
-        return [(p.name, p.default) for p in found if p.name not in ("self", "cls")]
+        return [(p.name, p.default) for p in found if p.name not in ("self", "cls") and p.kind != p.KEYWORD_ONLY]
 
     nothing = inspect.Parameter.empty
     assert parameters("push") == [("pattern", nothing), ("copy", None)]
@@ -763,7 +763,7 @@ def test_the_package_tells_its_version_and_names() -> None:
     from importlib.metadata import version
 
     assert attncache.__version__ == version("attncache")
-    for name in ("AttentionCache", "TopK", "set_num_threads", "get_num_threads"):
+    for name in ("AttentionCache", "TopK", "LayerSource", "set_num_threads", "get_num_threads"):
         assert name in attncache.__all__
 
 

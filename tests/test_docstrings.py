@@ -15,14 +15,19 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import cache, factored, mapping, runs, simd, units
+from attncache import axes, cache, factored, layer_source, mapping, runs, simd, units
 from attncache.capturing import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def names_for_examples() -> dict[str, Any]:
-    return {"np": np, "AttentionCache": attncache.AttentionCache, "attncache": attncache}
+    return {
+        "np": np,
+        "AttentionCache": attncache.AttentionCache,
+        "attncache": attncache,
+        "LayerSource": attncache.LayerSource,
+    }
 
 
 def run_examples(text: str, name: str, extra: dict[str, Any]) -> None:
@@ -49,11 +54,17 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (simd, "use"),
         (runs, "open_runs"),
         (mapping, "map_runs"),
+        (axes, "checked_axes"),
+        (axes, "of_one_array"),
+        (layer_source, "LayerSource"),
+        (layer_source.LayerSource, "to_dict"),
+        (layer_source.LayerSource, "from_dict"),
     ],
-    ids=["AttentionCache", "pattern_from_qk", "key_heads_for", "readable_bytes", "simd.use", "open_runs", "map_runs"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_examples_of_a_function_run_as_shown(module: ModuleType, name: str) -> None:
-    run_examples(getattr(module, name).__doc__ or "", name, vars(module))
+def test_examples_of_a_function_run_as_shown(module: ModuleType | type, name: str) -> None:
+    names = vars(module) if isinstance(module, ModuleType) else vars(layer_source)
+    run_examples(getattr(module, name).__doc__ or "", name, dict(names))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/runs.md", "docs/ways_in.md"])

@@ -12,12 +12,17 @@ from attncache._core import __version__, get_num_threads, set_num_threads
 from attncache.cache import AttentionCache
 from attncache.capturing import capture
 from attncache.factored import pattern_from_qk
+from attncache.layer_source import LayerSource
 from attncache.mapping import RunErrors, map_runs
+from attncache.notices import CaptureWarning, PatternWarning
 from attncache.results import TopK
 from attncache.runs import Runs, open_runs
 
 __all__ = [
     "AttentionCache",
+    "CaptureWarning",
+    "LayerSource",
+    "PatternWarning",
     "RunErrors",
     "Runs",
     "TopK",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.factored import Options, Progress, append_factors, push_factors
+from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.selections import Selections, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.tokens import Tokens, checked_tokens
@@ -58,6 +59,7 @@ class AttentionCache(Selections):
         self._set_index_policy(index)
         self._tokens: Tokens | None = None
         self._metadata: Mapping[str, Any] = MappingProxyType({})
+        self._sources: dict[int, LayerSource] = {}
         self._origin: Origin | None = None  # where the cache was opened from, while it is still what is there
 
     @classmethod
@@ -288,7 +290,7 @@ class AttentionCache(Selections):
             )
         return reopened, (*self._origin, self.index)
 
-    def push(self, pattern: Any, copy: bool | None = None) -> None:
+    def push(self, pattern: Any, copy: bool | None = None, *, source: LayerSource | None = None) -> None:
         """Append a layer.
 
         Args:
@@ -300,6 +302,7 @@ class AttentionCache(Selections):
             copy: None copies if the dtype or layout asks for it or if the source is writable; False borrows the
                 memory and keeps its owner alive (who then must not change it); True always copies. An array on a
                 device is always borrowed, so True is refused.
+            source: where the layer comes from, kept in ``sources``; None where that is not known.
 
         Raises:
             TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, lies on
@@ -314,14 +317,16 @@ class AttentionCache(Selections):
         ('float16',)
         """
         copy = checked_copy(copy)
+        checked_layer_source(source)
         if is_on_device(pattern):
             from attncache.cuda.layers import push_pattern  # noqa: PLC0415
 
             push_pattern(self, self._dtype, pattern, copy)
         else:
-            source = read_source(pattern)
-            stored = self._dtype or source.own_dtype
-            self._push(source.array, source.dtype, stored, source.borrows(stored, copy))
+            given = read_source(pattern)
+            stored = self._dtype or given.own_dtype
+            self._push(given.array, given.dtype, stored, given.borrows(stored, copy))
+        self._remember_source(self.n_layers - 1, source)
         self._origin = None
 
     def push_qk(
@@ -338,6 +343,7 @@ class AttentionCache(Selections):
         sinks: Any = None,
         bias: None = None,
         copy: bool | None = None,
+        source: LayerSource | None = None,
     ) -> None:
         """Append a factored layer: queries and keys, from which every query computes exact softmax weights on demand.
 
@@ -362,6 +368,7 @@ class AttentionCache(Selections):
             sinks: None, or float array [head]: a learned score that takes part in a row's sum and has no key.
             bias: nothing but None: a bias or mask of its own for each (query, key) cannot be expressed.
             copy: as for ``push``, for queries and keys alike.
+            source: as for ``push``.
 
         Raises:
             TypeError: query or key is not an array of floats, or an option is of the wrong kind. ValueError: the shapes do
@@ -373,6 +380,7 @@ class AttentionCache(Selections):
         >>> cache.rows(0, 1)
         array([0.5, 0.5, 0. ], dtype=float32)
         """
+        checked_layer_source(source)
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
         if is_on_device(query) or is_on_device(key):
             from attncache.cuda import layers  # noqa: PLC0415
@@ -380,6 +388,7 @@ class AttentionCache(Selections):
             layers.push_factors(self, self._dtype, query, key, options, copy=copy)
         else:
             push_factors(self, self._dtype, query, key, options, copy=copy)
+        self._remember_source(self.n_layers - 1, source)
         self._origin = None
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
@@ -473,6 +482,23 @@ class AttentionCache(Selections):
             raise TypeError(f"progress must be None or callable, got {type(progress).__name__}")
         return _core.Store._lse(self, layer, progress)
 
+    @property
+    def sources(self) -> tuple[LayerSource | None, ...]:
+        """Where each layer comes from in the model that computed it; None where that is not known.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0]]]], source=LayerSource("model.layers.5.self_attn", layer=5))
+        >>> cache.push([[[[1.0]]]])
+        >>> cache.sources
+        (LayerSource(module='model.layers.5.self_attn', layer=5), None)
+        """
+        return tuple(self._sources.get(layer) for layer in range(self.n_layers))
+
+    def _remember_source(self, layer: int, source: LayerSource | None) -> None:
+        """Keep where a layer that has just been pushed comes from."""
+        if source is not None:
+            self._sources[layer] = source
+
     def _replace_layer(self, layer: int, pattern: Any) -> None:
         """Put a dense pattern, as for ``push``, in the place of a layer."""
         new = AttentionCache(self._dtype, index=self.index)
@@ -503,7 +529,7 @@ class AttentionCache(Selections):
                 copy._put_layer(layer, self, layer)
             else:
                 on_device.copy_into(copy)
-        copy._tokens, copy._metadata = self._tokens, self._metadata
+        copy._tokens, copy._metadata, copy._sources = self._tokens, self._metadata, dict(self._sources)
         return copy
 
     def clear(self) -> None:
@@ -517,6 +543,7 @@ class AttentionCache(Selections):
         """
         _core.Store._clear(self)
         self._tokens, self._metadata, self._origin = None, MappingProxyType({}), None
+        self._sources = {}
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.

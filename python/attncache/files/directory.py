@@ -28,6 +28,7 @@ from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
 from attncache.files.single import write_file
+from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.sources import StoredDType, checked_copy, read_source
 from attncache.tokens import Tokens
 
@@ -102,10 +103,10 @@ class DiskCache(AttentionCache):
                 return
             self._write(self, 0, index=index)
 
-    def push(self, pattern: Any, copy: bool | None = None) -> None:
+    def push(self, pattern: Any, copy: bool | None = None, *, source: LayerSource | None = None) -> None:
         _refuse_borrowing(copy)
-        source = read_source(pattern)._replace(is_writable=False)
-        self._add(lambda layer: AttentionCache.push(layer, source))
+        given = read_source(pattern)._replace(is_writable=False)
+        self._add(lambda layer: AttentionCache.push(layer, given, source=source))
 
     def push_qk(
         self,
@@ -121,10 +122,16 @@ class DiskCache(AttentionCache):
         sinks: Any = None,
         bias: None = None,
         copy: bool | None = None,
+        source: LayerSource | None = None,
     ) -> None:
         _refuse_borrowing(copy)
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
-        self._add(lambda layer: push_factors(layer, self._dtype, query, key, options, is_only_read=True))
+
+        def fill(layer: AttentionCache) -> None:
+            push_factors(layer, self._dtype, query, key, options, is_only_read=True)
+            layer._remember_source(0, checked_layer_source(source))
+
+        self._add(fill)
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         with self._changing():
@@ -190,6 +197,7 @@ class DiskCache(AttentionCache):
         def show() -> None:
             for at in range(written.n_layers):
                 self._put_layer(first + at, written, at)
+                self._remember_source(first + at, source.sources[at])
 
         self._publish(self._manifest.with_segment(segment), show)
 
