@@ -48,7 +48,7 @@ class Piece:
 
     def query(self) -> torch.Tensor:
         """CPU tensor of shape [batch, head, query, head_dim]."""
-        return _on_cpu(self.call.query[:, self.heads])
+        return _on_cpu(_chosen(self.call.query, self.heads))
 
     def key(self, first: int) -> torch.Tensor:
         """CPU tensor of shape [batch, key head, key, head_dim]: the keys from position ``first`` on, zeros where forgotten."""
@@ -56,7 +56,7 @@ class Piece:
 
         call, step = self.call, self.step
         heads = key_heads_for(self.heads, call.query.shape[1], call.key.shape[1])
-        key = _on_cpu(call.key[:, heads, max(first - step.first_key, 0) : step.n_given])
+        key = _on_cpu(_chosen(call.key, heads)[:, :, max(first - step.first_key, 0) : step.n_given])
         n_forgotten = step.first_key - first
         if n_forgotten > 0:
             key = torch.cat([key.new_zeros(*key.shape[:2], n_forgotten, key.shape[3]), key], dim=2)
@@ -108,6 +108,11 @@ def _give_back_after(piece: Piece) -> None:
     """
     if piece.call.query.nbytes >= _LARGE:
         _core.give_back_freed_memory()
+
+
+def _chosen(tensor: torch.Tensor, heads: list[int]) -> torch.Tensor:
+    """These heads of [batch, head, ..]; without a copy where they are all of them."""
+    return tensor if heads == list(range(tensor.shape[1])) else tensor[:, heads]
 
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
