@@ -499,10 +499,8 @@ class AttentionCache(Selections):
         if source is not None:
             self._sources[layer] = source
 
-    def _replace_layer(self, layer: int, pattern: Any) -> None:
-        """Put a dense pattern, as for ``push``, in the place of a layer."""
-        new = AttentionCache(self._dtype, index=self.index)
-        new.push(pattern)
+    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
+        """Put the only layer of another cache in the place of a layer."""
         self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
 

@@ -62,5 +62,7 @@ def bases(folder: Path) -> Iterator[Files]:
         run.push_qk(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32))
         run.tokens = ["a", "b"]
         run.metadata = {"n": 1}
-        run._replace_layer(0, np.zeros((1, 1, 2, 2), np.float32))
+        other = AttentionCache()
+        other.push(np.zeros((1, 1, 2, 2), np.float32))
+        run._replace_layer(0, other)
     yield {path.name: path.read_bytes() for path in sorted((folder / "run").iterdir()) if path.name != "lock"}

@@ -144,10 +144,8 @@ class DiskCache(AttentionCache):
     def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
         self._add(lambda dense: _core.Store._push_dense_of(dense, source, layer, dtype))
 
-    def _replace_layer(self, layer: int, pattern: Any) -> None:
+    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
         with self._changing():
-            new = AttentionCache(self._dtype, index="off")
-            new.push(read_source(pattern)._replace(is_writable=False))
             self._write(new, range(self.n_layers)[layer])
 
     def clear(self) -> None:
