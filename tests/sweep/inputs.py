@@ -17,6 +17,7 @@ from tests.sweep.shrinking import FIRST_SPECIAL_ID, is_config
 Padding = Literal["none", "left", "right"]
 
 BATCH, LENGTH, PADS, STEPS = 2, 12, 4, 3
+VARIANTS = 3
 _MISMATCH = re.compile(r"tokens?:? (?:tensor\()?(\d+)\D+features:?\D*(\d+)", re.DOTALL)
 _PLACES = {
     "image": ("image_token_id", "image_token_index", "media_placeholder_token_id", "boi_token_id"),
@@ -50,15 +51,17 @@ class Inputs:
 
     Args:
         built: the model.
-        with_media: whether a text comes with pictures or sounds, if the model takes them.
         model_type: for its hints.
+        with_media: whether a text comes with pictures or sounds, if the model takes them.
+        variant: which of the shapes that are usual for pictures and sounds, 0 to VARIANTS - 1.
     """
 
-    def __init__(self, built: Built, model_type: str, with_media: bool) -> None:
+    def __init__(self, built: Built, model_type: str, with_media: bool, variant: int = 0) -> None:
         import torch
 
         self.config = built.model.config
         self.model = built.model
+        self.variant = variant
         self.hints = INPUTS.get(model_type, {})
         parameters = inspect.signature(built.model.forward).parameters
         self.known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
@@ -85,7 +88,10 @@ class Inputs:
         if found is None:
             return False
         kind = next((kind for kind in _PLACES if kind in message.lower()), "image")
-        rows = int(found.group(2)) // BATCH
+        tokens, features = map(int, found.groups())
+        rows = features // BATCH
+        if tokens == features:  # it compares numbers of values, though it names those of tokens
+            rows //= setting(self.config, "hidden_size", default=1, within="text")
         new = rows > 0 and rows != self.places[kind]
         self.places[kind] = rows
         return new
@@ -114,6 +120,8 @@ class Inputs:
         if name in _TEXTS:
             wanted = "decoder_input_ids" in self.known if name.startswith("decoder_") else self.has_text
             return _TEXTS[name](self, padding) if wanted or name in self.needed or name == "attention_mask" else None
+        if name == "inputs_embeds" and name in self.needed:
+            return _states(self)
         if name in _MEDIA and (self.with_media or name in self.needed):
             if "pixel_values" in self.known and name in _SOUNDS and name not in self.needed and self.has_text:
                 return None
@@ -125,6 +133,18 @@ class Inputs:
         import torch
 
         return torch.randn(*shape, generator=self.generator)
+
+    def integers(self, below: int, *shape: int) -> Any:
+        """An int64 tensor of numbers from 0."""
+        import torch
+
+        return torch.randint(below, shape, generator=self.generator)
+
+    def first(self, count: int) -> Any:
+        """Which tokens are the first ones, bool [batch, token]."""
+        import torch
+
+        return (torch.arange(LENGTH) < count).expand(BATCH, LENGTH)
 
     def tokens(self, padding: Padding) -> Any:
         """Token ids with the placeholders of pictures and sounds among them, padded."""
@@ -139,6 +159,16 @@ class Inputs:
         pad = setting(self.config, "pad_token_id", default=0)
         pad = pad if isinstance(pad, int) and pad >= 0 else 0
         return self._padded(ids, padding, pad)
+
+    def kinds(self, padding: Padding) -> Any:
+        """Which tokens stand for a picture (1) or a video (2), int64 [batch, token]."""
+        ids = self.tokens(padding)
+        kinds = 0 * ids
+        for number, kind in ((1, "image"), (2, "video")):
+            token = setting(self.config, *_PLACES[kind])
+            if isinstance(token, int):
+                kinds[ids == token] = number
+        return kinds
 
     def _padded(self, ids: Any, padding: Padding, pad: int) -> Any:
         import torch
@@ -197,6 +227,8 @@ def _boxes(inputs: Inputs, padding: Padding) -> Any:
 
 
 def _mels(inputs: Inputs) -> int:
+    if "mels" in inputs.hints:
+        return int(inputs.hints["mels"])
     names = (
         "num_mel_bins",
         "feature_size",
@@ -221,9 +253,10 @@ def _patches_of_grid(inputs: Inputs) -> Any:
     """Pictures cut in patches, as Qwen2-VL takes them."""
     config = inputs.config
     patch = setting(config, "patch_size", default=14, within="vision")
-    frames = setting(config, "temporal_patch_size", default=1, within="vision")
+    frames = setting(config, "temporal_patch_size", "patch_temporal", default=1, within="vision")
     channels = setting(config, "in_channels", "num_channels", "in_chans", default=3, within="vision")
-    return inputs.random(BATCH * 16, channels * frames * patch * patch)
+    shape = (channels, patch, patch) if inputs.variant == 1 else (channels * frames * patch * patch,)
+    return inputs.random(BATCH * 16, *shape)
 
 
 def _picture(inputs: Inputs) -> Any:
@@ -236,9 +269,9 @@ def _picture(inputs: Inputs) -> Any:
     shape = _picture_shape(inputs)
     if "image_sizes" in known and "image_grid_pinpoints" in vars(inputs.config):
         return inputs.random(BATCH, 2, *shape)
-    if "pixel_attention_mask" in known and inputs.has_text:
-        return inputs.random(BATCH, 1, *shape)
-    return inputs.random(BATCH, *shape)
+    several = int("pixel_attention_mask" in known and inputs.has_text)
+    lead = ([BATCH], [BATCH, 1], [BATCH, 4])[(several + inputs.variant) % VARIANTS]
+    return inputs.random(*lead, *shape)
 
 
 def _grid(inputs: Inputs) -> Any:
@@ -259,13 +292,36 @@ def _mel_frames(inputs: Inputs) -> Any:
     time_first = {"input_features_mask", "padding_mask"} & set(inputs.known) or "conformer" in type(
         inputs.model
     ).__name__.lower()
-    frames = (length, _mels(inputs)) if time_first or inputs.hints.get("time_first") else (_mels(inputs), length)
+    frames = [length, _mels(inputs)]
+    if inputs.variant == 2:
+        return inputs.random(BATCH, 1, *frames)
+    if time_first == (inputs.variant == 1):
+        frames.reverse()
     return inputs.random(BATCH, *frames)
 
 
 def _waveform(inputs: Inputs) -> Any:
     channels = setting(inputs.config, "audio_channels", default=0)
-    return inputs.random(BATCH, *([channels] if channels else []), 4000)
+    if inputs.variant == 2:
+        return inputs.random(BATCH, setting(inputs.config, "max_length", default=100), _mels(inputs))
+    return inputs.random(BATCH, *([channels or 1] if channels or inputs.variant else []), 4000)
+
+
+def _states(inputs: Inputs) -> Any:
+    return inputs.random(BATCH, LENGTH, setting(inputs.config, "hidden_size", "d_model", default=64))
+
+
+def _history(inputs: Inputs) -> tuple[int, ...]:
+    """The shape of the values of a time series, without the batch."""
+    config = inputs.config
+    length = setting(config, "context_length", default=64)
+    if "past_time_features" in inputs.known:
+        return (length + max(config.lags_sequence),)
+    return length, setting(config, "num_input_channels", default=1)
+
+
+def _time_features(inputs: Inputs) -> int:
+    return int(inputs.config.num_time_features)
 
 
 def _sizes(inputs: Inputs) -> Any:
@@ -293,6 +349,7 @@ _TEXTS: dict[str, Callable[[Inputs, Padding], Any]] = {
         lambda inputs, padding: inputs.mask(padding, _plain_tokens(inputs, padding).shape[1])
     ),
     "bbox": _boxes,
+    "mm_token_type_ids": lambda inputs, padding: inputs.kinds(padding),
     "qformer_input_ids": lambda inputs, _: _plain_tokens(inputs, "none"),
 }
 _SOUNDS = {"input_features", "input_values", "input_features_mask", "feature_attention_mask"}
@@ -303,10 +360,22 @@ _MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "grid_thw": _grid,
     "image_grid_hw": lambda inputs: _grid(inputs)[:, 1:],
     "spatial_shapes": lambda inputs: _grid(inputs)[:, 1:],
+    "target_sizes": lambda inputs: _grid(inputs)[:, 1:],
     "image_sizes": lambda inputs: _sizes(inputs) if "image_grid_pinpoints" in vars(inputs.config) else None,
     "input_features": _mel_frames,
     "input_features_mask": _frames_mask,
     "feature_attention_mask": lambda inputs: _ones(BATCH, _mel_frames(inputs).shape[-1]),
     "input_values": _waveform,
-    "hidden_states": lambda inputs: inputs.random(BATCH, LENGTH, setting(inputs.config, "hidden_size", default=64)),
+    "hidden_states": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else _states(inputs),
+    "query_embeds": _states,
+    "latents": lambda inputs: _states(inputs).mT if inputs.variant else _states(inputs),
+    "encoder_hidden_states": _states,
+    "image_attention_mask": lambda inputs: _ones(BATCH, inputs.tokens("none").shape[1], 1),
+    "past_values": lambda inputs: inputs.random(BATCH, *_history(inputs)),
+    "past_observed_mask": lambda inputs: _ones(BATCH, *_history(inputs)),
+    "past_time_features": lambda inputs: inputs.random(BATCH, _history(inputs)[0], _time_features(inputs)),
+    "future_values": lambda inputs: inputs.random(BATCH, inputs.config.prediction_length),
+    "future_time_features": lambda inputs: inputs.random(
+        BATCH, inputs.config.prediction_length, _time_features(inputs)
+    ),
 }

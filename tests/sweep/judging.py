@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tests.sweep.building import Built, NotBuiltError, build
 from tests.sweep.comparing import Comparison, Source, compared
-from tests.sweep.inputs import BATCH, STEPS, Inputs, Padding
+from tests.sweep.inputs import BATCH, STEPS, VARIANTS, Inputs, Padding
 from tests.sweep.oracle import Heard, listening_to
 from tests.sweep.shrinking import Level
 
@@ -105,14 +105,22 @@ def _running(model_type: str) -> tuple[Built, Inputs]:
         except NotBuiltError as error:
             errors.append(str(error))
             continue
-        for with_media in (True, False):
-            inputs = Inputs(built, model_type, with_media)
-            if with_media or inputs.takes_media:
-                error_text = _try(built, inputs)
-                if not error_text:
-                    return built, inputs
-                errors.append(f"{level}{', with media' if inputs.takes_media and with_media else ''}: {error_text}")
+        for inputs in _candidates(built, model_type):
+            error_text = _try(built, inputs)
+            if not error_text:
+                return built, inputs
+            errors.append(f"{level}: {error_text}")
     raise NotBuiltError(" | ".join(" ".join(error.split())[:240] for error in errors))
+
+
+def _candidates(built: Built, model_type: str) -> Iterator[Inputs]:
+    """Inputs to try, those with pictures and sounds first."""
+    inputs = Inputs(built, model_type, True)
+    media = {"pixel_values", "pixel_values_videos", "input_values", "input_features"} & set(inputs.known)
+    for variant in range(VARIANTS if media else 1):
+        yield Inputs(built, model_type, True, variant)
+    if inputs.takes_media:
+        yield Inputs(built, model_type, False)
 
 
 def _try(built: Built, inputs: Inputs) -> str:

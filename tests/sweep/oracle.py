@@ -48,7 +48,7 @@ class Heard:
         module: path of the innermost module that ran; "" outside of all.
         step: how many times a module was called from outside of the model before.
         weights: float64 [.., query, key], as they were multiplied with the values.
-        sees: bool [.., query]: whether a query sees any key.
+        sees: bool [.., query]: whether a query sees any key. False also where its scores are all the same.
         largest: the largest score's size, which rounding grows with.
         through: "sdpa" or "softmax".
     """
@@ -180,7 +180,8 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
 
     def _add(self, weights: Tensor, scores: Tensor, through: str) -> None:
         top = scores.amax(-1)
-        sees = top > HIDDEN
+        alike = scores.amin(-1) == top  # hidden everywhere, and then shifted by some model's own code
+        sees = (top > HIDDEN) & ~(alike & (scores.shape[-1] > 1))
         sees = sees.expand(weights.shape[:-1]) if sees.dim() == weights.dim() - 1 else sees.reshape(-1)
         if sees.numel() != weights[..., 0].numel():
             sees = torch.ones(weights.shape[:-1], dtype=torch.bool)

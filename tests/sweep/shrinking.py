@@ -19,7 +19,7 @@ PATCHES = 4  # patches along each side of a picture
 _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
     512: "max_position_embeddings n_positions max_target_positions n_ctx max_seq_len "
     "max_text_len text_max_position_embeddings model_max_length max_sequence_length",
-    64: "upsample_groups max_source_positions hidden_size d_model n_embd dim hidden_dim embed_dim encoder_hidden_size decoder_hidden_size projection_dim "
+    64: "output_channels fpn_hidden_size upsample_groups max_source_positions hidden_size d_model n_embd dim hidden_dim embed_dim encoder_hidden_size decoder_hidden_size projection_dim "
     "out_hidden_size embedding_size output_dim text_hidden_size projector_hidden_size encoder_hidden_dim "
     "decoder_hidden_dim intermediate_size encoder_ffn_dim decoder_ffn_dim moe_intermediate_size mlp_dim ffn_dim d_ff "
     "shared_expert_intermediate_size dim_feedforward encoder_feedforward_dim decoder_intermediate_size output_hidden_size "
@@ -29,16 +29,16 @@ _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
     "attention_hidden_size moe_shared_expert_intermediate_size shared_experts_intermediate_size dff n_inner "
     "adapter_out_dim perceiver_resampler_hidden_size decoder_dim dense_intermediate_size num_position_embeddings "
     "encoder_intermediate_size projection_hidden_size",
-    32: "num_conv_pos_embeddings num_queries chunk_length conv_pos_kernel_size mamba_d_state ssm_state_size state_size "
+    32: "num_conv_pos_embeddings conv_pos_kernel_size mamba_d_state ssm_state_size state_size "
     "num_mel_bins_unused num_query_tokens resampler_n_latents perceiver_resampler_num_latents latent_query_num",
     16: "head_dim d_kv d_head dim_head q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim index_head_dim "
     "linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim attention_head_dim kv_channels "
     "swa_head_dim linear_head_dim global_head_dim cross_head_dim resampler_head_dim o_lora_rank swa_v_head_dim "
     "qk_head_dim_unused key_dim value_dim kda_head_dim attention_dim",
-    8: "qk_rope_head_dim mamba_chunk_size chunk_size mamba_n_heads num_conv_pos_embedding_groups rotary_dim "
+    8: "num_queries qk_rope_head_dim mamba_chunk_size chunk_size mamba_n_heads num_conv_pos_embedding_groups rotary_dim "
     "n_mamba_groups mamba_num_heads num_memory_blocks window_attention attention_window",
     6: "sliding_window sliding_window_size attention_chunk_size index_topk",
-    4: "num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
+    4: "mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
     "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_value_heads decoder_num_attention_heads "
     "encoder_num_attention_heads linear_num_heads swa_num_attention_heads cross_num_attention_heads "
     "decoder_self_attention_heads decoder_cross_attention_heads index_n_heads "
@@ -51,7 +51,7 @@ _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
 }
 SMALL = {name: size for size, names in _SMALL.items() for name in names.split()}
 ALWAYS = {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok", "moe_topk"} | {
-    "moe_k", "n_group", "topk_group", "sliding_window", "attention_chunk_size", "first_k_dense_replace", "index_topk"
+    "moe_k", "n_group", "topk_group", "sliding_window", "num_queries", "attention_chunk_size", "first_k_dense_replace", "index_topk"
 }  # fmt: skip
 DEPTHS = re.compile(
     r"^(num_(hidden|encoder|decoder|attention)?_?layers|n_layers?|depth|layers|(encoder|decoder|speech_encoder|t2u_encoder|"
@@ -59,7 +59,7 @@ DEPTHS = re.compile(
     r"(perceiver_)?resampler_(depth|num_layers)|memory_attention_num_layers|aligner_num_add_layers)$"
 )
 STAGES = {"depths", "layer_depths", "num_block_repeats", "num_blocks_per_stage", "block_repeats", "stage_num_blocks"}
-_INDICES = re.compile(r"(index|indices|indexes|idxs|layer_ids|_layers|layers_indices|visual_index)$")
+_INDICES = re.compile(r"^(?!encode_proj).*(index|indices|indexes|idxs|layer_ids|_layers|layers_indices|visual_index)$")
 _TOKEN = re.compile(r"token.*_(id|ids|index|idx)$|^(bo|eo)[a-z]_token|^[a-z]+_(start|end)_id$")
 _MOST_LAYERS = 8
 _HEADS = {  # where a model has as many key heads as heads, it keeps that
@@ -106,6 +106,11 @@ def shrunk(config: Any, level: Level, ids: dict[int, int], hints: dict[str, Any]
         small = _smaller(name, value, config, level=level, ids=ids, depth=depth)
         if small is not value:
             given[name] = small
+    if vars(config).get("_out_indices") and not _same(config._out_indices, plain and vars(plain).get("_out_indices")):
+        staged = STAGES & set(vars(config))
+        given["out_indices"] = (
+            config._out_indices if staged else _shorter("indices", config._out_indices, config, depth)
+        )
     _fit_rope(given, config)
     given |= {name: value for name, value in hints.items() if not is_config(vars(config).get(name))}
     return kind(**given)
@@ -132,13 +137,18 @@ def _depth(config: Any, names: list[str]) -> int:
     """How many layers show every kind of layer that the configuration has."""
     depths = {value for name in names if DEPTHS.match(name) and type(value := vars(config)[name]) is int}
     depth = 2
-    for value in vars(config).values():
-        if isinstance(value, list | tuple) and len(value) in depths and all(isinstance(v, str | bool) for v in value):
+    for name, value in vars(config).items():
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str | bool) for item in value):
+            continue
+        if len(value) in depths or name == "block_types":
             depth = max(depth, max(value.index(kind) for kind in set(value)) + 1)
     chosen = [
         len(value) + 1
         for name in names
-        if _INDICES.search(name) and _are_indices(value := vars(config)[name]) and max(value) >= depth
+        if _INDICES.search(name)
+        and _are_indices(value := vars(config)[name])
+        and not _counts(value)
+        and max(value) >= depth
     ]
     return min(max([depth, *chosen]), _MOST_LAYERS, max(depths, default=depth))
 
@@ -164,7 +174,8 @@ def _smaller(name: str, value: Any, config: Any, *, level: Level, ids: dict[int,
     of_heads = _HEADS.get(name)
     if of_heads and value == vars(config).get(of_heads):
         return _smaller(of_heads, value, config, level=level, ids=ids, depth=depth)
-    if name == "embed_dim" and isinstance(vars(config).get("num_heads"), list | tuple):
+    stages = vars(config).get("num_heads" if name == "embed_dim" else "embed_dim_per_stage")
+    if name in {"embed_dim", "hidden_size"} and isinstance(stages, list | tuple):
         return value
     if level == "small" and name in {"image_size", "img_size", "input_size"}:
         patch = getattr(config, "patch_size", None)
@@ -187,12 +198,17 @@ def _shorter(name: str, value: Any, config: Any, depth: int) -> Any:
     depths = [value for field, value in vars(config).items() if DEPTHS.match(field)]
     if name in STAGES:
         return type(value)(min(item, 2) for item in value)
-    if len(value) in depths and len(value) > depth and not _are_positions(value):
+    if len(value) in depths and len(value) > depth and (not _are_positions(value) or _counts(value)):
         return value[:depth]
     if _INDICES.search(name) and _are_indices(value) and depths and max(value) >= depth:
         kept = value[: depth - 1]
         return type(value)(range(depth - len(kept), depth))
     return value
+
+
+def _counts(value: Any) -> bool:
+    """Whether a list names every layer."""
+    return list(value) == list(range(len(value)))
 
 
 def _are_positions(value: Any) -> bool:
