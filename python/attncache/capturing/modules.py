@@ -101,9 +101,11 @@ def _modality(path: str) -> Stack | None:
 def unheard_modules(model: torch.nn.Module, heard: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
     """Modules that look like softmax attention, and cannot be heard, each with its path.
 
-    They are called attention, have at least two layers of weights of their own, and neither hold such a module nor
-    belong to one, heard ones included.
+    They are called attention, have at least two layers of weights of their own (or are PyTorch's MultiheadAttention), and
+    neither hold such a module nor belong to one, heard ones included.
     """
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+
     paths = dict(model.named_modules())
     kept = set(heard.values())
     found: dict[str, torch.nn.Module] = {}
@@ -114,7 +116,7 @@ def unheard_modules(model: torch.nn.Module, heard: Mapping[torch.nn.Module, str]
         if any(_holds(path, other) or _holds(other, path) for other in kept):
             continue
         n_projections = sum(1 for child in module.modules() if child is not module and _is_projection(child))
-        if n_projections >= 2:
+        if n_projections >= 2 or isinstance(module, torch.nn.MultiheadAttention):
             found[path] = module
     return {module: path for path, module in found.items() if not any(_holds(path, other) for other in found)}
 

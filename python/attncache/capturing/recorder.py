@@ -77,7 +77,8 @@ class Recorder:
         self._heard: set[torch.nn.Module] = set()  # in the forward that runs
         self._caches: dict[torch.nn.Module, Any] = {}  # the cache of keys that each module was given
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
-        self._calls: Counter[torch.nn.Module] | None = None  # in the forward of the whole model that runs
+        self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
+        self._in_model = False
         self._ran: set[torch.nn.Module] = set()  # of those that cannot be heard
         self._ran_elsewhere = False
         self._had_dropout = False
@@ -90,17 +91,19 @@ class Recorder:
     def before_model(self, *_: Any) -> None:
         """A forward hook before the whole model: calls of a module are counted from here."""
         if threading.get_ident() == self._thread:
-            self._calls = Counter()
+            self._calls, self._in_model = Counter(), True
 
     def after_model(self, *_: Any) -> None:
         """A forward hook after the whole model, also where it failed."""
         if threading.get_ident() == self._thread:
-            self._calls = None
+            self._in_model = False
 
     def before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward hook before every chosen module: which cache of keys it was given, and whether it looks across."""
         if threading.get_ident() != self._thread:
             return
+        if not self._in_model:
+            self._calls[module] = 0
         caches = [value for value in (*args, *kwargs.values()) if hasattr(value, "get_seq_length")]
         self._caches[module] = caches[0] if caches else None
         if any(kwargs.get(name) is not None for name in _CROSS_ARGUMENTS):
@@ -154,16 +157,14 @@ class Recorder:
     def _record(self, module: torch.nn.Module, call: Call) -> None:
         if self._was_reordered:
             raise ValueError(_BEAM_SEARCH)
-        turn = 0
-        if self._calls is not None:
-            turn = self._calls[module]
-            self._calls[module] += 1
+        turn = self._calls[module]
+        self._calls[module] += 1
         layer = self._layers.get((module, turn))
         if layer is None:
             source = self._source_of(module, turn)
             self._check_order(module, source)
             step = self._first_step(module, call, source)
-        elif self._calls is None and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
+        elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
             return
         else:
             source, step = self._source_of(module, turn), next_step(layer, call)
@@ -298,18 +299,20 @@ class Recorder:
             raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
         self._progress.begin("joining", len(self._layers))
         self._store.finish(self._progress.advance)
-        unheard = [path for module, path in self.unheard.items() if module in self._ran]
-        if unheard and not self._was_chosen:
+        unheard = [path for module, path in self.unheard.items() if module in self._ran and not self._was_chosen]
+        why = f"{'does' if len(unheard) == 1 else 'do'} not use transformers' attention interface"
+        layers = [path for path in unheard if any(part.isdecimal() for part in path.split("."))]
+        if layers:
             raise ValueError(
-                f"{type(self._model).__name__} was captured in part: {_listed(unheard)} ran and "
-                f"{'does' if len(unheard) == 1 else 'do'} not use transformers' attention interface. Run the model with "
+                f"{type(self._model).__name__} was captured in part: {_listed(layers)} ran and {why}. Run the model with "
                 "output_attentions=True under eager attention for them; to capture the others alone, choose them with "
                 "layers=, or give capture their part of the model"
             )
-        self._warn(missing)
+        self._warn(missing, f"{_listed(unheard)} ran and {why}" if unheard else "")
 
-    def _warn(self, missing: list[str]) -> None:
-        what = ""
+    def _warn(self, missing: list[str], unheard: str) -> None:
+        """Say in one warning what the capture did not hear; ``unheard`` says it of modules beside the layers."""
+        what = unheard
         if not self.names:
             return
         if not self._layers:
@@ -320,6 +323,8 @@ class Recorder:
             )
             if self._ran_elsewhere:
                 what = f"the capture saw no attention of this {type(self._model).__name__}: it ran {where}"
+        elif unheard:
+            pass
         elif missing:
             what = (
                 f"{len(missing)} of {len(self.names)} attention layers did not run in this capture: {_listed(missing)}"

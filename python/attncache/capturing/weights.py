@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK = 64 << 20  # bytes of float32 that one step works on
-_ALL_ROWS = 1 << 22  # weights of a call of which every row is compared
+_ALL_ROWS = 1 << 18  # weights of a call of which every row is compared
 _SAMPLED_ROWS = 16
 _UNIT = 2.0**-23  # of float32
 

@@ -1,0 +1,263 @@
+"""Runs one model type in every way and says for each what came out; worker.py calls it for type after type."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from tests.sweep.building import Built, NotBuiltError, build
+from tests.sweep.comparing import Comparison, Source, compared
+from tests.sweep.inputs import BATCH, STEPS, VARIANTS, Inputs, Padding
+from tests.sweep.oracle import Heard, listening_to
+from tests.sweep.shrinking import Level
+
+Store = Literal["pattern", "qk"]
+STORES: tuple[Store, ...] = ("pattern", "qk")
+LEVELS: tuple[Level, ...] = ("small", "shallow")
+
+
+@dataclass
+class Outcome:
+    """What one run of a model with one store came to.
+
+    Attributes:
+        run: such as "sdpa, padded left" or "eager, generate".
+        store: "pattern" or "qk".
+        verdict: "right", "refused", "wrong", "silent" (attention was heard that is in no layer and in no warning),
+            "none" (nothing was heard and nothing recorded), or "failed" (the model itself, without a capture).
+        reason: of a refusal, failure or difference; "" if right.
+        layers: of the cache.
+        worst: the largest difference of a weight from the truth.
+        heard: how many attentions the oracle heard.
+        left_out: modules whose attention is in no layer.
+    """
+
+    run: str
+    store: str
+    verdict: str
+    reason: str = ""
+    layers: int = 0
+    worst: float = 0.0
+    heard: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass
+class Judged:
+    """One model type.
+
+    Attributes:
+        model_type, model: its type and class.
+        level: how far it was made small; "" if it was not built.
+        reason: why it was not built.
+        inputs: names of the arguments that it ran on.
+        outcomes: of every run and store.
+        seconds: that it took.
+    """
+
+    model_type: str
+    model: str = ""
+    level: str = ""
+    reason: str = ""
+    inputs: tuple[str, ...] = ()
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def judge(model_type: str) -> Judged:
+    """Build a model type, and run it in every way."""
+    began = time.perf_counter()
+    judged = Judged(model_type)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            built, inputs = _running(model_type)
+        except NotBuiltError as error:
+            judged.reason = str(error)
+        else:
+            judged.model, judged.level = type(built.model).__name__, built.level
+            judged.inputs = tuple(inputs.make("none"))
+            for run, call in _runs(built, inputs):
+                judged.outcomes += _judge_run(built.model, run, call)
+    judged.seconds = round(time.perf_counter() - began, 1)
+    return judged
+
+
+def _running(model_type: str) -> tuple[Built, Inputs]:
+    """The smallest model that runs, with inputs that it takes.
+
+    Raises:
+        NotBuiltError: none does; says all that went wrong.
+    """
+    errors = []
+    for level in LEVELS:
+        try:
+            built = build(model_type, level)
+        except NotBuiltError as error:
+            errors.append(str(error))
+            continue
+        for inputs in _candidates(built, model_type):
+            error_text = _try(built, inputs)
+            if not error_text:
+                return built, inputs
+            errors.append(f"{level}: {error_text}")
+    raise NotBuiltError(" | ".join(" ".join(error.split())[:240] for error in errors))
+
+
+def _candidates(built: Built, model_type: str) -> Iterator[Inputs]:
+    """Inputs to try, those with pictures and sounds first."""
+    inputs = Inputs(built, model_type, True)
+    media = {"pixel_values", "pixel_values_videos", "input_values", "input_features"} & set(inputs.known)
+    for variant in range(VARIANTS if media else 1):
+        yield Inputs(built, model_type, True, variant)
+    if inputs.takes_media:
+        yield Inputs(built, model_type, False)
+
+
+def _try(built: Built, inputs: Inputs) -> str:
+    """Run a model once, giving its text as many placeholders as it asks for; what went wrong, or ""."""
+    try:
+        _forward(built.model, inputs.make("none"))
+    except Exception as error:
+        return _try(built, inputs) if inputs.learn(str(error)) else f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _forward(model: Any, given: dict[str, Any]) -> Any:
+    import torch
+
+    torch.manual_seed(3)
+    with torch.no_grad():
+        return model(**given)
+
+
+def _generate(model: Any, given: dict[str, Any]) -> Any:
+    import torch
+
+    torch.manual_seed(3)
+    settings = model.generation_config
+    if model.config.is_encoder_decoder and settings.decoder_start_token_id is None and settings.bos_token_id is None:
+        settings.decoder_start_token_id = 1
+    given = {name: value for name, value in given.items() if not name.startswith("decoder_")}
+    with torch.no_grad():
+        return model.generate(**given, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, num_beams=1)
+
+
+def _runs(built: Built, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every way to run a model, under the attention implementation that it says."""
+    model = built.model
+    for implementation in ("sdpa", "eager"):
+        with suppress(Exception):
+            model.set_attn_implementation(implementation)
+        if model.config._attn_implementation != implementation:
+            continue
+        paddings: tuple[Padding, ...] = ("none", "left", "right") if inputs.can_pad else ("none",)
+        for padding in paddings:
+            given = inputs.make(padding)
+            name = implementation if padding == "none" else f"{implementation}, padded {padding}"
+            yield name, partial(_forward, model, given)
+        if getattr(model, "can_generate", bool)() and hasattr(model, "generate"):
+            yield f"{implementation}, generate", partial(_generate, model, inputs.make("left"))
+
+
+def _judge_run(model: Any, run: str, call: Callable[[], Any]) -> list[Outcome]:
+    """One way to run a model, captured in both stores at once; each alone where one of them refuses."""
+    try:
+        plain = _tensors(call())
+    except Exception as error:
+        return [Outcome(run, store, "failed", _line(error)) for store in STORES]
+    together = _captured(model, run, STORES, call, plain)
+    if all(outcome.verdict != "refused" for outcome in together):
+        return together
+    return [outcome for store in STORES for outcome in _captured(model, run, (store,), call, plain)]
+
+
+def _captured(
+    model: Any, run: str, stores: tuple[Store, ...], call: Callable[[], Any], plain: list[Any]
+) -> list[Outcome]:
+    import torch
+
+    import attncache
+
+    told: list[warnings.WarningMessage] = []
+    caches: list[Any] = []
+    heard: list[Heard] = []
+    try:
+        with ExitStack() as stack:
+            told = stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            caches = [stack.enter_context(attncache.capture(model, store, dtype="float32")) for store in stores]
+            with listening_to(model) as oracle:
+                heard = oracle.heard
+                output = _tensors(call())
+    except Exception as error:
+        return [Outcome(run, store, "refused", _line(error), heard=_count(model, call)) for store in stores]
+    pairs = zip(output, plain, strict=False)
+    same = len(output) == len(plain) and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
+    outcomes = []
+    for store, cache in zip(stores, caches, strict=True):
+        comparison = compared(cache, _sources(cache, model, heard), heard)
+        verdict, reason = _verdict(comparison, same, oracle.doubts, words)
+        outcome = Outcome(run, store, verdict, reason, comparison.n_layers, comparison.worst, len(heard))
+        outcome.left_out = comparison.absent
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _verdict(comparison: Comparison, same: bool, doubts: list[str], words: str) -> tuple[str, str]:
+    if doubts:
+        return "wrong", f"the oracle: {doubts[0]}"
+    if comparison.wrong:
+        return "wrong", "; ".join(comparison.wrong[:3])
+    if not same:
+        return "wrong", "the model computed something else while it was captured"
+    unnamed = [path for path in comparison.absent if path not in words]
+    if unnamed:
+        return "silent", f"no layer and no word of {', '.join(unnamed[:4])}"
+    if not comparison.n_layers:
+        return "none", ""
+    return "right", "" if not comparison.absent else f"told that it leaves out {', '.join(comparison.absent[:4])}"
+
+
+def _count(model: Any, call: Callable[[], Any]) -> int:
+    """How many attentions a run has."""
+    with listening_to(model) as oracle:
+        call()
+    return len(oracle.heard)
+
+
+def _sources(cache: Any, model: Any, heard: list[Heard]) -> list[Source]:
+    """Where each layer comes from, as the cache says; if it does not, in the order of the modules that ran."""
+    known = getattr(cache, "sources", None)
+    if known is not None and any(source.module for source in known):
+        return [Source(source.module, source.call) for source in known]
+    from attncache.capturing.interface import attention_modules
+
+    ran = [call.module for call in heard]
+    inside = {path: f"{path}." for path in attention_modules(model).values()}
+    paths = [path for path, dot in inside.items() if any(one == path or one.startswith(dot) for one in ran)]
+    return [Source(path, 0) for path in paths[: cache.n_layers]]
+
+
+def _tensors(output: Any) -> list[Any]:
+    """The floating point tensors of an output, however deep."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return [output] if output.is_floating_point() or output.dim() == BATCH else []
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]

@@ -1,0 +1,155 @@
+"""Makes tables of what the sweep found: docs/models.md and what is printed; __main__.py uses it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+Record = dict[str, Any]
+ORDER = ("wrong", "silent", "refused", "failed", "none", "right")  # the worst comes first
+VERDICTS = {
+    "right": "right",
+    "partly": "right where it does not refuse",
+    "refused": "refused",
+    "wrong": "wrong",
+    "silent": "attention left out without a word",
+    "none": "no attention to hear",
+    "not built": "not built",
+}
+
+
+def verdict_of(record: Record) -> str:
+    """What all runs of a model type together came to, a key of VERDICTS."""
+    verdicts = {outcome["verdict"] for outcome in record["outcomes"]} - {"failed"}
+    if not verdicts:
+        return "not built"
+    for verdict in ("wrong", "silent"):
+        if verdict in verdicts:
+            return verdict
+    if "refused" in verdicts:
+        heard = any(outcome["heard"] for outcome in record["outcomes"])
+        return "none" if not heard else "partly" if "right" in verdicts else "refused"
+    return "right" if "right" in verdicts else "none"
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without the names and numbers of one model, so that equal ones can be counted."""
+    reason = re.sub(r"^\w*(Error|Exception): ", "", reason)
+    reason = re.sub(r"layer \d+ \([\w.]*\)|(?<![\w.])\w+(\.\w+)+", "…", reason)
+    reason = re.sub(r"\b[A-Z]\w+ cannot be captured", "… cannot be captured", reason)
+    return re.sub(r"\[[\d, ]*\]|\b\d[\d.e+-]*", "n", reason)[:160]
+
+
+def summary(records: list[Record]) -> str:
+    """Counts of verdicts and reasons, as lines."""
+    counts = Counter(verdict_of(record) for record in records)
+    lines = [f"{counts[name]:5d}  {words}" for name, words in VERDICTS.items() if counts[name]]
+    for title, verdicts in (("wrong", {"wrong"}), ("left out without a word", {"silent"}), ("refused", {"refused"})):
+        reasons: dict[str, set[str]] = {}
+        for record in records:
+            for outcome in record["outcomes"]:
+                if outcome["verdict"] in verdicts and outcome["heard"]:
+                    reasons.setdefault(reason_kind(outcome["reason"]), set()).add(record["model_type"])
+        if reasons:
+            lines += ["", f"{title}:"]
+            lines += [
+                f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]"
+                for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1]))
+            ]
+    missing = Counter(reason_kind(r["reason"]) for r in records if verdict_of(r) == "not built")
+    if missing:
+        lines += ["", "not built:", *(f"{count:5d}  {reason}" for reason, count in missing.most_common())]
+    return "\n".join(lines)
+
+
+def markdown(records: list[Record], versions: dict[str, str]) -> str:
+    """docs/models.md."""
+    counts = Counter(verdict_of(record) for record in records)
+    rows = [f"| {words} | {counts[name]} |" for name, words in VERDICTS.items() if counts[name]]
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    parts = [
+        _HEAD.format(versions=told, total=len(records)),
+        "| | model types |\n|---|---|\n" + "\n".join(rows),
+        _READING,
+        "| type | model | layers | | captured |\n|---|---|---|---|---|\n"
+        + "\n".join(_row(record) for record in records if verdict_of(record) not in {"not built", "none"}),
+    ]
+    nothing = [record["model_type"] for record in records if verdict_of(record) == "none"]
+    parts += ["## No attention to hear", _NOTHING, ", ".join(nothing) + "."] if nothing else []
+    missing: dict[str, list[str]] = {}
+    for record in records:
+        if verdict_of(record) == "not built":
+            missing.setdefault(_short(record["reason"] or _failure(record)), []).append(record["model_type"])
+    if missing:
+        parts += ["## Not built", _MISSING, "\n".join(f"- {', '.join(types)}: {why}" for why, types in missing.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(record: Record) -> str:
+    outcomes = record["outcomes"]
+    layers = max(outcome["layers"] for outcome in outcomes)
+    verdict = verdict_of(record)
+    return f"| {record['model_type']} | {record['model']} | {layers or ''} | {verdict} | {_details(outcomes)} |"
+
+
+def _details(outcomes: list[Record]) -> str:
+    """Which runs were right, and in words why others were not."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        why = "" if outcome["verdict"] == "right" else _short(outcome["reason"])
+        runs.setdefault((outcome["verdict"], why), []).append(f"{outcome['run']} ({outcome['store']})")
+    if len(runs) == 1:
+        (verdict, why), _ = next(iter(runs.items()))
+        return "every run" if verdict == "right" else why
+    texts = []
+    for (verdict, why), names in sorted(runs.items(), key=lambda item: -ORDER.index(item[0][0])):
+        some = "; ".join(_joined(names))
+        texts.append(f"{some}: {verdict}{f', {why}' if why else ''}")
+    return "<br>".join(texts)
+
+
+def _joined(names: list[str]) -> list[str]:
+    """Both stores of a run as one name."""
+    runs = Counter(name.rpartition(" (")[0] for name in names)
+    return [run if count == 2 else next(n for n in names if n.startswith(f"{run} (")) for run, count in runs.items()]
+
+
+def _failure(record: Record) -> str:
+    return record["outcomes"][0]["reason"] if record["outcomes"] else ""
+
+
+def _short(reason: str) -> str:
+    """One reason in a cell of a table."""
+    first = reason.partition(" | ")[0]
+    first = re.sub(r"^(small|shallow)(, with media)?: ", "", first).replace("|", "/").replace("`", "'")
+    first = re.sub(r"(please|You can install).*", "", first, flags=re.IGNORECASE).strip(" .;")
+    return first if len(first) <= 200 else first[:200] + "…"
+
+
+_HEAD = """# Which models are captured
+
+Every model type of the installed transformers is made small, given random weights, run, and captured in both stores.
+What the cache then holds is compared, weight by weight, with what the model computed: a listener that knows nothing of
+attncache hears every softmax that becomes a factor of a product and every `scaled_dot_product_attention`, and computes each
+again in float64 from what it was really given.
+
+```sh
+pip install ".[capture]"
+python -m tests.sweep --markdown docs/models.md   # from a clone, on Linux: all types, and this page
+python -m tests.sweep --types llama,bert           # some of them
+```
+
+This page was written by it with {versions}, for {total} model types."""
+
+_READING = """## How to read it
+
+Each type runs under SDPA and under eager attention where it has both, plain and padded at the left and at the right where
+it takes a mask, and with `generate` where it generates; multimodal models with a picture or a sound where one can be made.
+"layers" is how many the cache holds. The last column says which runs are right: every weight of every layer is that of the
+call of its module, up to the rounding of float32, no attention is missing, and the model's output has the same bits as
+without the capture. A run that is refused raised an error with the reason that is shown, and changed nothing."""
+
+_NOTHING = "These models ran, and no attention was heard: convolutions, recurrences, Fourier transforms and the like."
+
+_MISSING = "These could not be made small and run by the general rules; the reason is the first error."
