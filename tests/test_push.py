@@ -284,15 +284,14 @@ def test_a_torch_tensor_is_copied_unless_borrowing_is_asked_for(torch: Any, dtyp
     assert_same(cache[0], kept)
 
 
-def test_a_torch_tensor_that_needs_a_gradient_is_refused(torch: Any) -> None:
-    cache = AttentionCache()
-    tensor = torch.from_numpy(make("soft", SHAPE)).requires_grad_()
-    for needs_gradient in (tensor, tensor * 2, torch.nn.Parameter(tensor), tensor.to(torch.bfloat16)):
-        with pytest.raises(ValueError, match="detach"):
-            cache.push(needs_gradient)
-    assert cache.is_empty
-    cache.push(tensor.detach())
-    assert_same(cache[0], make("soft", SHAPE))
+def test_a_torch_tensor_that_needs_a_gradient_is_taken_without_it(torch: Any) -> None:
+    pattern = make("soft", SHAPE)
+    tensor = torch.from_numpy(pattern).requires_grad_()
+    for needs_gradient in (tensor, tensor * 1, torch.nn.Parameter(tensor), tensor.to(torch.bfloat16).float()):
+        cache = AttentionCache()
+        cache.push(needs_gradient)
+        assert needs_gradient.requires_grad
+        assert_same(cache[0], needs_gradient.detach().numpy())
 
 
 def test_torch_integers_are_refused(torch: Any) -> None:
