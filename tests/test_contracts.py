@@ -211,20 +211,20 @@ OUT_OF_RANGE: list[tuple[str, str, Callable[[AttentionCache], Any]]] = [
     ("batch -2 is out of range for batch_size=1", "to batch", lambda c: c.attention_to_position(0, 0, batch=-2)),
     ("batch 1 is out of range for batch_size=1", "top batch", lambda c: c.top_attended_positions(0, 0, 1, batch=1)),
     ("batch 1 is out of range for batch_size=1", "mean batch", lambda c: c.head_mean(0, 1)),
-    ("layers 3 is out of range for n_layers=1", "rows layers", lambda c: c.rows(3)),
-    ("layers -2 is out of range for n_layers=1", "rows list of layers", lambda c: c.rows([0, -2])),
-    ("positions 10 is out of range for seq_q=4", "rows", lambda c: c.rows(0, 10)),
-    ("positions 10 is out of range for seq_q=4", "rows list", lambda c: c.rows(0, [0, 10, 11])),
-    ("positions -5 is out of range for seq_q=4", "rows array", lambda c: c.rows(0, np.array([0, -5]))),
-    ("positions 6 is out of range for seq_k=6", "columns", lambda c: c.columns(0, range(3, 9))),
-    ("heads? 9 is out of range for n_heads=2", "rows heads", lambda c: c.rows(0, heads=9)),
-    ("heads? 9 is out of range for n_heads=2", "rows mean of heads", lambda c: c.rows(0, heads=("mean", [0, 9]))),
-    ("heads? -3 is out of range for n_heads=2", "edges heads", lambda c: c.edges(0, 0, heads=[-3])),
+    ("layer 3 is out of range for n_layers=1", "rows layers", lambda c: c.rows(3)),
+    ("layer -2 is out of range for n_layers=1", "rows list of layers", lambda c: c.rows([0, -2])),
+    ("position 10 is out of range for seq_q=4", "rows", lambda c: c.rows(0, 10)),
+    ("position 10 is out of range for seq_q=4", "rows list", lambda c: c.rows(0, [0, 10, 11])),
+    ("position -5 is out of range for seq_q=4", "rows array", lambda c: c.rows(0, np.array([0, -5]))),
+    ("position 6 is out of range for seq_k=6", "columns", lambda c: c.columns(0, range(3, 9))),
+    ("head 9 is out of range for n_heads=2", "rows heads", lambda c: c.rows(0, heads=9)),
+    ("head 9 is out of range for n_heads=2", "rows mean of heads", lambda c: c.rows(0, heads=("mean", [0, 9]))),
+    ("head -3 is out of range for n_heads=2", "edges heads", lambda c: c.edges(0, 0, heads=[-3])),
     ("batch 2 is out of range for batch_size=1", "rows batch", lambda c: c.rows(batch=2)),
-    ("from_positions 4 is out of range for seq_q=4", "edges from", lambda c: c.edges(4, 0)),
-    ("to_positions 6 is out of range for seq_k=6", "edges to", lambda c: c.edges(0, [6])),
-    ("positions 4 is out of range for seq_q=4", "top_k", lambda c: c.top_k(1, positions=4)),
-    ("positions 6 is out of range for seq_k=6", "top_k to", lambda c: c.top_k(1, positions=6, direction="to")),
+    ("from_position 4 is out of range for seq_q=4", "edges from", lambda c: c.edges(4, 0)),
+    ("to_position 6 is out of range for seq_k=6", "edges to", lambda c: c.edges(0, [6])),
+    ("position 4 is out of range for seq_q=4", "top_k", lambda c: c.top_k(1, positions=4)),
+    ("position 6 is out of range for seq_k=6", "top_k to", lambda c: c.top_k(1, positions=6, direction="to")),
     ("layer 1 is out of range for n_layers=1", "item", lambda c: c[1]),
     ("layer -2 is out of range for n_layers=1", "negative item", lambda c: c[-2]),
     (f"position {2**100} is out of range for seq_q=4", "huge", lambda c: c.attention_from_position(0, 2**100)),
@@ -233,8 +233,8 @@ OUT_OF_RANGE: list[tuple[str, str, Callable[[AttentionCache], Any]]] = [
     (f"position {-(2**63)} is out of range", "smallest", lambda c: c.attention_to_position(0, -(2**63))),
     (f"position {2**32} is out of range", "wraps in 32 bits", lambda c: c.attention_from_position(0, 2**32)),
     (f"position {2**64} is out of range", "wraps in 64 bits", lambda c: c.attention_from_position(0, 2**64)),
-    (f"positions {2**100} is out of range", "huge in rows", lambda c: c.rows(0, [2**100])),
-    (f"positions {2**64 - 1} is out of range", "uint64", lambda c: c.rows(0, np.array([2**64 - 1], np.uint64))),
+    (f"position {2**100} is out of range", "huge in rows", lambda c: c.rows(0, [2**100])),
+    (f"position {2**64 - 1} is out of range", "uint64", lambda c: c.rows(0, np.array([2**64 - 1], np.uint64))),
 ]
 
 
@@ -365,7 +365,7 @@ def test_no_layers_have_no_shape_when_shapes_differ_or_the_cache_is_empty(name: 
         call(AttentionCache(), name)
     with pytest.raises(ValueError, match=r"layer|empty"):
         call(AttentionCache(), name, layers=[])
-    with pytest.raises(IndexError, match="layers 0 is out of range for n_layers=0"):
+    with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
         call(AttentionCache(), name, layers=0)
 
 
@@ -460,7 +460,7 @@ WRONG_CALLS: dict[str, Callable[[AttentionCache], Any]] = {
     "none at all": lambda c: c.top_attended_positions(),  # type: ignore[call-arg]
     "missing k": lambda c: c.top_attended_positions(0, from_position=0),  # type: ignore[call-arg]
     "heads by place": lambda c: c.rows(0, 0, "mean"),  # type: ignore[call-arg]
-    "layers by place": lambda c: c.top_k(1, 0),  # type: ignore[call-arg]
+    "heads by place in top_k": lambda c: c.top_k(1, 0, 0, "mean"),  # type: ignore[call-arg]
     "unknown option": lambda c: c.top_k(1, largest=True),  # type: ignore[call-arg]
 }
 
