@@ -61,22 +61,29 @@ def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[Source
     """
     if not all(len(getattr(array, "shape", ())) == 4 for _, array in named):
         return None
-    of_global = getattr(output, "global_attentions", None)
-    if not hasattr(output, "global_attentions") and _n_global(named_source(*named[0]).array) is None:
+    if hasattr(output, "global_attentions"):
+        of_global = output.global_attentions or [None] * len(named)
+    elif (n_global := _n_global(named_source(*named[0]).array)) is None:
         return None
+    elif n_global:
+        raise ValueError(
+            f"attentions must come with the weights of its {n_global} global tokens, which are in global_attentions; "
+            "pass the output itself"
+        )
+    else:
+        of_global = [None] * len(named)
     return (
-        _over_keys(name, named_source(name, array), None if of_global is None else of_global[number])
-        for number, (name, array) in enumerate(named)
+        _over_keys(name, named_source(name, array), rows) for (name, array), rows in zip(named, of_global, strict=True)
     )
 
 
 def _n_global(weights: npt.NDArray[Any]) -> int | None:
     """How many global tokens come before the offsets; None if the last axis does not look like offsets.
 
-    Offsets show in their corners: the first queries have no keys before them and the last none after, so that zeros
-    fill a triangle in each, but not the columns beneath and above these.
+    Told by more queries than an offset reaches. Offsets show in their corners: the first query has no keys before it and the last none after (global tokens and
+    padding have no weights here), where queries between them have some.
     """
-    n_rows, n_columns = int(weights.shape[2]), int(weights.shape[3])
+    n_columns = int(weights.shape[3])
     if 0 in weights.shape or weights[0, 0, -1, -1]:  # the last query sees the last key: cheap, and nearly always so
         return None
     has_weight = weights[0, 0] != 0
@@ -86,13 +93,12 @@ def _n_global(weights: npt.NDArray[Any]) -> int | None:
     first, last = int(used[0]), int(used[-1])
     for reach in range((n_columns - 1) // 2, 0, -1):
         local = has_weight[:, n_columns - 1 - 2 * reach :]
-        before, after = reach - first, reach - (n_rows - 1 - last)
         if (
-            min(before, after) > 0
-            and not local[first, :before].any()
-            and not local[last, -after:].any()
+            not local[first, :reach].any()
+            and not local[last, reach + 1 :].any()
             and local[used, reach].all()
-            and (n_rows <= reach or (local[reach:, 0].any() and local[:-reach, -1].any()))
+            and local[:, 0].any()
+            and local[:, -1].any()
         ):
             return n_columns - 1 - 2 * reach
     return None
@@ -100,12 +106,7 @@ def _n_global(weights: npt.NDArray[Any]) -> int | None:
 
 def _over_keys(name: str, source: Source, of_global: Any) -> Source:
     """One layer over true keys."""
-    n_global = (_n_global(source.array) or 0) if of_global is None else int(of_global.shape[3])
-    if n_global and of_global is None:
-        raise ValueError(
-            f"{name} must come with the weights of its {n_global} global tokens, which are in global_attentions; pass "
-            "the output itself"
-        )
+    n_global = 0 if of_global is None else int(of_global.shape[3])
     local = source.array[..., n_global:]
     batch_size, n_heads, n_rows, n_offsets = local.shape
     reach = n_offsets // 2
