@@ -36,8 +36,8 @@ def small() -> AttentionCache:
 
 def call(cache: AttentionCache, name: str, **options: Any) -> Any:
     """A selecting query with whatever it needs besides the options."""
-    needed = {"edges": (0, 0), "top_k": (2,)}.get(name, ())
-    return getattr(cache, name)(*needed, **options)
+    needed: dict[str, Any] = {"edges": {"from_positions": 0, "to_positions": 0}, "top_k": {"k": 2}}.get(name, {})
+    return getattr(cache, name)(**(needed | options))
 
 
 def row_cache(row: Any) -> AttentionCache:
@@ -447,9 +447,46 @@ def test_all_keyword_arguments_are_accepted_by_name() -> None:
     assert_same(cache.columns(layers=0, positions=1, heads=1, batch=1), cache.columns(0, 1, heads=1, batch=1))
     edges = cache.edges(from_positions=1, to_positions=2, layers=0, heads=1, batch=1)
     assert_same(edges, cache.edges(1, 2, layers=0, heads=1, batch=1))
+    assert_same(tuple(cache.top_k(2, 0, 1)), tuple(cache.top_k(2, layers=0, positions=1)))
     named = cache.top_k(k=2, layers=0, positions=1, heads=1, batch=1, direction="to")
     assert_same(tuple(named), tuple(cache.top_k(2, layers=0, positions=1, heads=1, batch=1, direction="to")))
     assert cache.get_layer(layer=0) is not None
+
+
+@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("argument", ["layers", "positions", "heads", "batch"])
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8"])
+def test_tensors_of_torch_select_as_arrays_of_numpy_do(name: str, argument: str, kind: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    cache = cache_of([make("soft", (2, 2, 4, 6), "float32", layer) for layer in range(2)])
+    arguments = ["from_positions", "to_positions"] if (name, argument) == ("edges", "positions") else [argument]
+    for numbers in ([1, 0, 1], [1], [], 1):
+        tensor = torch.tensor(numbers, dtype=getattr(torch, kind))
+        assert_same(
+            call(cache, name, **dict.fromkeys(arguments, tensor)),
+            call(cache, name, **dict.fromkeys(arguments, numbers)),
+        )
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_a_mask_is_refused_with_the_way_to_its_positions(name: str) -> None:
+    mask = np.array([True, False, True, False])
+    torch_or_numpy = [mask, pytest.importorskip("torch", reason="needs torch").from_numpy(mask)]
+    argument = "from_positions" if name == "edges" else "positions"
+    for each in torch_or_numpy:
+        with pytest.raises(TypeError, match=rf"{argument} must be .* array of bool; np.flatnonzero\(mask\) gives"):
+            call(small(), name, **{argument: each})
+
+
+def test_wrong_arguments_are_reported_of_the_class_that_users_know() -> None:
+    for name in ("rows", "columns", "edges", "top_k"):
+        with pytest.raises(TypeError, match=rf"^AttentionCache\.{name}\(\) got an unexpected keyword argument 'layer'"):
+            getattr(small(), name)(layer=0)
+
+
+def test_nested_positions_are_refused_as_such() -> None:
+    with pytest.raises(TypeError, match=r"positions must be .* a sequence of ints, got a sequence of sequences"):
+        small().rows(0, [[1, 2], [3, 4]])  # type: ignore[list-item]
 
 
 WRONG_CALLS: dict[str, Callable[[AttentionCache], Any]] = {

@@ -107,6 +107,12 @@ def test_several_texts_are_not_taken_for_steps(lengths: tuple[int, int], dtype: 
         AttentionCache.from_attentions(texts)
 
 
+def test_two_streams_of_each_layer_are_not_taken_for_steps() -> None:
+    layers = [(windowed(3), windowed(4)), (windowed(5), windowed(6))]
+    with pytest.raises(ValueError, match=r"of two streams of each layer \(XLNet\), pass \[layer\[0\] for layer in"):
+        AttentionCache.from_attentions(layers)
+
+
 @pytest.mark.parametrize("prompt", [1, 3])
 def test_the_keys_of_an_encoder_may_be_as_many_as_the_first_queries(prompt: int) -> None:
     pattern = make("soft", (1, 2, 7, 3))

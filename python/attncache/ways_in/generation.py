@@ -157,7 +157,11 @@ def _last_of_whole(sources: Sequence[Source]) -> Source:
     """The last of steps that hold all rows each time, if it holds those before it."""
     if not are_nested([source.array for source in sources], sources[0].dtype):
         lengths = ", ".join(str(source.array.shape[2]) for source in sources[:4])
-        raise ValueError(_TEXTS.format(f"whole patterns over {lengths} tokens that do not continue each other"))
+        streams = "; of two streams of each layer (XLNet), pass [layer[0] for layer in attentions]"
+        raise ValueError(
+            _TEXTS.format(f"whole patterns over {lengths} tokens that do not continue each other")
+            + (streams if len({source.array.shape for source in sources}) == 1 else "")
+        )
     return sources[-1]
 
 
