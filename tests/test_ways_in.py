@@ -493,6 +493,30 @@ def test_a_beam_search_and_a_fused_attention_are_refused() -> None:
         AttentionCache.from_attentions(model(torch.arange(3, 7)[None], output_attentions=True))
 
 
+def test_tensors_that_require_grad_or_lie_on_another_device_are_copied() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+
+    class Elsewhere(torch.Tensor):  # type: ignore[misc, name-defined]
+        device = torch.device("mps")
+
+        def cpu(self) -> Any:
+            return self.as_subclass(torch.Tensor)
+
+    layers = [torch.from_numpy(layer.copy()).requires_grad_().as_subclass(Elsewhere) for layer in LAYERS]
+    assert layers[0].requires_grad
+    steps = [[layer[:, :, :3, :3] for layer in layers], [layer[:, :, 3:] for layer in layers]]
+    hooks = {("pattern", number): layer for number, layer in enumerate(layers)}
+    with pytest.raises(ValueError, match="on device mps"):
+        AttentionCache().push(layers[0])
+    for cache in (
+        AttentionCache.from_attentions(layers),
+        AttentionCache.from_attentions(steps),
+        AttentionCache.from_attentions(torch.from_numpy(np.stack(LAYERS)).as_subclass(Elsewhere)),
+        AttentionCache.from_transformer_lens(hooks),
+    ):
+        assert_same(cache.patterns, tuple(LAYERS))
+
+
 def test_steps_of_torch_bfloat16_keep_their_bits() -> None:
     torch = pytest.importorskip("torch", reason="needs torch")
     (full,) = whole_text("bfloat16")[:1]

@@ -80,8 +80,8 @@ def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[Source
 def _n_global(weights: npt.NDArray[Any]) -> int | None:
     """How many global tokens come before the offsets; None if the last axis does not look like offsets.
 
-    Told by more queries than an offset reaches. Offsets show in their corners: the first query has no keys before it and the last none after (global tokens and
-    padding have no weights here), where queries between them have some.
+    Offsets show in their corners, if there are more queries than an offset reaches: the first query has no keys before it
+    and the last none after (global tokens and padding have no weights here), where queries between them have some.
     """
     n_columns = int(weights.shape[3])
     if 0 in weights.shape or weights[0, 0, -1, -1]:  # the last query sees the last key: cheap, and nearly always so
