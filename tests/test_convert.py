@@ -185,7 +185,7 @@ def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_pa
         ('["a"]', "tokens must be one string for each key of layer 0, seq_k=3, got 1"),
         (
             "[3]",
-            "tokens must be None, a sequence of strings, or one such sequence per batch item, got tokens[0] of type",
+            "tokens must be None, a sequence of strings, or one such sequence per batch item, got numbers",
         ),
         ("null", "a list of strings or one such list per batch item, got null"),
     ]:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import axes, cache, factored, layer_source, mapping, runs, simd, units
+from attncache import axes, cache, factored, layer_source, mapping, pattern_check, runs, simd, tokens, units
 from attncache.capturing import selection
+from attncache.ways_in import numbering
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +57,10 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (mapping, "map_runs"),
         (axes, "checked_axes"),
         (axes, "of_one_array"),
+        (pattern_check, "unlike_weights"),
+        (pattern_check, "with_positions_first"),
+        (numbering, "layer_numbers"),
+        (tokens, "checked_tokens"),
         (layer_source, "LayerSource"),
         (layer_source.LayerSource, "to_dict"),
         (layer_source.LayerSource, "from_dict"),

@@ -230,7 +230,7 @@ class DenseLayers:
         rows = piece.rows(self._dtype_of(piece))
         if piece.step.first_key:
             rows = _joined([(piece.step.first_key, rows)])
-        self._cache.push(rows, source=piece.source)
+        self._cache.push(rows, source=piece.source, check=False)
         _give_back_after(piece)
 
     def append(self, layer: int, piece: Piece) -> None:
@@ -242,7 +242,7 @@ class DenseLayers:
             rows = self._rows.pop(layer)
             first = Source(self._cache._memory(layer)[0], self._cache.dtypes[layer], is_writable=False)
             new = AttentionCache(index=self._cache.index)
-            new.push(_joined([(0, first), *rows]), source=self._cache.sources[layer])
+            new.push(_joined([(0, first), *rows]), source=self._cache.sources[layer], check=False)
             self._cache._replace_layer(layer, new)
             advance()
 
