@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ from attncache.tokens import Tokens
 
 _SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")
 _LITTER = re.compile(rf"{_SEGMENT.pattern}|\.({_SEGMENT.pattern}|manifest\.json)\.saving")
-_OURS = re.compile(rf"{_LITTER.pattern}|lock|manifest\.json")
+_OURS = re.compile(rf"{_LITTER.pattern}|manifest\.json")
 
 
 class DiskCache(AttentionCache):
@@ -186,7 +187,7 @@ class DiskCache(AttentionCache):
         """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
         path = self._directory / segment_name(self._manifest.next)
         try:
-            digest = write_file(path, source, range(source.n_layers), first=first, index=index)
+            digest = write_file(path, source, range(source.n_layers), first=first, index=index, follow=False)
             segment = Segment(path.name, first, source.n_layers, digest)
             written = AttentionCache(index=self.index)
             push_layers(written, segment.open(self._directory, is_mapped=True, verify=False).each_layer())
@@ -245,12 +246,11 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
             ``AttentionCache.create``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in directory.iterdir()]
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if MANIFEST not in names and foreign:
+    foreign = [path.name for path in directory.iterdir() if not _is_ours(path)]
+    if foreign and not os.path.lexists(directory / MANIFEST):
         raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
     _take(lock, directory)
-    if (directory / MANIFEST).exists():
+    if os.path.lexists(directory / MANIFEST):
         manifest = read_manifest(directory)
     else:
         segments = [path.name for path in directory.iterdir() if _SEGMENT.fullmatch(path.name)]
@@ -269,17 +269,21 @@ def _take(lock: Lock, directory: Path) -> None:
     Raises:
         InUseError: another writer has it.
     """
-    path = directory / "lock"
-    with naming(path):
-        if lock.take(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)):
-            with suppress(OSError):  # only to say who it is
-                os.ftruncate(lock.fd, 0)
-                os.write(lock.fd, str(os.getpid()).encode())
-            return
-        writer = ""
-        with suppress(OSError):
-            writer = os.read(lock.fd, 20).decode("ascii", "replace")
-        raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
+    if lock.take_own(directory / "lock", lambda: False):
+        with suppress(OSError):  # only to say who it is
+            os.ftruncate(lock.fd, 0)
+            os.write(lock.fd, str(os.getpid()).encode())
+        return
+    writer = ""
+    with suppress(OSError):
+        writer = os.read(lock.fd, 20).decode("ascii", "replace")
+    raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether what is in a directory may be there before its manifest is; a lock holds the number of a process at most."""
+    is_lock = path.name == "lock" and (path.lstat().st_size <= 20 or not stat.S_ISREG(path.lstat().st_mode))
+    return is_lock or _OURS.fullmatch(path.name) is not None
 
 
 def _remove_litter(directory: Path, manifest: Manifest) -> None:

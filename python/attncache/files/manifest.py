@@ -40,7 +40,8 @@ class Segment(NamedTuple):
         Raises:
             OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
         """
-        file = open_file(directory / self.file, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        path = directory / self.file
+        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer, follow=False)
         self.check(file)
         return file
 
@@ -126,7 +127,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         raise ValueError(f"{directory}: {message}")
     if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
         raise ValueError(f"{directory}: a cache on disk must have at most {_MOST_LAYERS:,} layers")
-    with replacing(directory / MANIFEST) as fd:
+    with replacing(directory / MANIFEST, follow=False) as fd:
         reserve(fd, len(raw))
         write_at(fd, raw, 0)
 
@@ -138,7 +139,7 @@ def read_manifest(directory: Path) -> Manifest:
         OSError: there is none, or it cannot be read. DamagedFileError: it breaks a rule.
     """
     path = directory / MANIFEST
-    with opened(path) as fd:
+    with opened(path, follow=False) as fd:
         size = os.fstat(fd).st_size
         if size > _MOST_BYTES:
             raise damaged(path, "the manifest", f"must be at most {_MOST_BYTES} bytes", size)

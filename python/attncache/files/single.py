@@ -33,6 +33,7 @@ def write_file(
     tokens: object = None,
     metadata: Mapping[str, Any] | None = None,
     index: bool = False,
+    follow: bool = True,
 ) -> str:
     """Write layers of a cache as one file in the place of what was there.
 
@@ -42,6 +43,7 @@ def write_file(
         first: the number of the first layer in the file.
         tokens, metadata: what else it says.
         index: whether to write head means and normalisers.
+        follow: as for ``replacing``.
 
     Returns:
         The SHA-256 of the header, which has the checksums of all data.
@@ -50,7 +52,7 @@ def write_file(
         OSError: it cannot be written; see ``atomic.replacing``.
     """
     described = [parts_of(cache, layer, f"layers.{first + at}", index=index) for at, layer in enumerate(layers)]
-    return write_layers(path, described, tokens=tokens, metadata=metadata)
+    return write_layers(path, described, tokens=tokens, metadata=metadata, follow=follow)
 
 
 def write_layers(
@@ -59,6 +61,7 @@ def write_layers(
     *,
     tokens: object = None,
     metadata: Mapping[str, Any] | None = None,
+    follow: bool = True,
 ) -> str:
     """Write layers as one file in the place of what was there; items of their tensors are asked for one after the other.
 
@@ -66,6 +69,7 @@ def write_layers(
         path: the file.
         described: the description and the tensors of each layer.
         tokens, metadata: what else it says.
+        follow: as for ``replacing``.
 
     Returns, Raises:
         As ``write_file``.
@@ -73,7 +77,7 @@ def write_layers(
     parts = [part for _, each in described for part in each]
     entries = metadata_of([description for description, _ in described], tokens, metadata)
     layout = _plan(parts, entries, path)
-    with replacing(path) as fd:
+    with replacing(path, follow=follow) as fd:
         reserve(fd, layout.file_size)
         checksums = _write_tensors(fd, layout, parts)
         header = layout.header({**entries, "data_crc32": _checksums_entry(checksums)})
@@ -149,13 +153,15 @@ class OpenFile(NamedTuple):
         return metadata_entry(self.header, name, self.path)
 
 
-def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0) -> OpenFile:
+def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0, follow: bool = True) -> OpenFile:
     """Open a file and check all that its header says; with ``verify``, or if it is not mapped, its data too.
+
+    A link is followed unless ``follow`` is False.
 
     Raises:
         OSError: it cannot be read. DamagedFileError: it breaks a rule, or is damaged. MemoryError: there is no room.
     """
-    with opened(path) as fd:
+    with opened(path, follow=follow) as fd:
         header, size = read_header(fd, path)
         layers = layers_of(header, path, first)
         whole = mapped(fd, size) if is_mapped else read(fd, size)

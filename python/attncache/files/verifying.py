@@ -96,7 +96,7 @@ def _verify_segments(path: Path, manifest: Manifest) -> Iterator[Verified]:
 
 def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
     """A safetensors file: all that its header says, and its data if it has checksums."""
-    with opened(path) as fd:
+    with opened(path, follow=segment is None) as fd:
         header, size = read_header(fd, path)
         if "attncache" not in header.metadata and segment is None:
             return Verified(path, checksums=None)
