@@ -1,6 +1,6 @@
 """``attncache convert``: archives and caches as one file of ours.
 
-Covered: every kind of source, every option alone and in pairs, names of layers, tokens and metadata, that the file is whole
+Covered: every kind of source, every option alone and in pairs, names and axes of layers, several files, a warning, tokens and metadata, that the file is whole
 and loads to the same bits, means against reference.py, a target that is there, failures that leave it whole, a damaged source,
 peak memory (24 layers of 8 MB, in a process of its own), the exit code and stdout of a real process.
 Values compare by the equality of all bits. Not covered: a disk that is full; the fault tests have what ``save`` does then.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import AttentionCache, reference
+from attncache import AttentionCache, cli, reference
 from attncache.files import read_patterns, sample_path
+from attncache.notices import PatternWarning
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import DTYPES, assert_same, cache_of, make, meaning
 from stored import everything, factored_options, push_factored, state, tokened
@@ -174,8 +176,54 @@ def test_names_choose_the_layers(
         assert not (tmp_path / "b.safetensors").exists()
 
 
+def test_several_sources_and_folders_are_a_file_per_layer(
+    ask: Ask, run: Run, converted: Converted, fails: Fails, tmp_path: Path
+) -> None:
+    patterns = SAMPLE.patterns[:11]
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / "folder" / f"layer_{n}.npy" for n in range(11)]
+    for path, pattern in zip(paths, patterns, strict=True):
+        np.save(path, pattern)
+    assert_layers(converted(tmp_path / "folder"), patterns)
+    target = tmp_path / "several.safetensors"
+    shuffled = sorted(paths)  # as a shell gives layer_*.npy: 10 before 2
+    assert ask("convert", *shuffled, target)["source"] == [str(path) for path in shuffled]
+    assert_layers(AttentionCache.load(target), patterns)
+    assert run("convert", *shuffled, target, "--force")[0] == f"11 files → {target}"
+    assert ask("info", tmp_path / "folder")["kind"] == "folder"
+    _, line = fails("convert", paths[0], target, tmp_path / "new.safetensors")
+    assert line == f"{target}: must be a file by others where there are several, got a cache of attncache"
+
+
+def test_axes_say_what_an_array_holds(converted: Converted, fails: Fails, tmp_path: Path) -> None:
+    stack = np.array(SAMPLE.patterns[:3])
+    np.save(tmp_path / "a.npy", stack[:, 0])
+    _, line = fails("convert", tmp_path / "a.npy", tmp_path / "b.safetensors")
+    assert '--axes must be given for an array of shape [3, 9, 40, 40]: it may hold 3 layers (--axes "layer head' in line
+    assert_layers(converted(tmp_path / "a.npy", "--axes", "layer head query key"), stack)
+    _, line = fails("convert", tmp_path / "a.npy", tmp_path / "b.safetensors", "--axes", "layer head key")
+    assert line == "--axes must name query and key, got 'layer head key'"
+
+
+def test_a_warning_about_weights_is_one_line_and_can_be_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    push = AttentionCache.push
+
+    def warning_push(cache: AttentionCache, *arguments: Any, **options: Any) -> None:
+        push(cache, *arguments, **options)
+        warnings.warn("layer has negative numbers", PatternWarning, stacklevel=2)
+
+    monkeypatch.setattr(AttentionCache, "push", warning_push)
+    np.save(tmp_path / "a.npy", np.array(SAMPLE.patterns[:3]))
+    for options, said in [([], "attncache: warning: layer has negative numbers\n"), (["--no-check"], "")]:
+        words = ["convert", str(tmp_path / "a.npy"), str(tmp_path / "b.safetensors"), "--force", *options]
+        assert cli.main(words) == 0
+        assert capsys.readouterr().err == said
+
+
 def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", np.zeros((2, 1, 2, 3), "f4"), tokens=np.array(["x", "y", "z"]))
+    np.savez(tmp_path / "a.npz", layer_0=np.zeros((2, 1, 2, 3), "f4"), tokens=np.array(["x", "y", "z"]))
     for tokens in (["a", "\n", "\N{SNOWMAN}"], [["a", "b", "c"], ["d", "e", "f"]]):
         (tmp_path / "tokens.json").write_text(json.dumps(tokens))
         found = converted(tmp_path / "a.npz", "--tokens", tmp_path / "tokens.json").tokens

@@ -203,10 +203,12 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(
 def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
     (tmp_path / "old.pt").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4\n")
+    (tmp_path / "notes").write_bytes(b"some notes")
     (tmp_path / "short.safetensors").write_bytes(b"12")
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "bool.npy", np.zeros((1, 1, 2, 2), bool))
-    np.save(tmp_path / "nothing.npy", np.zeros((1 << 21, 1, 0, 2), np.float32))
+    np.save(tmp_path / "nothing.npy", np.zeros((1, 1 << 21, 0, 2), np.float32))
     both = write_safetensors(
         tmp_path / "both.safetensors", {name: np.zeros((1, 1, 2, 2), "f4") for name in ("encoder.0", "decoder.0")}
     )
@@ -215,14 +217,22 @@ def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_
         (tmp_path / "bad.npz", "bad.npz: the file must be whole, in NumPy's format"),
         (
             tmp_path / "old.pt",
-            "must be a safetensors, .npz or .npy file, or a directory of AttentionCache.create, got a f",
+            "old.pt: the file must hold tensors, in tuples, lists or dicts, for torch.load(weights_only",
+        ),
+        (
+            tmp_path / "a.pdf",
+            "a.pdf: must be a file of arrays (safetensors, .npz, .npy, .pt of torch.save, HDF5, or a fo",
+        ),
+        (
+            tmp_path / "notes",
+            "notes: must be a file of arrays (safetensors, .npz, .npy, .pt of torch.save, HDF5, or a f",
         ),
         (tmp_path / "short.safetensors", "the file must begin with the 8 bytes of the header's length, got 2 bytes"),
-        (tmp_path / "empty", "must be a cache or hold some, got a directory without manifest.json and without runs"),
-        (tmp_path / "bool.npy", "layer 0 must be one of float16, bfloat16, float32, float64, got bool"),
+        (tmp_path / "empty", "must be a cache, hold caches or hold a file of arrays per layer, got a folder with none"),
+        (tmp_path / "bool.npy", "the array must be one of float16, bfloat16, float32, float64, got bool"),
         (
             tmp_path / "nothing.npy",
-            "layer 0 must have at most 1048576 batch items and heads if it is empty, got shape (",
+            "the array must have at most 1048576 batch items and heads if it is empty, got shape (",
         ),
         (both, "got encoder.0 [1, 1, 2, 2] float32, decoder.0 [1, 1, 2, 2] float32"),
     ]:

@@ -209,9 +209,7 @@ def test_a_lock_of_another_user_is_replaced_and_not_written_to(tmp_path: Path, m
     written(tmp_path / "run")
     lock = tmp_path / "run" / "lock"
     before = lock.stat().st_ino
-    monkeypatch.setattr(
-        os, "geteuid", lambda: lock.stat().st_uid + 1 if lock.stat().st_ino == before else os.getuid()
-    )
+    monkeypatch.setattr(os, "geteuid", lambda: lock.stat().st_uid + 1 if lock.stat().st_ino == before else os.getuid())
     kept = lock.open("rb")
     with AttentionCache.create(tmp_path / "run") as cache:
         cache.push(ONE)

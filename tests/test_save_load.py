@@ -258,7 +258,7 @@ def test_patterns_in_a_file_by_others_are_loaded_and_the_rest_passed_over(tmp_pa
     for mapped in (True, False):
         cache = AttentionCache.load(tmp_path / "a.safetensors", mapped)
         assert [view.tobytes() for view in cache] == [pattern.tobytes() for pattern in patterns]
-    with pytest.raises(DamagedFileError, match=r"must have data_crc32 .* to be verified"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: verify must be False for a file without checksums"):
         AttentionCache.load(tmp_path / "a.safetensors", verify=True)
 
 
@@ -273,11 +273,17 @@ def test_a_misaligned_pattern_by_others_is_copied(tmp_path: Path) -> None:
     assert AttentionCache.load(tmp_path / "a.safetensors")[0].tobytes() == pattern.tobytes()
 
 
-def test_a_file_without_patterns_is_refused_with_what_it_has(tmp_path: Path) -> None:
+def test_a_file_without_patterns_is_refused_with_what_it_has_and_is_not_called_damaged(tmp_path: Path) -> None:
     writer = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
-    writer.save_file({"embedding": np.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(DamagedFileError, match=r"must hold tensors named layers\.0\.pattern, .*, got embedding"):
-        AttentionCache.load(tmp_path / "a.safetensors")
+    for tensors, words in [
+        ({}, "got no array"),
+        ({"embedding": np.ones(1)}, r"a layer must be \[batch, head, query, key\] or .*, got shape \[1\]"),
+        ({"a": np.ones(1), "b": np.ones((1, 1, 2, 2), int)}, r"got .*b \[1, 1, 2, 2\] I64"),
+    ]:
+        writer.save_file(tensors, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=rf"a\.safetensors: .*{words}") as caught:
+            AttentionCache.load(tmp_path / "a.safetensors")
+        assert not isinstance(caught.value, DamagedFileError)
 
 
 # ---- arguments

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.axes import Axes
 from attncache.factored import Options, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.selections import Selections, Weights
@@ -187,8 +188,10 @@ class AttentionCache(Selections):
         *,
         verify: bool = False,
         index: Literal["off", "auto", "eager"] = "auto",
+        names: str | None = None,
+        axes: Axes | None = None,
     ) -> AttentionCache:
-        """Open a cache that ``save`` or ``create`` wrote, without reading more than its header.
+        """Open a cache that ``save`` or ``create`` wrote, without reading more than its header, or read a file of others.
 
         Every view is read-only and lies in the mapped file: a query reads the pages that it needs, so files may be larger
         than memory, and any number of processes may have one open. What is pushed to the cache afterwards stays in
@@ -196,17 +199,20 @@ class AttentionCache(Selections):
         ``save`` never does, it replaces files. A cache on disk pickles as its path and a hash of its contents.
 
         Args:
-            path: a file, or a directory of ``create``, whose layers are those at this moment; also a safetensors file by
-                others with tensors layers.0.pattern, layers.1.pattern, ...
+            path: a file, or a directory of ``create``, whose layers are those at this moment; or anything else that
+                ``attncache.files.read_patterns`` reads, of which safetensors are mapped.
             mmap: whether to map; False reads all layers into memory and compares them with their checksums, as is wise
                 for files that others may change or have sent.
             verify: whether to compare a mapped file with its checksums too, which reads all of it once.
             index: as for AttentionCache; an index in the file is used unless "off".
+            names, axes: as for ``read_patterns``, of a file of others: which of its arrays are the layers, such as
+                "attentions.{}", and which of their axes is which, such as "layer head query key".
 
         Raises:
             OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
-                its format or is damaged; the message says where. MemoryError: no memory to read it.
-            TypeError: an argument is of the wrong kind.
+                its format or is damaged; the message says where. ValueError: it is no file of attention, or it is not
+                clear which of its arrays and axes are which. MemoryError: no memory to read it. ImportError: it needs
+                torch or h5py, which is not installed. TypeError: an argument is of the wrong kind.
 
         >>> import tempfile
         >>> cache = AttentionCache()
@@ -218,7 +224,7 @@ class AttentionCache(Selections):
         """
         from attncache.files.opening import load  # noqa: PLC0415
 
-        return load(path, mmap=mmap, verify=verify, index=index)
+        return load(path, mmap=mmap, verify=verify, index=index, names=names, axes=axes)
 
     @classmethod
     def create(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from attncache.commands.command import (
-    NAMES_HELP,
     Answer,
     Command,
+    add_layer_options,
+    contents_for,
     count,
     one_line,
     path_of,
@@ -31,6 +32,7 @@ examples:
   attncache info runs                 a directory of such files and directories, a line each
   attncache info attentions.npz       arrays attentions.0, attentions.1, .. or otherwise alike but for one number
   attncache info patterns.npy         one array [layer, batch, head, query, key]
+  attncache info stack.npy --axes "layer head query key"
 """
 KINDS = {
     "attncache file": "a file of attncache",
@@ -38,6 +40,9 @@ KINDS = {
     "safetensors": "a safetensors file by others",
     "npz": "a .npz archive",
     "npy": "a .npy file",
+    "torch": "a file of torch.save",
+    "hdf5": "an HDF5 file",
+    "folder": "files by others, a layer each",
 }
 CHECKSUMS = {"attncache": "with checksums", "zip": "with the checksums of zip archives", None: "without checksums"}
 TOKENS_SHOWN = 60
@@ -47,7 +52,7 @@ VARIES = "varies"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which path, and which arrays."""
     parser.add_argument("path", metavar="PATH", help="a file or a directory, or the word sample")
-    parser.add_argument("--names", metavar="NAMES", help=NAMES_HELP)
+    add_layer_options(parser)
 
 
 def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
@@ -55,7 +60,7 @@ def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     path = path_of(arguments.path)
     runs = run_names(path)
     if runs is None:
-        contents = contents_of(path, arguments.names)
+        contents = contents_for(path, arguments)
         yield Answer(described(contents, title_of(arguments.path)), value_of(contents))
     else:
         yield about_runs(path, runs)
@@ -95,6 +100,7 @@ def value_of(contents: Contents) -> dict[str, Any]:
                 "bytes": layer.n_bytes,
                 "index": layer.has_index,
                 **layer.options,
+                **({} if layer.source is None else {"source": layer.source.to_dict()}),
             }
             for number, layer in enumerate(contents.layers)
         ],

@@ -165,8 +165,16 @@ def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0, foll
         header, size = read_header(fd, path)
         layers = layers_of(header, path, first)
         whole = mapped(fd, size) if is_mapped else read(fd, size)
-    file = OpenFile(path, layers, header, whole)
-    if verify or (not is_mapped and header.is_sealed):
+    return proved(OpenFile(path, layers, header, whole), is_mapped=is_mapped, verify=verify)
+
+
+def proved(file: OpenFile, *, is_mapped: bool, verify: bool) -> OpenFile:
+    """The file, its data compared with their checksums if that is asked for, or if they have been read anyway.
+
+    Raises:
+        DamagedFileError: they differ.
+    """
+    if verify or (not is_mapped and file.header.is_sealed):
         verify_data(file)
     return file
 

@@ -6,19 +6,20 @@ would end the process.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from attncache.cache import AttentionCache
-from attncache.files.contents import kind_of
+from attncache.files.containers import files_in, kind_of
 from attncache.files.damage import damages
 from attncache.files.errors import DamagedFileError, damaged
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest
 from attncache.files.memory import mapped, opened, read_between, read_header
-from attncache.files.numpy_arrays import npy_arrays, verify_npz
-from attncache.files.opening import push_layers, read_metadata, read_tokens
+from attncache.files.numpy_arrays import npy_array, verify_zip
+from attncache.files.opening import is_cache_directory, push_layers, read_metadata, read_tokens
 from attncache.files.safetensors import ALIGNMENT, Header
 from attncache.files.schema import layers_of
 from attncache.files.single import OpenFile
@@ -48,21 +49,24 @@ class Verified(NamedTuple):
 
 
 def verify(path: Path) -> list[Verified]:
-    """What is found of a file, or of the manifest and every segment of a directory.
+    """What is found of a file, of the manifest and every segment of a cache's directory, or of every file of a folder.
 
     Raises:
         OSError: a path that is not there or cannot be read.
     """
-    if path.is_dir():
+    if is_cache_directory(path):
         return _verify_directory(path)
     try:
+        if path.is_dir():
+            return [found for file in files_in(path) for found in verify(file)]
         kind = kind_of(path)
-        if kind == "npz":
-            return [Verified(path, verify_npz(path), "zip")]
+        if zipfile.is_zipfile(path) or kind == "npz":
+            return [Verified(path, verify_zip(path), "zip")]
+        if kind == "safetensors":
+            return [_verify_safetensors(path)]
         if kind == "npy":
-            npy_arrays(path)
-            return [Verified(path, checksums=None)]
-        return [_verify_safetensors(path)]
+            npy_array(path)
+        return [Verified(path, checksums=None)]
     except ValueError as error:
         return [Verified(path, errors=(error,))]
 
