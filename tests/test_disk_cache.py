@@ -259,8 +259,13 @@ def test_layers_without_their_manifest_are_refused_and_left_alone(tmp_path: Path
 
 
 def test_a_directory_that_is_no_cache_says_what_may_open_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"must have manifest\.json; attncache\.open_runs opens one of several"):
-        AttentionCache.load(tmp_path)
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path, tmp_path / "run"):
+        words = (
+            r"must be a cache, which has manifest\.json, or hold a file of arrays per layer, got a folder with neither"
+        )
+        with pytest.raises(ValueError, match=rf"^{path}: {words}; attncache\.open_runs opens a folder of caches"):
+            AttentionCache.load(path)
 
 
 def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,10 @@ def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_
             "notes: must be a file of arrays (safetensors, .npz, .npy, .pt of torch.save, HDF5, or a f",
         ),
         (tmp_path / "short.safetensors", "the file must begin with the 8 bytes of the header's length, got 2 bytes"),
-        (tmp_path / "empty", "must be a cache, hold caches or hold a file of arrays per layer, got a folder with none"),
+        (
+            tmp_path / "empty",
+            "must be a cache, which has manifest.json, or hold a file of arrays per layer, got a fold",
+        ),
         (tmp_path / "bool.npy", "the array must be one of float16, bfloat16, float32, float64, got bool"),
         (
             tmp_path / "nothing.npy",

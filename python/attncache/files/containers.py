@@ -136,7 +136,8 @@ def files_in(folder: Path) -> list[Path]:
                 "AttentionCache.from_attentions(zarr.open(path)[name] for name in names).save(target) takes it in"
             )
         raise ValueError(
-            f"{folder}: must be a cache, hold caches or hold a file of arrays per layer, got a folder with none of these"
+            f"{folder}: must be a cache, which has manifest.json, or hold a file of arrays per layer, got a folder with "
+            "neither; attncache.open_runs opens a folder of caches"
         )
     return sorted((path for path in found if path.is_file()), key=lambda path: natural_order(path.name))
 
