@@ -36,8 +36,8 @@ def small() -> AttentionCache:
 
 def call(cache: AttentionCache, name: str, **options: Any) -> Any:
     """A selecting query with whatever it needs besides the options."""
-    needed = {"edges": (0, 0), "top_k": (2,)}.get(name, ())
-    return getattr(cache, name)(*needed, **options)
+    needed: dict[str, Any] = {"edges": {"from_positions": 0, "to_positions": 0}, "top_k": {"k": 2}}.get(name, {})
+    return getattr(cache, name)(**(needed | options))
 
 
 def row_cache(row: Any) -> AttentionCache:
@@ -211,20 +211,20 @@ OUT_OF_RANGE: list[tuple[str, str, Callable[[AttentionCache], Any]]] = [
     ("batch -2 is out of range for batch_size=1", "to batch", lambda c: c.attention_to_position(0, 0, batch=-2)),
     ("batch 1 is out of range for batch_size=1", "top batch", lambda c: c.top_attended_positions(0, 0, 1, batch=1)),
     ("batch 1 is out of range for batch_size=1", "mean batch", lambda c: c.head_mean(0, 1)),
-    ("layers 3 is out of range for n_layers=1", "rows layers", lambda c: c.rows(3)),
-    ("layers -2 is out of range for n_layers=1", "rows list of layers", lambda c: c.rows([0, -2])),
-    ("positions 10 is out of range for seq_q=4", "rows", lambda c: c.rows(0, 10)),
-    ("positions 10 is out of range for seq_q=4", "rows list", lambda c: c.rows(0, [0, 10, 11])),
-    ("positions -5 is out of range for seq_q=4", "rows array", lambda c: c.rows(0, np.array([0, -5]))),
-    ("positions 6 is out of range for seq_k=6", "columns", lambda c: c.columns(0, range(3, 9))),
-    ("heads? 9 is out of range for n_heads=2", "rows heads", lambda c: c.rows(0, heads=9)),
-    ("heads? 9 is out of range for n_heads=2", "rows mean of heads", lambda c: c.rows(0, heads=("mean", [0, 9]))),
-    ("heads? -3 is out of range for n_heads=2", "edges heads", lambda c: c.edges(0, 0, heads=[-3])),
+    ("layer 3 is out of range for n_layers=1", "rows layers", lambda c: c.rows(3)),
+    ("layer -2 is out of range for n_layers=1", "rows list of layers", lambda c: c.rows([0, -2])),
+    ("position 10 is out of range for seq_q=4", "rows", lambda c: c.rows(0, 10)),
+    ("position 10 is out of range for seq_q=4", "rows list", lambda c: c.rows(0, [0, 10, 11])),
+    ("position -5 is out of range for seq_q=4", "rows array", lambda c: c.rows(0, np.array([0, -5]))),
+    ("position 6 is out of range for seq_k=6", "columns", lambda c: c.columns(0, range(3, 9))),
+    ("head 9 is out of range for n_heads=2", "rows heads", lambda c: c.rows(0, heads=9)),
+    ("head 9 is out of range for n_heads=2", "rows mean of heads", lambda c: c.rows(0, heads=("mean", [0, 9]))),
+    ("head -3 is out of range for n_heads=2", "edges heads", lambda c: c.edges(0, 0, heads=[-3])),
     ("batch 2 is out of range for batch_size=1", "rows batch", lambda c: c.rows(batch=2)),
-    ("from_positions 4 is out of range for seq_q=4", "edges from", lambda c: c.edges(4, 0)),
-    ("to_positions 6 is out of range for seq_k=6", "edges to", lambda c: c.edges(0, [6])),
-    ("positions 4 is out of range for seq_q=4", "top_k", lambda c: c.top_k(1, positions=4)),
-    ("positions 6 is out of range for seq_k=6", "top_k to", lambda c: c.top_k(1, positions=6, direction="to")),
+    ("from_position 4 is out of range for seq_q=4", "edges from", lambda c: c.edges(4, 0)),
+    ("to_position 6 is out of range for seq_k=6", "edges to", lambda c: c.edges(0, [6])),
+    ("position 4 is out of range for seq_q=4", "top_k", lambda c: c.top_k(1, positions=4)),
+    ("position 6 is out of range for seq_k=6", "top_k to", lambda c: c.top_k(1, positions=6, direction="to")),
     ("layer 1 is out of range for n_layers=1", "item", lambda c: c[1]),
     ("layer -2 is out of range for n_layers=1", "negative item", lambda c: c[-2]),
     (f"position {2**100} is out of range for seq_q=4", "huge", lambda c: c.attention_from_position(0, 2**100)),
@@ -233,8 +233,8 @@ OUT_OF_RANGE: list[tuple[str, str, Callable[[AttentionCache], Any]]] = [
     (f"position {-(2**63)} is out of range", "smallest", lambda c: c.attention_to_position(0, -(2**63))),
     (f"position {2**32} is out of range", "wraps in 32 bits", lambda c: c.attention_from_position(0, 2**32)),
     (f"position {2**64} is out of range", "wraps in 64 bits", lambda c: c.attention_from_position(0, 2**64)),
-    (f"positions {2**100} is out of range", "huge in rows", lambda c: c.rows(0, [2**100])),
-    (f"positions {2**64 - 1} is out of range", "uint64", lambda c: c.rows(0, np.array([2**64 - 1], np.uint64))),
+    (f"position {2**100} is out of range", "huge in rows", lambda c: c.rows(0, [2**100])),
+    (f"position {2**64 - 1} is out of range", "uint64", lambda c: c.rows(0, np.array([2**64 - 1], np.uint64))),
 ]
 
 
@@ -365,7 +365,7 @@ def test_no_layers_have_no_shape_when_shapes_differ_or_the_cache_is_empty(name: 
         call(AttentionCache(), name)
     with pytest.raises(ValueError, match=r"layer|empty"):
         call(AttentionCache(), name, layers=[])
-    with pytest.raises(IndexError, match="layers 0 is out of range for n_layers=0"):
+    with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
         call(AttentionCache(), name, layers=0)
 
 
@@ -447,9 +447,46 @@ def test_all_keyword_arguments_are_accepted_by_name() -> None:
     assert_same(cache.columns(layers=0, positions=1, heads=1, batch=1), cache.columns(0, 1, heads=1, batch=1))
     edges = cache.edges(from_positions=1, to_positions=2, layers=0, heads=1, batch=1)
     assert_same(edges, cache.edges(1, 2, layers=0, heads=1, batch=1))
+    assert_same(tuple(cache.top_k(2, 0, 1)), tuple(cache.top_k(2, layers=0, positions=1)))
     named = cache.top_k(k=2, layers=0, positions=1, heads=1, batch=1, direction="to")
     assert_same(tuple(named), tuple(cache.top_k(2, layers=0, positions=1, heads=1, batch=1, direction="to")))
     assert cache.get_layer(layer=0) is not None
+
+
+@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("argument", ["layers", "positions", "heads", "batch"])
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8"])
+def test_tensors_of_torch_select_as_arrays_of_numpy_do(name: str, argument: str, kind: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    cache = cache_of([make("soft", (2, 2, 4, 6), "float32", layer) for layer in range(2)])
+    arguments = ["from_positions", "to_positions"] if (name, argument) == ("edges", "positions") else [argument]
+    for numbers in ([1, 0, 1], [1], [], 1):
+        tensor = torch.tensor(numbers, dtype=getattr(torch, kind))
+        assert_same(
+            call(cache, name, **dict.fromkeys(arguments, tensor)),
+            call(cache, name, **dict.fromkeys(arguments, numbers)),
+        )
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_a_mask_is_refused_with_the_way_to_its_positions(name: str) -> None:
+    mask = np.array([True, False, True, False])
+    torch_or_numpy = [mask, pytest.importorskip("torch", reason="needs torch").from_numpy(mask)]
+    argument = "from_positions" if name == "edges" else "positions"
+    for each in torch_or_numpy:
+        with pytest.raises(TypeError, match=rf"{argument} must be .* array of bool; np.flatnonzero\(mask\) gives"):
+            call(small(), name, **{argument: each})
+
+
+def test_wrong_arguments_are_reported_of_the_class_that_users_know() -> None:
+    for name in ("rows", "columns", "edges", "top_k"):
+        with pytest.raises(TypeError, match=rf"^AttentionCache\.{name}\(\) got an unexpected keyword argument 'layer'"):
+            getattr(small(), name)(layer=0)
+
+
+def test_nested_positions_are_refused_as_such() -> None:
+    with pytest.raises(TypeError, match=r"positions must be .* a sequence of ints, got a sequence of sequences"):
+        small().rows(0, [[1, 2], [3, 4]])  # type: ignore[list-item]
 
 
 WRONG_CALLS: dict[str, Callable[[AttentionCache], Any]] = {
@@ -460,7 +497,7 @@ WRONG_CALLS: dict[str, Callable[[AttentionCache], Any]] = {
     "none at all": lambda c: c.top_attended_positions(),  # type: ignore[call-arg]
     "missing k": lambda c: c.top_attended_positions(0, from_position=0),  # type: ignore[call-arg]
     "heads by place": lambda c: c.rows(0, 0, "mean"),  # type: ignore[call-arg]
-    "layers by place": lambda c: c.top_k(1, 0),  # type: ignore[call-arg]
+    "heads by place in top_k": lambda c: c.top_k(1, 0, 0, "mean"),  # type: ignore[call-arg]
     "unknown option": lambda c: c.top_k(1, largest=True),  # type: ignore[call-arg]
 }
 

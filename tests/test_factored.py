@@ -519,7 +519,7 @@ def test_out_of_range_positions_are_refused_as_in_dense_layers() -> None:
     cache = cache_of(*layer(4, 9))
     with pytest.raises(IndexError, match="position 10 is out of range for seq_q=4"):
         cache.attention_from_position(0, 10)
-    with pytest.raises(IndexError, match="positions 9 is out of range for seq_k=9"):
+    with pytest.raises(IndexError, match="position 9 is out of range for seq_k=9"):
         cache.columns(0, 9)
 
 

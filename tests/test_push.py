@@ -284,15 +284,34 @@ def test_a_torch_tensor_is_copied_unless_borrowing_is_asked_for(torch: Any, dtyp
     assert_same(cache[0], kept)
 
 
-def test_a_torch_tensor_that_needs_a_gradient_is_refused(torch: Any) -> None:
+def test_a_torch_tensor_that_needs_a_gradient_is_taken_without_it(torch: Any) -> None:
+    pattern = make("soft", SHAPE)
+    tensor = torch.from_numpy(pattern).requires_grad_()
+    for needs_gradient in (tensor, tensor * 1, torch.nn.Parameter(tensor), tensor.to(torch.bfloat16).float()):
+        cache = AttentionCache()
+        cache.push(needs_gradient)
+        assert needs_gradient.requires_grad
+        assert_same(cache[0], needs_gradient.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (None, TypeError, "got None: the model returned no weights, as with a fused attention.*attncache.capture"),
+        ((make("soft", SHAPE),) * 2, ValueError, "got a tuple of 2; AttentionCache.from_attentions takes several"),
+        ([make("soft", SHAPE), None], ValueError, "got a list of 2; AttentionCache.from_attentions takes several"),
+        (np.stack([make("soft", SHAPE)] * 2), ValueError, "shape .*; AttentionCache.from_attentions takes several"),
+        (make("soft", SHAPE)[0], ValueError, r"shape .*; pass pattern\[None\] if the batch is missing"),
+    ],
+    ids=["None", "a tuple of layers", "a list with None", "an array of layers", "no batch"],
+)
+def test_what_a_model_returns_in_place_of_a_pattern_is_refused_with_the_way_in(
+    given: Any, error: Any, words: str
+) -> None:
     cache = AttentionCache()
-    tensor = torch.from_numpy(make("soft", SHAPE)).requires_grad_()
-    for needs_gradient in (tensor, tensor * 2, torch.nn.Parameter(tensor), tensor.to(torch.bfloat16)):
-        with pytest.raises(ValueError, match="detach"):
-            cache.push(needs_gradient)
+    with pytest.raises(error, match=words):
+        cache.push(given)
     assert cache.is_empty
-    cache.push(tensor.detach())
-    assert_same(cache[0], make("soft", SHAPE))
 
 
 def test_torch_integers_are_refused(torch: Any) -> None:

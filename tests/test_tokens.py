@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import AttentionCache, TopK
+from attncache import AttentionCache, LayerSource, TopK
 from patterns import assert_same, cache_of, make
 
 SHAPE = (2, 2, 3, 5)
@@ -63,12 +63,14 @@ def test_tokens_are_kept_as_tuples_of_str(given: Any, kept: Any) -> None:
         ),
         (b"The", TypeError, "got bytes"),
         (5, TypeError, "got int"),
-        ([1, 2, 3, 4, 5], TypeError, r"got tokens\[0\] of type int"),
+        ([1, 2, 3, 4, 5], TypeError, r"got numbers; tokenizer.convert_ids_to_tokens\(ids\)"),
+        (np.arange(5), TypeError, r"got numbers; tokenizer.convert_ids_to_tokens\(ids\)"),
         (["The", 2], TypeError, r"got tokens\[0\] of type str"),
         ([WORDS, "abcde"], TypeError, r"got tokens\[1\] of type str"),
         ([WORDS, [1, 2, 3, 4, 5]], TypeError, r"got int in tokens\[1\]"),
         (WORDS[:4], ValueError, "tokens must be one string for each key of layer 0, seq_k=5, got 4"),
         ((), ValueError, "seq_k=5, got 0"),
+        ((*WORDS, "."), ValueError, r"seq_k=5, got 6; the model has not read the last token .*tokens\[:-1\]"),
         ((WORDS,), ValueError, "one sequence for each batch item of layer 0, batch_size=2, got 1"),
         ((WORDS, WORDS[:2]), ValueError, "equally many for each batch item, got 2 and 5"),
         ((WORDS[:2], WORDS[:2]), ValueError, r"tokens\[0\] must be one string for each key of layer 0, seq_k=5, got 2"),
@@ -151,11 +153,57 @@ def test_a_position_beyond_the_tokens_has_none() -> None:
     assert repr(answer).splitlines()[1] == "  0 The 0.500  2 - 0.300  1 cat 0.200"
 
 
-def test_queries_before_the_first_key_have_no_token() -> None:
+def test_queries_have_no_token_of_a_key_where_they_are_more_than_the_keys() -> None:
     cache = cache_of([make("soft", (1, 1, 4, 2))])
     cache.tokens = WORDS[:2]
-    answer = cache.top_k(4, layers=0, positions=0, direction="to")
-    assert answer.tokens() == [(None, None, "The", " cat")[position] for position in answer.positions]
+    assert type(cache.top_k(4, layers=0, direction="to")) is TopK
+    assert cache.top_k(2, layers=0, positions=0).tokens() == expected_tokens(
+        cache.top_k(2, layers=0, positions=0).positions.tolist(), WORDS
+    )
+
+
+def test_queries_of_cross_attention_have_no_token_of_a_key() -> None:
+    cache = AttentionCache()
+    for kind in ("self", "cross"):
+        cache.push(make("soft", SHAPE), source=LayerSource(kind=kind))
+    cache.tokens = WORDS
+    assert type(cache.top_k(1, layers=0, direction="to")) is not TopK
+    assert type(cache.top_k(1, layers=1)) is not TopK
+    for layers in (1, [0, 1], None):
+        assert type(cache.top_k(1, layers=layers, direction="to")) is TopK
+
+
+QUERY_WORDS = ("Le", " chat", " dort")
+
+
+@pytest.mark.parametrize("tokens", [None, WORDS], ids=["alone", "beside those of the keys"])
+@pytest.mark.parametrize("own", [QUERY_WORDS, (QUERY_WORDS, ("x", "y", "z"))], ids=["one prompt", "one per batch item"])
+def test_queries_have_their_own_tokens(tokens: Any, own: Any) -> None:
+    cache = filled(tokens)
+    cache.query_tokens = own
+    assert cache.query_tokens == own
+    answer = cache.top_k(2, layers=0, batch=1, direction="to")
+    assert answer.tokens() == expected_tokens(answer.positions.tolist(), own if own is QUERY_WORDS else own[1])
+    of_keys = cache.top_k(2, layers=0)
+    assert (type(of_keys) is TopK) == (tokens is None)
+    copied = cache.cpu()
+    assert copied.query_tokens == own
+    cache.clear()
+    assert cache.query_tokens is None
+
+
+def test_tokens_of_queries_must_fit_them() -> None:
+    cache = filled(WORDS)
+    for wrong, error, words in (
+        (WORDS, ValueError, "query_tokens must be one string for each query of layer 0, seq_q=3, got 5"),
+        ("abc", TypeError, "query_tokens must be None, a sequence of strings"),
+        ((QUERY_WORDS,), ValueError, "query_tokens must be one sequence for each batch item"),
+    ):
+        with pytest.raises(error, match=words):
+            cache.query_tokens = wrong
+    assert cache.query_tokens is None
+    cache = AttentionCache.from_attentions([make("soft", SHAPE)], query_tokens=QUERY_WORDS)
+    assert (cache.tokens, cache.query_tokens) == (None, QUERY_WORDS)
 
 
 def test_layers_with_other_batch_items_answer_without_tokens() -> None:

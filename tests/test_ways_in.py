@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 from patterns import DTYPES, Array, assert_same, make, rng, softmax
 
 BATCH, HEADS, PROMPT, ANSWER = 2, 3, 4, 3
@@ -47,7 +47,22 @@ def steps_of(layers: list[Array], prompt: int = PROMPT) -> tuple[tuple[Array, ..
 
 @pytest.mark.parametrize("kind", [tuple, list, iter, np.stack], ids=["tuple", "list", "iterator", "one array"])
 def test_a_sequence_gives_one_layer_per_pattern(kind: Any) -> None:
-    assert_same(AttentionCache.from_attentions(kind(LAYERS)).patterns, tuple(LAYERS))
+    cache = AttentionCache.from_attentions(kind(LAYERS))
+    assert_same(cache.patterns, tuple(LAYERS))
+    assert cache.sources == (None,) * 3
+
+
+def test_patterns_without_a_batch_become_a_batch_of_one() -> None:
+    cache = AttentionCache.from_attentions([layer[1] for layer in LAYERS])
+    assert_same(cache.patterns, tuple(layer[1:] for layer in LAYERS))
+
+
+def test_layers_without_attention_are_left_out_and_the_others_keep_their_numbers() -> None:
+    expected = (LayerSource(layer=1), LayerSource(layer=3))
+    for attentions in ((None, LAYERS[0], None, LAYERS[1]), [(None, LAYERS[0], None, LAYERS[1])]):
+        cache = AttentionCache.from_attentions(attentions)
+        assert_same(cache.patterns, tuple(LAYERS[:2]))
+        assert cache.sources == expected
 
 
 def test_an_output_gives_its_attentions() -> None:
@@ -58,6 +73,20 @@ def test_an_output_gives_its_attentions() -> None:
 def test_a_mapping_gives_its_layers_in_the_order_of_their_numbers() -> None:
     mapping = {2: LAYERS[2], np.int64(0): LAYERS[0], 1: LAYERS[1]}
     assert_same(AttentionCache.from_attentions(mapping).patterns, tuple(LAYERS))
+
+
+def test_a_mapping_keeps_the_numbers_of_its_layers() -> None:
+    cache = AttentionCache.from_attentions({5: LAYERS[1], 2: LAYERS[0], 7: None})
+    assert_same(cache.patterns, tuple(LAYERS[:2]))
+    assert cache.sources == (LayerSource(layer=2), LayerSource(layer=5))
+
+
+@pytest.mark.parametrize("name", ["layer_{}", "encoder.layer.{}.attention.self", "blocks.{}.attn.hook_pattern", "{}"])
+def test_names_that_differ_in_one_number_are_layers_in_its_order(name: str) -> None:
+    numbers = (10, 9, 2)
+    cache = AttentionCache.from_attentions({name.format(n): LAYERS[at] for at, n in enumerate(numbers)})
+    assert_same(cache.patterns, tuple(LAYERS[::-1]))
+    assert cache.sources == tuple(LayerSource(name.format(n), layer=n) for n in numbers[::-1])
 
 
 def test_patterns_may_be_nested_lists() -> None:
@@ -167,24 +196,34 @@ ROW = make("soft", (BATCH, HEADS, 1, 6))
             ValueError,
             "got a beam search",
         ),
-        ((LAYERS[0], None), ValueError, r"attentions\[1\] must be a pattern, got None: .*SDPA.*attncache.capture"),
         ((None, None), ValueError, r"attentions\[0\] must be a pattern, got None"),
         (((None, None), (None, None)), ValueError, r"attentions\[0\]\[0\] must be a pattern, got None"),
-        (LAYERS[0], ValueError, r"attentions\[0\]: pattern must have the 4 axes .* got shape \(3, 4, 4\)"),
+        (
+            LAYERS[0],
+            ValueError,
+            r'axes must be given for an array of shape \[2, 3, 4, 4\].*axes="layer head query key"',
+        ),
+        (np.stack(LAYERS)[None], ValueError, r"axes must be given for an array of shape \[1, 3, 2, 3, 4, 4\]|axes"),
+        ([LAYERS[0][0, 0]], ValueError, r"attentions\[0\]: a layer must be .* got shape \[4, 4\]; axes= names"),
+        ([LAYERS[0], LAYERS[1][:1]], ValueError, r"attentions\[1\] must have as many batch items.*windows.*push"),
+        ([LAYERS[0][None]], ValueError, r"attentions\[0\] must be.*shape \[1, 2, 3, 4, 4\].*no axis of all keys"),
+        ([SimpleNamespace(attentions=LAYERS)] * 2, ValueError, "must be of one text, got several outputs.*map_runs"),
         ([LAYERS[0].astype(int)], TypeError, r"attentions\[0\]: pattern must hold float16.*got int64"),
         ("attentions", TypeError, "attentions must be patterns, one per layer.*got str"),
         (3, TypeError, "got int"),
         ({}, ValueError, "got an empty mapping"),
-        ({0: LAYERS[0], 2: LAYERS[1]}, ValueError, r"without a gap, got no layer 1 among \[0, 2\]"),
-        ({1: LAYERS[0]}, ValueError, "got no layer 0"),
-        ({-1: LAYERS[0]}, ValueError, "got no layer 0"),
-        ({0: LAYERS[0], 1: None}, ValueError, r"attentions\[1\] must be a pattern, got None"),
-        ({"blocks.0.attn.hook_pattern": LAYERS[0]}, TypeError, "got the key 'blocks.*from_transformer_lens"),
+        ({-1: LAYERS[0]}, ValueError, "must number its layers from 0, got -1"),
+        ({0: None, 1: None}, ValueError, r"attentions\[0\] must be a pattern, got None"),
+        ({"a": LAYERS[0], "b": LAYERS[0]}, ValueError, "differ in one number, the layer's, to patterns, got 'a', 'b'"),
+        ({"a1b1": LAYERS[0], "a2b2": LAYERS[0]}, ValueError, "got 'a1b1', 'a2b2'"),
+        ({"hook_q0": LAYERS[0], "hook_k": LAYERS[0]}, ValueError, "got 'hook_q0', .*from_transformer_lens"),
+        ({0: LAYERS[0], "layer_1": LAYERS[0]}, TypeError, "got the key 'layer_1'"),
         ({True: LAYERS[0]}, TypeError, "got the key True"),
         (changed(2, 1, ROW[:1]), ValueError, r"attentions\[2\]\[1\] must have the batch.*\[2, 3\], got \[1, 3\].*beam"),
         (changed(2, 1, ROW[:, :1]), ValueError, r"attentions\[2\]\[1\] must have the batch.*got \[2, 1\]"),
-        (changed(2, 1, ROW[..., :5]), ValueError, r"attentions\[2\]\[1\] must have 6 keys.*got 5.*sliding-window"),
+        (changed(2, 1, ROW[..., :4]), ValueError, r"attentions\[2\]\[1\] must have 6 keys.*in a window.*got 4"),
         (changed(1, 0, ROW), ValueError, r"attentions\[1\]\[0\] must have 5 keys.*got 6"),
+        ([LAYERS, LAYERS], ValueError, "whole patterns over 4, 4 tokens .*these look like several texts.*map_runs"),
         (changed(2, 0, ROW.astype(np.float16)), ValueError, r"attentions\[2\]\[0\] must have the dtype.*got float16"),
         (changed(2, 0, None), ValueError, r"attentions\[2\]\[0\] must be a pattern, got None"),
         ((*steps_of(whole_text()), (ROW,)), ValueError, r"attentions\[4\] must have as many layers.*2, got 1"),
@@ -256,6 +295,21 @@ def test_a_missing_batch_axis_becomes_a_batch_of_one() -> None:
     assert_same(AttentionCache.from_transformer_lens(hooks).patterns, (LAYERS[0][:1], LAYERS[1][:1]))
 
 
+def test_recorded_layers_keep_their_numbers_and_some_may_be_missing() -> None:
+    hooks = {"blocks.7.attn.hook_pattern": LAYERS[1], ("pattern", 2): LAYERS[0], ("q", 11): QUERY, ("k", 11): KEY}
+    cache = AttentionCache.from_transformer_lens(hooks)
+    assert_same(cache.patterns[:2], tuple(LAYERS[:2]))
+    assert cache.sources == tuple(LayerSource(f"blocks.{number}.attn", layer=number) for number in (2, 7, 11))
+
+
+def test_the_axes_of_recorded_patterns_may_be_named() -> None:
+    hooks = {("pattern", 0): LAYERS[0].transpose(2, 3, 1, 0)}
+    cache = AttentionCache.from_transformer_lens(hooks, axes="query key head batch")
+    assert_same(cache.patterns, (LAYERS[0],))
+    with pytest.raises(ValueError, match="axes must not name layer"):
+        AttentionCache.from_transformer_lens(hooks, axes="layer query key head")
+
+
 def test_dtype_index_and_tokens_hold_for_recorded_patterns(dtype: str) -> None:
     words = ("the", "cat", "sat", "down")
     cache = AttentionCache.from_transformer_lens(hook_names(LAYERS), dtype=dtype, index="eager", tokens=words)
@@ -285,7 +339,15 @@ def test_layers_without_a_pattern_are_pushed_as_projections(
     ((query, key, options),) = pushed
     assert_same(query, (QUERY + added).transpose(0, 2, 1, 3))
     assert_same(key, (KEY + added).transpose(0, 2, 1, 3))
-    assert options == {"scale": None, "causal": True, "window": None, "softcap": None, "key_mask": None}
+    source = LayerSource("blocks.0.attn", layer=0)
+    assert options == {
+        "scale": None,
+        "causal": True,
+        "window": None,
+        "softcap": None,
+        "key_mask": None,
+        "source": source,
+    }
 
 
 def test_projections_without_a_batch_axis_become_a_batch_of_one(pushed: list[Any]) -> None:
@@ -309,7 +371,7 @@ def test_the_options_describe_every_layer_and_the_window_may_differ(pushed: list
     AttentionCache.from_transformer_lens(hooks, window=2, **options)
     assert [found["window"] for _, _, found in pushed] == [3, None, 2, 2]
     for _, _, found in pushed:
-        assert {name: value for name, value in found.items() if name != "window"} == options
+        assert {name: value for name, value in found.items() if name not in ("window", "source")} == options
 
 
 @pytest.fixture
@@ -334,10 +396,8 @@ def without(hooks: dict[Any, Any], name: str) -> dict[Any, Any]:
         ({}, ValueError, "must hold blocks.N.attn.hook_pattern.*got nothing"),
         ({"hook_embed": QUERY}, ValueError, "got hook_embed"),
         ({"decoder.0.attn.hook_pattern": LAYERS[0]}, ValueError, "got decoder.0.attn.hook_pattern"),
-        ({"blocks.1.attn.hook_pattern": LAYERS[0]}, ValueError, "got none of layer 0.*from_attentions"),
-        ({("pattern", 0): LAYERS[0], ("pattern", 2): LAYERS[0]}, ValueError, "got none of layer 1"),
         (LAYERS, TypeError, "must be a mapping of hook names, with keys.*got list"),
-        ({("pattern", 0): LAYERS[0][0, 0]}, ValueError, r"blocks.0.attn.hook_pattern: pattern must have the 4 axes"),
+        ({("pattern", 0): LAYERS[0][0, 0]}, ValueError, r"blocks.0.attn.hook_pattern: a layer must be \[batch"),
         ({("pattern", 0): None}, ValueError, "blocks.0.attn.hook_pattern must be a pattern, got None"),
         (without(ROTARY, "k"), ValueError, "got no blocks.0.attn.hook_rot_k"),
         (without({**UNROTATED, **ROTARY}, "rot_q"), ValueError, "got no blocks.0.attn.hook_rot_q"),

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "arrays.hpp"
+#include "attncache/row_sample.hpp"
 #include "bind.hpp"
 #include "indices.hpp"
 
@@ -37,6 +38,12 @@ void push(const py::object& self, const py::object& array, const std::string& dt
     const bool indexes = store_of(self).policy == IndexPolicy::eager;
     auto layer = layer_from_array(array, dtype_named(dtype), dtype_named(stored), shares_memory, indexes);
     store_of(self).layers.push_back(std::move(layer));
+}
+
+/// What a few rows of an array look like: how many are judged, their least weight, and the least and greatest sum.
+py::tuple row_sample(const py::object& array, const std::string& dtype) {
+    const RowSample sample = sample_rows(source_of_array(array, dtype_named(dtype)));
+    return py::make_tuple(sample.n_rows, sample.least_weight, sample.least_sum, sample.greatest_sum);
 }
 
 /// Makes a layer of another store the one at `at`, or the next one if `at` is n_layers. The two stores share it.
@@ -119,6 +126,7 @@ py::class_<Store> bind_store(py::module_& module) {
     using namespace py::literals;
     py::class_<Store> store(module, "Store");
     store_type = reinterpret_cast<PyTypeObject*>(store.ptr());
+    module.def("row_sample", row_sample, "array"_a, "dtype"_a);
     store.def(py::init<>())
         .def("_push", push, "array"_a, "dtype"_a, "stored"_a, "shares_memory"_a)
         .def("_put_layer", put_layer, "at"_a, "source"_a, "layer"_a)

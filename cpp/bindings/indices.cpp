@@ -27,6 +27,9 @@ Indices from_sequence(PyObject* selector, const Axis& axis) {
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
         // Held: its own __index__ may take it out of the list.
         const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+        if (PyList_Check(item.ptr()) || PyTuple_Check(item.ptr())) {
+            raise_not_a_selector(axis, std::string("a sequence of sequences"));
+        }
         indices.values.push_back(position_of(whole_number(item.ptr(), axis.argument), item.ptr(), axis));
     }
     return indices;
@@ -36,8 +39,10 @@ Indices from_array(PyObject* selector, const Axis& axis) {
     auto* const array = reinterpret_cast<PyArrayObject*>(selector);
     if (PyArray_NDIM(array) != 1 || !PyArray_ISINTEGER(array)) {
         const py::object dtype = py::handle(selector).attr("dtype");
-        raise_not_a_selector(
-            axis, "a " + std::to_string(PyArray_NDIM(array)) + "-dimensional array of " + std::string(py::str(dtype)));
+        const bool is_mask = PyArray_NDIM(array) == 1 && PyArray_ISBOOL(array);
+        raise_not_a_selector(axis, "a " + std::to_string(PyArray_NDIM(array)) + "-dimensional array of " +
+                                       std::string(py::str(dtype)) +
+                                       (is_mask ? "; np.flatnonzero(mask) gives the positions of a mask" : ""));
     }
     if (PyArray_TYPE(array) == NPY_ULONGLONG || PyArray_TYPE(array) == NPY_ULONG) {  // may not fit into 64 bits
         return from_sequence(selector, axis);
@@ -57,6 +62,19 @@ Indices from_array(PyObject* selector, const Axis& axis) {
 
 }  // namespace
 
+namespace {
+
+/// Whether it is an array with axes of another library, such as a tensor of torch: what NumPy can read and has a number
+/// of axes above 0. Anything else that is built in is told without an attribute being looked up.
+bool is_foreign_array(PyObject* value) {
+    if (PyLong_Check(value) || PyList_Check(value) || PyTuple_Check(value) || PySlice_Check(value)) return false;
+    const py::handle handle(value);
+    if (!py::hasattr(handle, "__array__") || !py::hasattr(handle, "ndim")) return false;
+    return whole_number(py::object(handle.attr("ndim")).ptr(), "ndim") > 0;
+}
+
+}  // namespace
+
 std::int64_t unusual_number(PyObject* value, const char* argument) {
     if (PyBool_Check(value) || PyArray_IsScalar(value, Bool) || !PyIndex_Check(value)) {
         raise(PyExc_TypeError, std::string(argument) + " must be an int, got " + type_name(value));
@@ -67,8 +85,10 @@ std::int64_t unusual_number(PyObject* value, const char* argument) {
 }
 
 void raise_out_of_range(const py::handle& given, const Axis& axis) {
-    raise(PyExc_IndexError, std::string(axis.argument) + " " + std::string(py::str(given)) + " is out of range for " +
-                                axis.size_name + "=" + std::to_string(axis.size));
+    std::string one(axis.argument);  // of "positions", say, a position
+    if (one.back() == 's') one.pop_back();
+    raise(PyExc_IndexError, one + " " + std::string(py::str(given)) + " is out of range for " + axis.size_name + "=" +
+                                std::to_string(axis.size));
 }
 
 std::string text(const py::object& value, const char* argument) {
@@ -92,6 +112,11 @@ Indices resolve_selector(const py::object& selector, const Axis& axis) {
     if (PyArray_Check(value) && PyArray_NDIM(reinterpret_cast<PyArrayObject*>(value)) > 0)
         return from_array(value, axis);
     if (PyBool_Check(value) || PyArray_IsScalar(value, Bool)) raise_not_a_selector(axis, "bool");
+    if (is_foreign_array(value)) {
+        const auto array = py::reinterpret_steal<py::object>(PyArray_FROM_O(value));
+        if (!array) throw py::error_already_set();
+        return from_array(array.ptr(), axis);
+    }
     if (PySlice_Check(value)) {
         Py_ssize_t start, stop, step;
         if (PySlice_Unpack(value, &start, &stop, &step) < 0) throw py::error_already_set();

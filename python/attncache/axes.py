@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 Axes: TypeAlias = str | Sequence[str]
 
 WORDS = ("layer", "batch", "head", "query", "key")
@@ -72,12 +74,14 @@ class Arrangement:
         return batch, head, query, key
 
     def layer(self, array: Any, number: int) -> Any:
-        """One layer as a view [batch, head, query, key] of the array, of NumPy or torch."""
+        """One layer as [batch, head, query, key]: a view of an array of NumPy or torch, read from a dataset in a file."""
         names = list(self.names)
         if self.has_layers:
             at = names.index("layer")
             array = array[(slice(None),) * at + (number,)]
             names.pop(at)
+        if not hasattr(array, "transpose"):  # of h5py or zarr
+            array = np.asarray(array)
         for name in WORDS[1:3]:  # batch and head, which may be missing
             if name not in names:
                 array = array[None]

@@ -14,9 +14,11 @@ from attncache import _core
 from attncache.axes import Axes
 from attncache.factored import Options, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source
+from attncache.notices import PatternWarning, warn_user
+from attncache.pattern_check import unlike_weights, with_positions_first
 from attncache.selections import Selections, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
-from attncache.tokens import Tokens, checked_tokens
+from attncache.tokens import QUERIES, Tokens, checked_tokens
 from attncache.units import readable_bytes
 from attncache.ways_in.attentions import attention_layers
 from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
@@ -59,8 +61,10 @@ class AttentionCache(Selections):
         self._dtype = stored_dtype(dtype)
         self._set_index_policy(index)
         self._tokens: Tokens | None = None
+        self._query_tokens: Tokens | None = None
         self._metadata: Mapping[str, Any] = MappingProxyType({})
         self._sources: dict[int, LayerSource] = {}
+        self._has_warned = False
         self._origin: Origin | None = None  # where the cache was opened from, while it is still what is there
 
     @classmethod
@@ -96,22 +100,34 @@ class AttentionCache(Selections):
         dtype: npt.DTypeLike | StoredDType | None = None,
         index: Literal["off", "auto", "eager"] = "auto",
         tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        query_tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        axes: str | Sequence[str] | None = None,
+        check: bool = True,
     ) -> AttentionCache:
         """A cache of the attentions that a Hugging Face model returned, or of any patterns in the order of the layers.
 
         Args:
-            attentions: one pattern [batch, head, query, key] per layer, as a sequence (``outputs.attentions``, or the
-                decoder's, encoder's or cross attentions) or as a mapping of the layer numbers 0, 1, 2, ..; or one such
-                sequence per step of ``generate``, which become one pattern per layer over prompt and answer, zeros to
-                the right of each row; or the output that has them as ``attentions``.
+            attentions: one pattern per layer, [batch, head, query, key] or [head, query, key], as a sequence
+                (``outputs.attentions``, or the decoder's, encoder's or cross attentions), where None is a layer without
+                attention, or as a mapping of layer numbers, or of names that differ in one number; or one such sequence
+                per step of ``generate``, which become one pattern per layer over prompt and answer, zeros to the right
+                of each row; or the output that has them as ``attentions``; or one array of all layers, also a dataset
+                of h5py or zarr: [layer, batch, head, query, key], or one layer. Tensors may require grad, and are copied
+                from other devices.
             dtype, index: as for AttentionCache.
-            tokens: the cache's ``tokens``.
+            tokens, query_tokens: the cache's.
+            axes: the names of the axes of each array, such as "layer head query key" or a sequence of names; several
+                arrays are then the layers, or the batch items where layers are named. None is as above.
+            check: as for ``push``.
+
+        Layers that a mapping numbers, or that are left where others are None, have their numbers in ``sources``.
 
         Raises:
             TypeError: attentions is none of these, or an entry is not a pattern.
             ValueError: there are no attentions, because the model was not asked for them or computed them in a fused
-                kernel such as SDPA; a layer has none; layer numbers have a gap; steps are of a beam search or a
-                sliding window, or otherwise do not add up to one pattern; a pattern or tokens do not fit.
+                kernel such as SDPA; axes does not fit, or is needed for one array of unclear axes; steps are of a beam
+                search or of several texts, or do not show where in the text their keys are; the attentions are of
+                windows or blocks, without an axis of all keys; a pattern or tokens do not fit.
 
         >>> prompt = np.array([[[[1.0, 0.0], [0.5, 0.5]]]], np.float32)
         >>> answer = np.array([[[[0.25, 0.25, 0.5]]]], np.float32)
@@ -122,9 +138,9 @@ class AttentionCache(Selections):
                  [0.25, 0.25, 0.5 ]]]], dtype=float32)
         """
         cache = cls(dtype, index=index)
-        for pattern in attention_layers(attentions):
-            cache.push(pattern)
-        cache.tokens = tokens
+        for layer in attention_layers(attentions, axes):
+            cache.push(layer.pattern, check=check, source=layer.source)
+        cache.tokens, cache.query_tokens = tokens, query_tokens
         return cache
 
     @classmethod
@@ -140,6 +156,8 @@ class AttentionCache(Selections):
         window: int | Sequence[int | None] | None = None,
         softcap: float | None = None,
         key_mask: Any = None,
+        axes: str | Sequence[str] | None = None,
+        check: bool = True,
     ) -> AttentionCache:
         """A cache of the patterns, or of the queries and keys, that TransformerLens recorded.
 
@@ -156,10 +174,14 @@ class AttentionCache(Selections):
             scale: as for ``push_qk``: what scores are multiplied by, where TransformerLens divides by ``attn_scale``.
             causal, softcap, key_mask: as for ``push_qk``.
             window: as for ``push_qk``; a sequence has one for each layer.
+            axes: the names of the axes of each pattern, such as "query key head"; None is as above.
+            check: as for ``push``.
+
+        The number of each layer is in ``sources``.
 
         Raises:
             TypeError: activation_cache is not a mapping, or an entry is not an array.
-            ValueError: no layer is there, one is missing between others, or has only one half of its queries and keys;
+            ValueError: no layer is there, or one has only one half of its queries and keys; axes does not fit a pattern;
                 or those before rotary embedding, or of a model that adds a bias to its scores; or as for ``push``,
                 ``push_qk`` and ``tokens``.
 
@@ -170,7 +192,8 @@ class AttentionCache(Selections):
         cache = cls(dtype, index=index)
         push_hooked_layers(
             cache,
-            hooked_layers(activation_cache),
+            hooked_layers(activation_cache, axes),
+            check=check,
             scale=scale,
             causal=causal,
             window=window,
@@ -296,7 +319,9 @@ class AttentionCache(Selections):
             )
         return reopened, (*self._origin, self.index)
 
-    def push(self, pattern: Any, copy: bool | None = None, *, source: LayerSource | None = None) -> None:
+    def push(
+        self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
+    ) -> None:
         """Append a layer.
 
         Args:
@@ -308,12 +333,13 @@ class AttentionCache(Selections):
             copy: None copies if the dtype or layout asks for it or if the source is writable; False borrows the
                 memory and keeps its owner alive (who then must not change it); True always copies. An array on a
                 device is always borrowed, so True is refused.
+            check: whether to look at a few rows and warn, once per cache, with attncache.PatternWarning if they hold
+                negative numbers or sum to more than 1. Layers on a device are not looked at.
             source: where the layer comes from, kept in ``sources``; None where that is not known.
 
         Raises:
-            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, lies on
-                a device that cannot be used or would have to be converted there; or copy is False and a copy would be
-                needed. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, or lies on a device
+                that cannot be used or would have to be converted there; or copy is False and a copy would be needed. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         Narrowing rounds once to nearest even and keeps subnormals, as NumPy's ``astype`` does.
 
@@ -331,6 +357,8 @@ class AttentionCache(Selections):
         else:
             given = read_source(pattern)
             stored = self._dtype or given.own_dtype
+            if check:
+                self._warn_once(unlike_weights(given, self.n_layers))
             self._push(given.array, given.dtype, stored, given.borrows(stored, copy))
         self._remember_source(self.n_layers - 1, source)
         self._origin = None
@@ -387,6 +415,7 @@ class AttentionCache(Selections):
         array([0.5, 0.5, 0. ], dtype=float32)
         """
         checked_layer_source(source)
+        self._warn_once(with_positions_first(query, key, causal=causal))
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
         if is_on_device(query) or is_on_device(key):
             from attncache.cuda import layers  # noqa: PLC0415
@@ -500,6 +529,12 @@ class AttentionCache(Selections):
         """
         return tuple(self._sources.get(layer) for layer in range(self.n_layers))
 
+    def _warn_once(self, message: str | None) -> None:
+        """Warn that something pushed is odd, if it is and the first in this cache."""
+        if message is not None and not self._has_warned:
+            self._has_warned = True
+            warn_user(message, PatternWarning)
+
     def _remember_source(self, layer: int, source: LayerSource | None) -> None:
         """Keep where a layer that has just been pushed comes from."""
         if source is not None:
@@ -508,7 +543,7 @@ class AttentionCache(Selections):
     def _replace_layer(self, layer: int, pattern: Any) -> None:
         """Put a dense pattern, as for ``push``, in the place of a layer."""
         new = AttentionCache(self._dtype, index=self.index)
-        new.push(pattern)
+        new.push(pattern, check=False)
         self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
 
@@ -535,7 +570,8 @@ class AttentionCache(Selections):
                 copy._put_layer(layer, self, layer)
             else:
                 on_device.copy_into(copy)
-        copy._tokens, copy._metadata, copy._sources = self._tokens, self._metadata, dict(self._sources)
+        copy._tokens, copy._query_tokens = self._tokens, self._query_tokens
+        copy._metadata, copy._sources = self._metadata, dict(self._sources)
         return copy
 
     def clear(self) -> None:
@@ -549,7 +585,7 @@ class AttentionCache(Selections):
         """
         _core.Store._clear(self)
         self._tokens, self._metadata, self._origin = None, MappingProxyType({}), None
-        self._sources = {}
+        self._query_tokens, self._sources = None, {}
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -590,6 +626,31 @@ class AttentionCache(Selections):
     @tokens.setter
     def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
         self._describe(checked_tokens(tokens, self.shapes), self._metadata)
+
+    @property
+    def query_tokens(self) -> Tokens | None:
+        """The text of each query where it is not that of the keys, as in cross-attention; else None.
+
+        May be set as ``tokens``, to one string per query; None forgets them. ``top_k`` with direction "to" shows them.
+        Without them a query has the token of the key it is aligned with, the last query with the last key, but none in
+        a layer that ``sources`` calls "cross" or that has more queries than keys.
+
+        Raises:
+            TypeError: set to something else. ValueError: their number is not that of the queries (or, for one sequence
+                per batch item, of the batch items) of every layer. They are unchanged after any of these.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[0.25, 0.75]]]])
+        >>> cache.tokens, cache.query_tokens = ["le", "chat"], ["cat"]
+        >>> cache.top_k(1, layers=0, direction="to").tokens()
+        [['cat'], ['cat']]
+        """
+        return self._query_tokens
+
+    @query_tokens.setter
+    def query_tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
+        self._query_tokens = checked_tokens(tokens, self.shapes, QUERIES)
+        self._origin = None
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -177,7 +177,12 @@ def _check_shapes(query: tuple[int, ...], key: tuple[int, ...]) -> None:
     if query[3] != key[3] or query[3] == 0:
         raise ValueError(f"query and key must have the same number of items, at least 1, got {query[3]} and {key[3]}")
     if key[1] == 0 or query[1] == 0 or query[1] % key[1] != 0:
-        raise ValueError(f"the heads of query must be a multiple of those of key, got {query[1]} and {key[1]}")
+        is_swapped = key[2] > 0 and query[2] > 0 and query[2] % key[2] == 0
+        way_out = "; they may be [batch, position, head, item]: pass query.swapaxes(1, 2) and key.swapaxes(1, 2)"
+        raise ValueError(
+            f"the heads of query must be a multiple of those of key, got {query[1]} and {key[1]}"
+            + (way_out if is_swapped else "")
+        )
 
 
 def _number(value: Any, name: str) -> float:

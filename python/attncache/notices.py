@@ -1,6 +1,12 @@
-"""The categories of this package's warnings, so that a user can silence or raise one kind alone."""
+"""The categories of this package's warnings, so that a user can silence or raise one kind alone, and how they are given."""
 
 from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class PatternWarning(UserWarning):
@@ -9,3 +15,11 @@ class PatternWarning(UserWarning):
 
 class CaptureWarning(UserWarning):
     """A capture ended without some of the attention that it was asked for."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn about the line of the user's own code that called this package, however deep in it we are."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -237,9 +237,9 @@ def edges(
 def top_k(
     patterns: Patterns,
     k: int,
-    *,
     layers: Any = None,
     positions: Any = None,
+    *,
     heads: Any = "mean",
     batch: Any = 0,
     direction: Literal["from", "to"] = "from",

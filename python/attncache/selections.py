@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.layer_source import LayerSource
 from attncache.results import TopK, TopKWithTokens
-from attncache.tokens import Tokens, answer_tokens
+from attncache.tokens import Described, Tokens, answer_tokens
 
 if TYPE_CHECKING:
     from attncache.cuda.device_array import DeviceArray
@@ -24,6 +25,12 @@ class Selections(_core.Store):
     """Layers that are asked for rows, columns, edges and the heaviest of these."""
 
     _tokens: Tokens | None
+    _query_tokens: Tokens | None
+
+    @property
+    def sources(self) -> tuple[LayerSource | None, ...]:
+        """Where each layer comes from; AttentionCache knows it."""
+        return (None,) * self.n_layers
 
     @overload
     def rows(
@@ -60,7 +67,7 @@ class Selections(_core.Store):
         """What the chosen queries attend to.
 
         A selector is None for all, an int (its axis is dropped), or a slice or sequence of ints (its axis is kept, in
-        that order, repeats allowed).
+        that order, repeats allowed), which may be an array of NumPy or a tensor of torch with one axis.
 
         Args:
             layers: which layers; they must have one shape.
@@ -200,9 +207,9 @@ class Selections(_core.Store):
     def top_k(
         self,
         k: int,
-        *,
         layers: Selector = None,
         positions: Selector = None,
+        *,
         heads: HeadSelector = "mean",
         batch: Selector = 0,
         direction: Literal["from", "to"] = "from",
@@ -234,8 +241,13 @@ class Selections(_core.Store):
                [0.75]], dtype=float32))
         """
         found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction, device_result))
-        tokens = self._tokens  # read once: another thread may set it
-        if tokens is None or device_result:
+        described = Described(self._tokens, self._query_tokens, self.shapes, ())
+        if device_result or (described.tokens is None and described.query_tokens is None):
             return found
-        known = answer_tokens(tokens, self.shapes, layers, batch, direction)
+        known = answer_tokens(described._replace(sources=self.sources), layers, batch, direction)
         return found if known is None else TopKWithTokens.of(*found, known)
+
+
+for _name, _method in vars(Selections).items():  # a wrong argument is then reported of the class that users know
+    if callable(_method):
+        _method.__qualname__ = f"AttentionCache.{_name}"

@@ -22,6 +22,8 @@ class Argument(NamedTuple):
 
 
 PATTERN = Argument("pattern", "[batch, head, query, key]")
+_SEVERAL = "AttentionCache.from_attentions takes several layers at once"
+_WAYS_OUT = {3: "; pass pattern[None] if the batch is missing", 5: f"; {_SEVERAL}"}
 
 
 class Source(NamedTuple):
@@ -98,11 +100,13 @@ def read_source(values: Any, argument: Argument = PATTERN) -> Source:
     """The values as an array of four axes, sharing their memory wherever that is possible; a Source is one already.
 
     Raises:
-        TypeError: values is not an array of floats. ValueError: it has other than four axes, requires grad, or does
-            not lie in CPU memory.
+        TypeError: values is not an array of floats. ValueError: it has other than four axes, does not lie in CPU memory,
+            or is the attentions of several layers.
     """
     if isinstance(values, Source):
         return values
+    if values is None or isinstance(values, list | tuple):
+        _check_is_one_array(values, argument)
     source = (
         _from_tensor(values, argument)
         if is_torch_tensor(values)
@@ -113,10 +117,27 @@ def read_source(values: Any, argument: Argument = PATTERN) -> Source:
     if isinstance(values, list | tuple):
         source = source._replace(is_converted=True)
     if source.array.ndim != 4:
-        raise ValueError(f"{argument.name} must have the 4 axes {argument.axes}, got shape {source.array.shape}")
+        way_out = _WAYS_OUT.get(source.array.ndim, "") if argument is PATTERN else ""
+        raise ValueError(
+            f"{argument.name} must have the 4 axes {argument.axes}, got shape {source.array.shape}{way_out}"
+        )
     if source.array.shape[3] >= 2**32 or source.array.shape[2] >= 2**32:
         raise ValueError(f"{argument.name} must have fewer than 2**32 queries and keys, got shape {source.array.shape}")
     return source
+
+
+def _check_is_one_array(values: Any, argument: Argument) -> None:
+    """Refuse what a model returned in place of a pattern: None, or one array for each of its layers."""
+    if values is None:
+        what = (
+            "the model returned no weights, as with a fused attention such as SDPA; use attncache.capture, or load it"
+        )
+        reason = f": {what} with attn_implementation='eager'" if argument is PATTERN else ""
+        raise TypeError(f"{argument.name} must be an array {argument.axes}, got None{reason}")
+    if argument is PATTERN and any(item is None or len(getattr(item, "shape", ())) > 3 for item in values):
+        raise ValueError(
+            f"pattern must be one array {argument.axes}, got a {type(values).__name__} of {len(values)}; {_SEVERAL}"
+        )
 
 
 def is_on_device(values: Any) -> bool:
@@ -141,8 +162,7 @@ def _from_tensor(tensor: Any, argument: Argument) -> Source:
     name = argument.name
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} must lie in CPU memory, got a tensor on device {tensor.device}; pass {name}.cpu()")
-    if tensor.requires_grad:
-        raise ValueError(f"{name} must not require grad; pass {name}.detach()")
+    tensor = tensor.detach()  # a cache has no use for gradients
     if str(tensor.dtype) == "torch.bfloat16":
         import torch  # noqa: PLC0415 (loaded already: it made the tensor)
 

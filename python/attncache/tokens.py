@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from attncache.layer_source import LayerSource
+
 Tokens: TypeAlias = tuple[str, ...] | tuple[tuple[str, ...], ...]
 Shape: TypeAlias = tuple[int, int, int, int]
 
-_KINDS = "tokens must be None, a sequence of strings, or one such sequence per batch item"
+
+class Of(NamedTuple):
+    """What tokens are the text of: how errors name them and their axis, and which axis of a layer it is."""
+
+    name: str
+    position: str
+    size_name: str
+    axis: int
 
 
-def checked_tokens(tokens: object, shapes: Sequence[Shape]) -> Tokens | None:
+KEYS = Of("tokens", "key", "seq_k", 3)
+QUERIES = Of("query_tokens", "query", "seq_q", 2)
+
+
+def checked_tokens(tokens: object, shapes: Sequence[Shape], of: Of = KEYS) -> Tokens | None:
     """Tokens as tuples, if they fit layers of these shapes.
 
     Args:
-        tokens: None, one string per key, or one sequence of them per batch item.
+        tokens: None, one string per key (or query), or one sequence of them per batch item.
         shapes: [batch, head, query, key] of each layer; without a layer, any number of tokens fits.
+        of: what they are the tokens of.
 
     Returns:
         None, a tuple of strings, or a tuple of such tuples.
@@ -35,51 +49,67 @@ def checked_tokens(tokens: object, shapes: Sequence[Shape]) -> Tokens | None:
     """
     if tokens is None:
         return None
-    items = _items(tokens)
+    items = _items(tokens, of)
     if all(isinstance(item, str) for item in items):
         flat = tuple(map(str, items))  # str() also turns NumPy's strings into Python's
-        _check_keys(len(flat), "", shapes)
+        _check_length(len(flat), "", shapes, of)
         return flat
-    nested = tuple(_strings(item, f"tokens[{number}]") for number, item in enumerate(items))
-    _check_batch(nested, shapes)
+    nested = tuple(_strings(item, f"{of.name}[{number}]", of) for number, item in enumerate(items))
+    _check_batch(nested, shapes, of)
     for number, item in enumerate(nested):
-        _check_keys(len(item), f"[{number}]", shapes)
+        _check_length(len(item), f"[{number}]", shapes, of)
     return nested
 
 
-def _items(tokens: object) -> list[object]:
+def _kinds(of: Of) -> str:
+    return f"{of.name} must be None, a sequence of strings, or one such sequence per batch item"
+
+
+def _items(tokens: object, of: Of) -> list[object]:
+    if _are_ids(tokens):
+        raise TypeError(f"{_kinds(of)}, got numbers; tokenizer.convert_ids_to_tokens(ids) gives the tokens of ids")
     if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
-        raise TypeError(f"{_KINDS}, got {type(tokens).__name__}")
+        raise TypeError(f"{_kinds(of)}, got {type(tokens).__name__}")
     return list(tokens)
 
 
-def _strings(item: object, name: str) -> tuple[str, ...]:
+def _are_ids(tokens: Any) -> bool:
+    """Whether they are numbers in an array or a list."""
+    if isinstance(tokens, list | tuple):
+        return bool(tokens) and all(isinstance(token, int | np.integer) for token in tokens)
+    return any(kind in str(getattr(tokens, "dtype", "")) for kind in ("int", "float"))
+
+
+def _strings(item: object, name: str, of: Of) -> tuple[str, ...]:
     if isinstance(item, str | bytes) or not isinstance(item, Iterable):
-        raise TypeError(f"{_KINDS}, got {name} of type {type(item).__name__}")
+        raise TypeError(f"{_kinds(of)}, got {name} of type {type(item).__name__}")
     strings = list(item)
     other = next((string for string in strings if not isinstance(string, str)), None)
     if other is not None:
-        raise TypeError(f"{_KINDS}, got {type(other).__name__} in {name}")
+        raise TypeError(f"{_kinds(of)}, got {type(other).__name__} in {name}")
     return tuple(map(str, strings))
 
 
-def _check_batch(nested: tuple[tuple[str, ...], ...], shapes: Sequence[Shape]) -> None:
+def _check_batch(nested: tuple[tuple[str, ...], ...], shapes: Sequence[Shape], of: Of) -> None:
     for layer, (batch_size, *_) in enumerate(shapes):
         if len(nested) != batch_size:
             raise ValueError(
-                f"tokens must be one sequence for each batch item of layer {layer}, batch_size={batch_size}, "
+                f"{of.name} must be one sequence for each batch item of layer {layer}, batch_size={batch_size}, "
                 f"got {len(nested)}"
             )
     lengths = sorted({len(item) for item in nested})
     if len(lengths) > 1:
-        raise ValueError(f"tokens must be equally many for each batch item, got {lengths[0]} and {lengths[-1]}")
+        raise ValueError(f"{of.name} must be equally many for each batch item, got {lengths[0]} and {lengths[-1]}")
 
 
-def _check_keys(n_tokens: int, item: str, shapes: Sequence[Shape]) -> None:
-    for layer, (*_, seq_k) in enumerate(shapes):
-        if n_tokens != seq_k:
+def _check_length(n_tokens: int, item: str, shapes: Sequence[Shape], of: Of) -> None:
+    for layer, shape in enumerate(shapes):
+        size = shape[of.axis]
+        if n_tokens != size:
+            last = "; the model has not read the last token that it generated, so leave that out: tokens[:-1]"
             raise ValueError(
-                f"tokens{item} must be one string for each key of layer {layer}, seq_k={seq_k}, got {n_tokens}"
+                f"{of.name}{item} must be one string for each {of.position} of layer {layer}, {of.size_name}={size}, "
+                f"got {n_tokens}" + (last if n_tokens == size + 1 else "")
             )
 
 
@@ -121,24 +151,47 @@ class AnswerTokens:
         return names[np.where((numbers >= 0) & (numbers < len(prompt)), numbers, len(prompt))]
 
 
+class Described(NamedTuple):
+    """What the layers of a cache say about the text of their positions.
+
+    Attributes:
+        tokens, query_tokens: the cache's.
+        shapes, sources: of all its layers.
+    """
+
+    tokens: Tokens | None
+    query_tokens: Tokens | None
+    shapes: Sequence[Shape]
+    sources: Sequence[LayerSource | None]
+
+
 def answer_tokens(
-    tokens: Tokens, shapes: Sequence[Shape], layers: Any, batch: Any, direction: Literal["from", "to"]
+    described: Described, layers: Any, batch: Any, direction: Literal["from", "to"]
 ) -> AnswerTokens | None:
     """What the positions of a ``top_k`` with these selectors stand for.
 
     Args:
-        tokens: the tokens of the cache.
-        shapes: of all layers of the cache.
+        described: the cache that was asked.
         layers, batch, direction: as ``top_k`` has just taken them.
 
     Returns:
-        The tokens of the answer; None if they are for another number of batch items than the layers have.
+        The tokens of the answer; None if there are none, or if they are for another number of batch items.
 
-    A query of direction "to" takes the token of the key it is aligned with, the last query with the last key.
+    A query of direction "to" has its own token; without such, that of the key it is aligned with, the last query with
+    the last key, unless its layer is known to be cross-attention, or has more queries than keys and so no such key.
     """
     try:
-        chosen = _chosen(shapes, layers)
-        offset = chosen[0][3] - chosen[0][2] if direction == "to" and chosen else 0
+        chosen = _chosen(described.shapes, layers)
+        tokens, offset = described.tokens, 0
+        if direction == "to" and described.query_tokens is not None:
+            tokens = described.query_tokens
+        elif direction == "to" and chosen:
+            offset = chosen[0][3] - chosen[0][2]
+            kinds = {source and source.kind for source in _chosen(described.sources, layers)}
+            if offset < 0 or "cross" in kinds:
+                return None
+        if tokens is None:
+            return None
         if not tokens or isinstance(tokens[0], str):
             return AnswerTokens((tokens,), None, offset)  # type: ignore[arg-type]
         if chosen and chosen[0][0] != len(tokens):

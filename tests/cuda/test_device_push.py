@@ -335,6 +335,11 @@ class OfNoAxes(ThroughDLPack):
 class NeedsGrad(ThroughDLPack):
     requires_grad = True
 
+    def detach(self) -> ThroughDLPack:
+        detached = object.__new__(ThroughDLPack)
+        vars(detached).update(vars(self))
+        return detached
+
 
 def zeros(dtype: Any, shape: tuple[int, ...] = SHAPE) -> Array:
     return np.zeros(shape, dtype)
@@ -350,7 +355,6 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "told a stream, no array": (lambda: on_stream([1.0], 1), TypeError, "must be an array on a CUDA device, got list"),
     "no capsule": (lambda: NoCapsule(zeros("f4")), ValueError, "must return a DLPack capsule"),
     "refusing": (lambda: Refusing(zeros("f4")), ValueError, "can be shared: conjugated"),
-    "needs grad": (lambda: NeedsGrad(zeros("f4")), ValueError, r"must not require grad; pass pattern\.detach\(\)"),
     "masked": (lambda: changed("mask", object()), ValueError, "must have no mask"),
     "other byte order": (lambda: changed("typestr", ">f4"), TypeError, "byte order"),
     "text": (lambda: changed("typestr", "<U1"), TypeError, "must hold numbers"),
@@ -386,6 +390,11 @@ def test_what_cannot_be_a_layer_is_named_and_given_back(case: str, recorder: Rec
     gc.collect()
     took = [way for way in ("float64", "integers", "bools", "three axes", "axes less than none") if way == case]
     assert getattr(placed, "released", 0) == len(took)
+
+
+def test_a_tensor_that_requires_grad_is_borrowed_without_it(recorder: Recorder) -> None:
+    pattern = make("soft", SHAPE)
+    assert_same(pushed(NeedsGrad(pattern)).rows(heads=None), meaning("rows", [pattern], heads=None))
 
 
 def test_a_stride_along_an_axis_of_one_item_may_be_anything(recorder: Recorder) -> None:

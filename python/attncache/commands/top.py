@@ -17,7 +17,7 @@ from attncache.commands.command import (
 )
 from attncache.files.contents import Contents
 from attncache.layout import WeighedKey, bar, label, numbered_lines, weight_cells
-from attncache.tokens import answer_tokens
+from attncache.tokens import Described, answer_tokens
 
 EXAMPLES = """\
 examples:
@@ -100,8 +100,9 @@ def ask(contents: Contents, layer: int, arguments: argparse.Namespace) -> LayerA
         raise IndexError(f"layer {layer}: {error}") from error
     _, n_heads, seq_q, seq_k = cache.shapes[0]
     position = range(seq_k if arguments.to else seq_q)[arguments.position]
+    described = Described(contents.tokens, cache.query_tokens, cache.shapes, cache.sources)
     answered, asked = (
-        contents.tokens and answer_tokens(contents.tokens, cache.shapes, 0, arguments.batch, way)
+        answer_tokens(described, 0, arguments.batch, way)
         for way in (("to", "from") if arguments.to else ("from", "to"))
     )
     top = [

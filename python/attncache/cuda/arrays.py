@@ -123,7 +123,7 @@ def borrow(values: Any, argument: Argument) -> Borrowed:
     if reason is not None:
         raise ValueError(f"{name} must lie in CPU memory here, got an array on a CUDA device, and {reason}")
     if getattr(array, "requires_grad", False):
-        raise ValueError(f"{name} must not require grad; pass {name}.detach()")
+        array = array.detach()
     library = load()
     if hasattr(array, "__dlpack__"):
         return Borrowed(library, _from_dlpack(library, array, stream, name))

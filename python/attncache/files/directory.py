@@ -30,6 +30,7 @@ from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest,
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
+from attncache.pattern_check import unlike_weights, with_positions_first
 from attncache.sources import StoredDType, checked_copy, read_source
 from attncache.tokens import Tokens
 
@@ -104,10 +105,14 @@ class DiskCache(AttentionCache):
                 return
             self._write(self, 0, index=index)
 
-    def push(self, pattern: Any, copy: bool | None = None, *, source: LayerSource | None = None) -> None:
+    def push(
+        self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
+    ) -> None:
         _refuse_borrowing(copy)
         given = read_source(pattern)._replace(is_writable=False)
-        self._add(lambda layer: AttentionCache.push(layer, given, source=source))
+        if check:
+            self._warn_once(unlike_weights(given, self.n_layers))
+        self._add(lambda layer: AttentionCache.push(layer, given, check=False, source=source))
 
     def push_qk(
         self,
@@ -126,6 +131,7 @@ class DiskCache(AttentionCache):
         source: LayerSource | None = None,
     ) -> None:
         _refuse_borrowing(copy)
+        self._warn_once(with_positions_first(query, key, causal=causal))
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
 
         def fill(layer: AttentionCache) -> None:
@@ -148,7 +154,7 @@ class DiskCache(AttentionCache):
     def _replace_layer(self, layer: int, pattern: Any) -> None:
         with self._changing():
             new = AttentionCache(self._dtype, index="off")
-            new.push(read_source(pattern)._replace(is_writable=False))
+            new.push(read_source(pattern)._replace(is_writable=False), check=False)
             self._write(new, range(self.n_layers)[layer])
 
     def clear(self) -> None:

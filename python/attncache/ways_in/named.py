@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from attncache.sources import Source, read_source
+import numpy as np
+
+from attncache.axes import Axes, of_one_layer
+from attncache.layer_source import LayerSource
+from attncache.sources import Source, is_torch_tensor, read_source
 
 FUSED = "use attncache.capture, or load the model with attn_implementation='eager'"
 
 
-def named_source(name: str, pattern: Any) -> Source:
+class Layer(NamedTuple):
+    """One layer to push.
+
+    Attributes:
+        pattern: [batch, head, query, key].
+        source: what is known of the place in the model that it comes from.
+    """
+
+    pattern: Source
+    source: LayerSource | None = None
+
+
+def named_source(name: str, pattern: Any, axes: Axes | None = None) -> Source:
     """The pattern as ``push`` reads it.
 
     Args:
         name: what to call it in an error.
-        pattern: as for ``push``; None is a layer that gave no attention.
+        pattern: as for ``push``, and a tensor on any device, which is copied; None is a layer that gave no attention.
+        axes: the names of its axes; None is [batch, head, query, key] or [head, query, key].
 
     Raises:
         As ``push``, with the name in front; ValueError if pattern is None.
@@ -32,7 +49,23 @@ def named_source(name: str, pattern: Any) -> Source:
             f"kernel such as SDPA; {FUSED}"
         )
     with errors_named(name):
-        return read_source(pattern)
+        array = in_memory(pattern)
+        if not hasattr(array, "shape"):  # of DLPack, or what is no array at all
+            return read_source(array)
+        source = read_source(of_one_layer(array.shape, axes).layer(array, 0))
+        return source._replace(is_converted=isinstance(pattern, list | tuple) or source.is_converted)
+
+
+def in_memory(values: Any) -> Any:
+    """A tensor without its gradient and in CPU memory; nested lists as an array; anything else as it is."""
+    if is_torch_tensor(values):
+        return values.detach().cpu()
+    if isinstance(values, list | tuple):
+        try:
+            return np.asarray(values)
+        except ValueError as error:
+            raise TypeError(f"pattern must be an array, got a {type(values).__name__}: {error}") from error
+    return values
 
 
 @contextmanager

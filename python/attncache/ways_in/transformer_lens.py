@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attncache.sources import Source
-from attncache.ways_in.named import errors_named, named_source
+from attncache.axes import Axes, checked_axes
+from attncache.layer_source import LayerSource
+from attncache.ways_in.named import Layer, errors_named, named_source
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache
@@ -35,23 +36,26 @@ class Projections:
 
     Attributes:
         name: what to call them in an error.
+        source: the place in the model that they come from.
         query: [batch, head, seq_q, head_dim].
         key: [batch, kv_head, seq_k, head_dim].
     """
 
     name: str
+    source: LayerSource
     query: Any
     key: Any
 
 
-def hooked_layers(activation_cache: Any) -> list[Source | Projections]:
+def hooked_layers(activation_cache: Any, axes: Axes | None = None) -> list[Layer | Projections]:
     """The pattern of every layer, or its queries and keys where the pattern was not recorded.
 
     Args:
         activation_cache: anything with ``keys()`` and item access, named as above.
+        axes: the names of the axes of each pattern.
 
     Returns:
-        One entry per layer, in the order of their numbers.
+        One entry per layer, in the order of their numbers, which they carry.
 
     Raises:
         As ``AttentionCache.from_transformer_lens``.
@@ -64,19 +68,16 @@ def hooked_layers(activation_cache: Any) -> list[Source | Projections]:
     if not found:
         keys = [str(key) for key in activation_cache.keys()]  # noqa: SIM118 (it need not iterate over its keys)
         raise ValueError(f"activation_cache must hold {_WANTED}, got {', '.join(keys[:5]) or 'nothing'}")
-    missing = next((layer for layer in range(len(found)) if layer not in found), None)
-    if missing is not None:
-        raise ValueError(
-            f"activation_cache must hold its layers 0, 1, 2, .. without a gap, got none of layer {missing}; to take "
-            "some layers only, pass their patterns as a list to from_attentions"
-        )
-    return [_layer(activation_cache, layer, found[layer]) for layer in range(len(found))]
+    if axes is not None and "layer" in checked_axes(axes):
+        raise ValueError(f"axes must not name layer, of which activation_cache has one in each entry, got {axes!r}")
+    return [_layer(activation_cache, layer, found[layer], axes) for layer in sorted(found)]
 
 
 def push_hooked_layers(
     cache: AttentionCache,
-    layers: Sequence[Source | Projections],
+    layers: Sequence[Layer | Projections],
     *,
+    check: bool,
     window: int | Sequence[int | None] | None,
     **options: Any,
 ) -> None:
@@ -85,6 +86,7 @@ def push_hooked_layers(
     Args:
         cache: where to.
         layers: what ``hooked_layers`` found.
+        check: as for ``push``.
         window: one for all layers, or one for each.
         options: for ``push_qk``.
 
@@ -96,11 +98,11 @@ def push_hooked_layers(
     if len(windows) != len(layers):
         raise ValueError(f"window must be one for all layers or one for each of {len(layers)}, got {len(windows)}")
     for layer, of_layer in zip(layers, windows, strict=True):
-        if isinstance(layer, Source):
-            cache.push(layer)
+        if isinstance(layer, Layer):
+            cache.push(layer.pattern, check=check, source=layer.source)
         else:
             with errors_named(layer.name):
-                cache.push_qk(layer.query, layer.key, window=of_layer, **options)
+                cache.push_qk(layer.query, layer.key, window=of_layer, source=layer.source, **options)
 
 
 def _found_hooks(keys: Iterable[Any]) -> dict[int, dict[str, Any]]:
@@ -121,10 +123,12 @@ def _short_name(key: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any]) -> Source | Projections:
+def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any], axes: Axes | None) -> Layer | Projections:
     """One layer from its hooks."""
+    source = LayerSource(f"blocks.{layer}.attn", layer=layer)
     if "pattern" in hooks:
-        return named_source(f"blocks.{layer}.attn.hook_pattern", _with_batch(activation_cache[hooks["pattern"]]))
+        pattern = activation_cache[hooks["pattern"]]
+        return Layer(named_source(f"blocks.{layer}.attn.hook_pattern", pattern, axes), source)
     kind = "rot_" if "rot_q" in hooks or "rot_k" in hooks else ""
     for hook in (f"{kind}q", f"{kind}k"):
         if hook not in hooks:
@@ -136,7 +140,7 @@ def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any]) -> Source |
     if not kind:
         _check_positions_are_in_the_projections(activation_cache, name)
     query, key = (_heads_first(name, activation_cache[hooks[f"{kind}{part}"]]) for part in "qk")
-    return Projections(name, query, key)
+    return Projections(name, source, query, key)
 
 
 def _check_positions_are_in_the_projections(activation_cache: Any, name: str) -> None:
