@@ -16,7 +16,6 @@ import pytest
 
 import attncache
 from attncache import axes, cache, factored, layer_source, mapping, runs, simd, units
-from attncache.capturing import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +48,7 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
     [
         (cache, "AttentionCache"),
         (factored, "pattern_from_qk"),
-        (selection, "key_heads_for"),
+        (factored, "key_heads_for"),
         (units, "readable_bytes"),
         (simd, "use"),
         (runs, "open_runs"),
@@ -59,6 +58,9 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (layer_source, "LayerSource"),
         (layer_source.LayerSource, "to_dict"),
         (layer_source.LayerSource, "from_dict"),
+        (layer_source, "group_of"),
+        (layer_source, "layers_in_words"),
+        (layer_source, "numbers_in_words"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.factored import Options, Progress, append_factors, push_factors
-from attncache.layer_source import LayerSource, checked_layer_source
-from attncache.selections import Selections, Weights
+from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
+from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
+from attncache.selections import Selections, Selector, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.tokens import Tokens, checked_tokens
 from attncache.units import readable_bytes
@@ -58,6 +58,7 @@ class AttentionCache(Selections):
         self._dtype = stored_dtype(dtype)
         self._set_index_policy(index)
         self._tokens: Tokens | None = None
+        self._query_tokens: Tokens | None = None
         self._metadata: Mapping[str, Any] = MappingProxyType({})
         self._sources: dict[int, LayerSource] = {}
         self._origin: Origin | None = None  # where the cache was opened from, while it is still what is there
@@ -306,8 +307,8 @@ class AttentionCache(Selections):
 
         Raises:
             TypeError: pattern is not an array of floats. ValueError: it has other than four axes, requires grad, lies on
-                a device that cannot be used or would have to be converted there; or copy is False and a copy would be
-                needed. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+                a device that cannot be used or would have to be converted there; copy is False and a copy would be
+                needed; or source names another number of heads. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         Narrowing rounds once to nearest even and keeps subnormals, as NumPy's ``astype`` does.
 
@@ -317,13 +318,15 @@ class AttentionCache(Selections):
         ('float16',)
         """
         copy = checked_copy(copy)
-        checked_layer_source(source)
         if is_on_device(pattern):
-            from attncache.cuda.layers import push_pattern  # noqa: PLC0415
+            from attncache.cuda.layers import layer_of_pattern  # noqa: PLC0415
 
-            push_pattern(self, self._dtype, pattern, copy)
+            layer = layer_of_pattern(self._dtype, pattern, copy)
+            checked_layer_source(source, layer.shape[1])
+            self._push_device(layer)
         else:
             given = read_source(pattern)
+            checked_layer_source(source, given.array.shape[1])
             stored = self._dtype or given.own_dtype
             self._push(given.array, given.dtype, stored, given.borrows(stored, copy))
         self._remember_source(self.n_layers - 1, source)
@@ -380,14 +383,17 @@ class AttentionCache(Selections):
         >>> cache.rows(0, 1)
         array([0.5, 0.5, 0. ], dtype=float32)
         """
-        checked_layer_source(source)
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
         if is_on_device(query) or is_on_device(key):
-            from attncache.cuda import layers  # noqa: PLC0415
+            from attncache.cuda.layers import layer_of_factors  # noqa: PLC0415
 
-            layers.push_factors(self, self._dtype, query, key, options, copy=copy)
+            layer = layer_of_factors(self._dtype, query, key, options, copy=copy)
+            checked_layer_source(source, layer.shape[1])
+            self._push_device(layer)
         else:
-            push_factors(self, self._dtype, query, key, options, copy=copy)
+            queries = read_source(query, QUERY)
+            checked_layer_source(source, queries.array.shape[1])
+            push_factors(self, self._dtype, queries, key, options, copy=copy)
         self._remember_source(self.n_layers - 1, source)
         self._origin = None
 
@@ -499,12 +505,70 @@ class AttentionCache(Selections):
         if source is not None:
             self._sources[layer] = source
 
+    def _put_layer(self, at: int, source: _core.Store, layer: int) -> None:
+        """Make a layer of another store the one at ``at``, or the next one; both share it, and where it comes from."""
+        origin = source._sources.get(range(source.n_layers)[layer]) if isinstance(source, AttentionCache) else None
+        number = range(self.n_layers + 1)[at]
+        super()._put_layer(at, source, layer)
+        self._sources.pop(number, None)
+        if number < self.n_layers:  # what was there may have cleared the cache as it was let go
+            self._remember_source(number, origin)
+
     def _replace_layer(self, layer: int, pattern: Any) -> None:
-        """Put a dense pattern, as for ``push``, in the place of a layer."""
+        """Put a dense pattern, as for ``push``, in the place of a layer; it comes from the same module."""
+        number = range(self.n_layers)[layer]
         new = AttentionCache(self._dtype, index=self.index)
-        new.push(pattern)
-        self._put_layer(range(self.n_layers)[layer], new, 0)
+        new.push(pattern, source=self.sources[number])
+        self._put_layer(number, new, 0)
         self._origin = None
+
+    def part(
+        self,
+        *,
+        layers: Selector = None,
+        heads: Selector = None,
+        batch: Selector = None,
+        positions: Selector = None,
+        kind: Literal["self", "cross", "encoder", "decoder", "vision", "audio", "text"] | None = None,
+    ) -> AttentionCache:
+        """A cache of a part of this one, in memory, whose weights have the same bits.
+
+        Layers that are whole in the part are shared with their index. Of a dense layer, a part that is one C-contiguous
+        block (neighbouring batch items; of one item, neighbouring heads) is shared too, and any other is copied. Of a factored layer, queries and keys are shared where the chosen indices ascend in even steps. So a
+        part of a mapped file stays in the file. Tokens and sources are those of the part, metadata stay.
+
+        Args:
+            layers: which layers, as for ``rows``; of all, or of those of ``kind``.
+            heads: which heads of each layer, as for ``rows``, but that an int keeps its axis; so with those that follow.
+            batch: which batch items.
+            positions: which places of the text: keys at these places, and the queries that stand at them (query i at
+                i + seq_k - seq_q). Of a factored layer that is causal or has a window they must be neighbours in
+                ascending order. A factored row that sees keys that are left out keeps its sum, as with ``lse``: its
+                weights then sum to less than 1, as those of a dense row, and it takes no ``append_qk``. Such sums are
+                computed if they are not known.
+            kind: None for all, "self" or "cross" for such attention, or the stack whose self-attention it is, as
+                ``sources`` say; ``part(kind="decoder")`` has the layers of transformers' ``decoder_attentions``,
+                ``part(kind="cross")`` those of ``cross_attentions``.
+
+        Returns:
+            A new AttentionCache with the same dtype and index policy.
+
+        Raises:
+            IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: no layer is of
+                that kind; positions of cross-attention; positions that cannot be chosen of a factored layer, or no head
+                of it; or more than layers is chosen of a layer on a device: ``cpu()`` copies it.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.5, 0.5]]]], source=LayerSource(layer=3))
+        >>> part = cache.part(heads=1)
+        >>> part.rows(0, -1), part.sources
+        (array([0.5, 0.5], dtype=float32), (LayerSource(module='', layer=3, heads=[1]),))
+        >>> np.shares_memory(part[0], cache[0])
+        True
+        """
+        from attncache.parts import part_of  # noqa: PLC0415 (it imports this module)
+
+        return part_of(self, layers=layers, heads=heads, batch=batch, positions=positions, kind=kind)
 
     def cpu(self) -> AttentionCache:
         """A cache in memory with the same layers, tokens and metadata: those on a device are copied, the others shared.
@@ -529,7 +593,8 @@ class AttentionCache(Selections):
                 copy._put_layer(layer, self, layer)
             else:
                 on_device.copy_into(copy)
-        copy._tokens, copy._metadata, copy._sources = self._tokens, self._metadata, dict(self._sources)
+        copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
+        copy._sources = dict(self._sources)
         return copy
 
     def clear(self) -> None:
@@ -543,7 +608,7 @@ class AttentionCache(Selections):
         """
         _core.Store._clear(self)
         self._tokens, self._metadata, self._origin = None, MappingProxyType({}), None
-        self._sources = {}
+        self._query_tokens, self._sources = None, {}
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -629,6 +694,8 @@ class AttentionCache(Selections):
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
+        if words := layers_in_words(self.sources):
+            layers += f" ({words})"
         forms = {(kind, *shape, dtype) for kind, shape, dtype in zip(self.kinds, self.shapes, self.dtypes, strict=True)}
         if len(forms) == 1:
             kind, *shape, dtype = forms.pop()
