@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from attncache import AttentionCache, reference
 from attncache.files import read_patterns, sample_path
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import DTYPES, assert_same, cache_of, make, meaning
-from stored import everything, factored_options, push_factored, state, tokened
+from stored import everything, factored_options, of_a_model, push_factored, state, tokened
 
 SAMPLE = read_patterns(sample_path())
 Ask = Callable[..., Any]
@@ -86,7 +87,7 @@ def test_the_dtype_is_that_of_push(converted: Converted, tmp_path: Path, stored:
 
 
 def test_a_cache_keeps_all_it_has(converted: Converted, tmp_path: Path) -> None:
-    for cache in (everything(), tokened(), AttentionCache()):
+    for cache in (everything(), tokened(), of_a_model(), AttentionCache()):
         cache.save(tmp_path / "a.safetensors")
         assert state(converted(tmp_path / "a.safetensors")) == state(cache)
 
@@ -137,6 +138,13 @@ def test_mean_only_keeps_the_bits_of_the_head_mean(converted: Converted, tmp_pat
     again = converted(tmp_path / "converted.safetensors", "--mean-only")
     assert again.metadata == {"heads": "mean of 3"}
     assert_layers(again, cache.patterns)
+
+
+def test_the_mean_of_a_layer_comes_from_its_module(converted: Converted, tmp_path: Path) -> None:
+    of_a_model().save(tmp_path / "a.safetensors")
+    cache = converted(tmp_path / "a.safetensors", "--mean-only")
+    assert cache.sources == tuple(source and replace(source, heads=None) for source in of_a_model().sources)
+    assert cache._query_tokens == of_a_model()._query_tokens
 
 
 def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_path: Path) -> None:

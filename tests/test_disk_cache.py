@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 from attncache.files import DamagedFileError, InUseError
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
@@ -41,12 +41,14 @@ def lengthen(cache: AttentionCache) -> None:
 
 
 CHANGES: dict[str, Callable[[AttentionCache], object]] = {
-    "push float16": lambda cache: push_dense(cache, "float16"),
+    "push float16": lambda cache: push_dense(cache, "float16", source=LayerSource("a.0", layer=0)),
     "push bfloat16": lambda cache: push_dense(cache, "bfloat16"),
     "push float32": lambda cache: push_dense(cache, "float32"),
-    "push_qk": push_factored,
+    "push_qk": lambda cache: push_factored(cache, source=LayerSource("a.3", layer=3, heads=(0, 1, 4, 5), kind="self")),
     "append_qk": lengthen,
     **{f"push_qk {sorted(each)}": lambda cache, each=each: push_factored(cache, **each) for each in factored_options()},
+    "push with a source": lambda cache: push_dense(cache, "float16", source=LayerSource("a.1", 1, kind="cross")),
+    "replace what has a source": lambda cache: cache._replace_layer(-1, np.full((2, 1, 3, 4), 0.5, np.float16)),
     "replace": lambda cache: cache._replace_layer(1, np.full((2, 1, 3, 4), 0.25, np.float16)),
     "metadata": lambda cache: setattr(cache, "metadata", {"a": [1, {"b": None}]}),
     "no metadata": lambda cache: setattr(cache, "metadata", {}),
@@ -370,3 +372,30 @@ def test_the_manifest_is_json_that_anyone_reads(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
     assert (manifest["attncache"], manifest["metadata"]) == (1, {"model": "m"})
     assert [segment["file"] for segment in manifest["segments"]] == segments(tmp_path / "run")
+
+
+def test_tokens_of_the_queries_are_in_the_manifest_and_come_back(tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path / "run") as cache:
+        push_dense(cache, "float16")
+        cache._query_tokens = (("a", "b", "c", "d", "e"), ("f", "g", "h", "i", "j"))
+        cache.metadata = {"n": 1}
+        cache.compact()
+        expected = state(cache)
+    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    assert manifest["query_tokens"] == [["a", "b", "c", "d", "e"], ["f", "g", "h", "i", "j"]]
+    assert state(AttentionCache.load(tmp_path / "run", verify=True)) == expected
+    with AttentionCache.create(tmp_path / "run") as cache:
+        assert state(cache) == expected
+        cache.clear()
+        assert cache._query_tokens is None
+    assert AttentionCache.load(tmp_path / "run")._query_tokens is None
+
+
+def test_a_layer_refused_for_its_source_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path / "run") as cache:
+        wrong = LayerSource(heads=(0, 1))
+        for push in (lambda: cache.push(ONE, source=wrong), lambda: cache.push_qk(ONE, ONE, source=wrong)):
+            with pytest.raises(ValueError, match="n_heads=1, got 2"):
+                push()
+        assert segments(tmp_path / "run") == []
+        assert cache.is_empty

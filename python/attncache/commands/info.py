@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from attncache.commands.command import (
     title_of,
 )
 from attncache.files.contents import Contents, Layer, contents_of
+from attncache.layer_source import numbers_in_words
 from attncache.layout import WIDTH, label, paragraph, table
 from attncache.tokens import Tokens
 
@@ -71,7 +74,9 @@ def described(contents: Contents, title: str) -> list[str]:
         f"   {kind}, {CHECKSUMS[contents.checksums]}",
         "",
         *layer_lines(contents.layers),
+        *source_lines(contents.layers),
         *token_lines(contents.tokens),
+        *(token_lines(contents.query_tokens, " of the queries") if contents.query_tokens is not None else []),
         *metadata_lines(contents.metadata),
     ]
 
@@ -94,11 +99,13 @@ def value_of(contents: Contents) -> dict[str, Any]:
                 "dtype": layer.dtype,
                 "bytes": layer.n_bytes,
                 "index": layer.has_index,
+                "source": layer.source and layer.source.to_dict(),
                 **layer.options,
             }
             for number, layer in enumerate(contents.layers)
         ],
         "tokens": contents.tokens,
+        "query_tokens": contents.query_tokens,
         "metadata": contents.metadata,
     }
 
@@ -139,7 +146,7 @@ def layer_lines(layers: Sequence[Layer]) -> list[str]:
     """Neighbouring layers alike on one line, the total, and the options of factored ones."""
     rows, notes = [], []
     at = 0
-    for layer, group in groupby(layers):
+    for layer, group in groupby(replace(layer, source=None) for layer in layers):
         n = len(list(group))
         name = str(at) if n == 1 else f"{at}-{at + n - 1}"
         index = "yes" if layer.has_index else "no"
@@ -151,6 +158,30 @@ def layer_lines(layers: Sequence[Layer]) -> list[str]:
     rows.append(["all", *[""] * 7, f"{sum(layer.n_bytes for layer in layers):,}", ""])
     header = ["layers", "kind", "batch", "heads", "queries", "keys", "dtype", "bytes each", "together", "index"]
     return [*table(header, rows), *(["", *notes] if notes else [])]
+
+
+def source_lines(layers: Sequence[Layer]) -> list[str]:
+    """Which layers of the model they are, those of one kind of module together; nothing where no layer says it."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, layer in enumerate(layers):
+        if layer.source is not None:
+            module = re.sub("[0-9]+", "N", layer.source.module)
+            groups.setdefault((layer.source.kind, layer.source.stack, layer.source.heads, module), []).append(number)
+    lines = []
+    for (kind, stack, heads, module), numbers in groups.items():
+        theirs = [source.layer for number in numbers if (source := layers[number].source) and source.layer is not None]
+        words = [
+            " ".join(filter(None, [stack, kind and f"{kind}-attention"])),
+            f"{_layers(theirs)} of the model" if len(theirs) == len(numbers) else "",
+            "" if heads is None else f"heads {numbers_in_words(heads)}",
+            module,
+        ]
+        lines += paragraph(f"{_layers(numbers)}: {', '.join(filter(None, words)) or 'a module without a name'}", "   ")
+    return ["", *lines] if lines else []
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {numbers_in_words(numbers)}"
 
 
 def options(layer: Layer) -> str:
@@ -171,7 +202,7 @@ def short(number: Any) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
-def token_lines(tokens: Tokens | None) -> list[str]:
+def token_lines(tokens: Tokens | None, whose: str = "") -> list[str]:
     """The tokens, as many as are pleasant to read."""
     if tokens is None:
         return ["", "   no tokens"]
@@ -181,7 +212,7 @@ def token_lines(tokens: Tokens | None) -> list[str]:
         words = " ".join(label(str(token), WIDTH) for token in text[:TOKENS_SHOWN])
         more = " ..." if len(text) > TOKENS_SHOWN else ""
         of = f" of batch item {number}" if len(texts) > 1 else ""
-        lines += ["", f"   {count(len(text), 'token')}{of}", *paragraph(words + more, "      ")]
+        lines += ["", f"   {count(len(text), 'token')}{whose}{of}", *paragraph(words + more, "      ")]
     return lines
 
 

@@ -16,14 +16,16 @@ import numpy.typing as npt
 from attncache.cache import AttentionCache
 from attncache.files.archives import metadata_among, tokens_among
 from attncache.files.layer_reading import push_layer
-from attncache.files.manifest import MANIFEST, Manifest
+from attncache.files.manifest import Manifest
 from attncache.files.memory import Bytes, mapped, opened, read_header
 from attncache.files.named_arrays import NamedArray, checked_patterns, layers_among
 from attncache.files.numpy_arrays import npy_arrays, npz_arrays
-from attncache.files.opening import at_one_moment, read_metadata, read_tokens, segments_of
+from attncache.files.opening import at_one_moment, segments_of
 from attncache.files.safetensors import Tensor
+from attncache.files.said import Said
 from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
 from attncache.files.single import OpenFile
+from attncache.layer_source import LayerSource
 from attncache.sources import StoredDType
 from attncache.tokens import Tokens
 
@@ -43,6 +45,7 @@ class Layer:
         n_bytes: of weights, or of queries, keys and what belongs to them.
         options: of a factored layer: key heads, items and the numbers of ``push_qk``; which of its arrays there are.
         has_index: whether head means or row sums are stored too.
+        source: where it comes from.
     """
 
     kind: Literal["dense", "factored"]
@@ -51,6 +54,7 @@ class Layer:
     n_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     has_index: bool = False
+    source: LayerSource | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Contents:
         tokens, metadata: what else it says.
         read_layer: gives one layer as a cache, without tokens, in a dtype or in its own: over the mapped file where that
             can be, otherwise read. It raises OSError or ValueError where the file is damaged.
+        query_tokens: the tokens of the queries, where they are others.
     """
 
     path: Path
@@ -78,6 +83,7 @@ class Contents:
     tokens: Tokens | None
     metadata: dict[str, Any]
     read_layer: Callable[[int, StoredDType | None], AttentionCache]
+    query_tokens: Tokens | None = None
 
 
 def contents_of(path: Path, names: str | None = None) -> Contents:
@@ -105,8 +111,7 @@ def contents_of(path: Path, names: str | None = None) -> Contents:
         arrays = [_tensor(tensor, whole) for tensor in header.tensors.values()]
         return _of_others(path, kind, layers_among(arrays, path, names), None, dict(header.metadata))
     file = OpenFile(path, layers_of(header, path), header, whole)
-    described = read_tokens(file.entry("tokens"), path), read_metadata(file.entry("metadata"), path)
-    return _ours(path, "attncache file", list(file.each_layer()), [size], described)
+    return _ours(path, "attncache file", list(file.each_layer()), [size], file.said())
 
 
 def kind_of(path: Path) -> Literal["safetensors", "npz", "npy"]:
@@ -134,9 +139,7 @@ def _of_directory(path: Path, manifest: Manifest) -> Contents:
     """What a directory holds, as its manifest says."""
     layers = segments_of(path, manifest)
     sizes = [*{file.path: len(file.whole) for file, _ in layers}.values(), len(manifest.raw)]
-    where = path / MANIFEST
-    described = read_tokens(manifest.tokens, where), read_metadata(manifest.metadata, where)
-    return _ours(path, "attncache directory", layers, sizes, described)
+    return _ours(path, "attncache directory", layers, sizes, manifest.said)
 
 
 def _ours(
@@ -144,7 +147,7 @@ def _ours(
     kind: Kind,
     stored: Sequence[tuple[OpenFile, StoredLayer]],
     sizes: Sequence[int],
-    described: tuple[Tokens | None, dict[str, Any]],
+    said: Said,
 ) -> Contents:
     """Contents in our format."""
 
@@ -155,24 +158,36 @@ def _ours(
         return cache
 
     layers = tuple(_layer(layer) for _, layer in stored)
-    return Contents(path, kind, VERSION, len(sizes), sum(sizes), "attncache", layers, *described, read_layer)
+    tokens, query_tokens, metadata = said
+    return Contents(
+        path,
+        kind,
+        VERSION,
+        len(sizes),
+        sum(sizes),
+        "attncache",
+        layers,
+        tokens,
+        dict(metadata),
+        read_layer,
+        query_tokens,
+    )
 
 
 def _layer(layer: StoredLayer) -> Layer:
     """A layer of ours, as its header describes it."""
     n_bytes = sum(tensor.n_bytes for name, tensor in layer.tensors.items() if name not in INDEX)
-    has_index = not layer.tensors.keys().isdisjoint(INDEX)
+    has_index = not layer.tensors.keys().isdisjoint(INDEX) and "lse" not in layer.tensors
     if "pattern" in layer.tensors:
         pattern = layer.tensors["pattern"]
-        return Layer("dense", pattern.shape, STORED[pattern.dtype], n_bytes, has_index=has_index)  # type: ignore[arg-type]
+        return Layer("dense", pattern.shape, STORED[pattern.dtype], n_bytes, {}, has_index, layer.source)  # type: ignore[arg-type]
     query, key = layer.tensors["query"], layer.tensors["key"]
     batch_size, n_heads, seq_q, n_items = query.shape
     options: dict[str, Any] = {"key_heads": key.shape[1], "items": n_items}
     options |= {name: layer.description.get(name) for name in ("scale", "causal", "window", "softcap")}
     options |= {name: name in layer.tensors for name in ("key_mask", "sinks", "lse")}
-    return Layer(
-        "factored", (batch_size, n_heads, seq_q, key.shape[2]), STORED[query.dtype], n_bytes, options, has_index
-    )
+    shape = batch_size, n_heads, seq_q, key.shape[2]
+    return Layer("factored", shape, STORED[query.dtype], n_bytes, options, has_index, layer.source)
 
 
 def _of_others(

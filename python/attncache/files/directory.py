@@ -27,6 +27,7 @@ from attncache.files.errors import InUseError
 from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
+from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.sources import StoredDType, checked_copy, read_source
@@ -129,7 +130,7 @@ class DiskCache(AttentionCache):
 
         def fill(layer: AttentionCache) -> None:
             push_factors(layer, self._dtype, query, key, options, is_only_read=True)
-            layer._remember_source(0, checked_layer_source(source))
+            layer._remember_source(0, checked_layer_source(source, layer.shapes[0][1]))
 
         self._add(fill)
 
@@ -146,9 +147,10 @@ class DiskCache(AttentionCache):
 
     def _replace_layer(self, layer: int, pattern: Any) -> None:
         with self._changing():
+            number = range(self.n_layers)[layer]
             new = AttentionCache(self._dtype, index="off")
-            new.push(read_source(pattern)._replace(is_writable=False))
-            self._write(new, range(self.n_layers)[layer])
+            new.push(read_source(pattern)._replace(is_writable=False), source=self.sources[number])
+            self._write(new, number)
 
     def clear(self) -> None:
         with self._changing():
@@ -156,7 +158,7 @@ class DiskCache(AttentionCache):
 
     def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         with self._changing():
-            described = self._manifest._replace(tokens=tokens, metadata=dict(metadata))
+            described = self._manifest._replace(said=Said(tokens, self._query_tokens, metadata))
             self._publish(described, lambda: AttentionCache._describe(self, tokens, metadata))
 
     def _add(self, fill: Callable[[AttentionCache], None]) -> None:
@@ -197,7 +199,6 @@ class DiskCache(AttentionCache):
         def show() -> None:
             for at in range(written.n_layers):
                 self._put_layer(first + at, written, at)
-                self._remember_source(first + at, source.sources[at])
 
         self._publish(self._manifest.with_segment(segment), show)
 
@@ -227,6 +228,7 @@ class DiskCache(AttentionCache):
         for layer in range(there.n_layers):
             self._put_layer(layer, there, layer)
         AttentionCache._describe(self, there.tokens, there.metadata)
+        self._query_tokens = there._query_tokens
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
         self._agrees = True
