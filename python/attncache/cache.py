@@ -648,7 +648,7 @@ class AttentionCache(Selections):
 
     @tokens.setter
     def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
-        self._describe(checked_tokens(tokens, self.shapes), self._metadata)
+        self._describe(checked_tokens(tokens, self.shapes), self._query_tokens, self._metadata)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -673,11 +673,11 @@ class AttentionCache(Selections):
     def metadata(self, metadata: Mapping[str, Any]) -> None:
         from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
 
-        self._describe(self._tokens, checked_metadata(metadata))
+        self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
 
-    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+    def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         """Take over checked tokens and metadata."""
-        self._tokens, self._metadata, self._origin = tokens, metadata, None
+        self._tokens, self._query_tokens, self._metadata, self._origin = tokens, query_tokens, metadata, None
 
     @property
     def path(self) -> Path | None:

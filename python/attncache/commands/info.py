@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,8 @@ def value_of(contents: Contents) -> dict[str, Any]:
                 "dtype": layer.dtype,
                 "bytes": layer.n_bytes,
                 "index": layer.has_index,
-                "source": layer.source and layer.source.to_dict(),
                 **layer.options,
+                **({} if layer.source is None else {"source": layer.source.to_dict()}),
             }
             for number, layer in enumerate(contents.layers)
         ],
@@ -146,7 +145,7 @@ def layer_lines(layers: Sequence[Layer]) -> list[str]:
     """Neighbouring layers alike on one line, the total, and the options of factored ones."""
     rows, notes = [], []
     at = 0
-    for layer, group in groupby(replace(layer, source=None) for layer in layers):
+    for layer, group in groupby(layers):
         n = len(list(group))
         name = str(at) if n == 1 else f"{at}-{at + n - 1}"
         index = "yes" if layer.has_index else "no"

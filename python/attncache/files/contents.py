@@ -54,7 +54,7 @@ class Layer:
     n_bytes: int
     options: dict[str, Any] = field(default_factory=dict)
     has_index: bool = False
-    source: LayerSource | None = None
+    source: LayerSource | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

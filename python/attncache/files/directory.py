@@ -156,10 +156,10 @@ class DiskCache(AttentionCache):
         with self._changing():
             self._publish(Manifest(next=self._manifest.next), lambda: AttentionCache.clear(self))
 
-    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+    def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         with self._changing():
-            described = self._manifest._replace(said=Said(tokens, self._query_tokens, metadata))
-            self._publish(described, lambda: AttentionCache._describe(self, tokens, metadata))
+            said = Said(tokens, query_tokens, metadata)
+            self._publish(self._manifest._replace(said=said), lambda: AttentionCache._describe(self, *said))
 
     def _add(self, fill: Callable[[AttentionCache], None]) -> None:
         """Append the layer that ``fill`` pushes to an empty cache."""
@@ -227,8 +227,7 @@ class DiskCache(AttentionCache):
             AttentionCache.clear(self)
         for layer in range(there.n_layers):
             self._put_layer(layer, there, layer)
-        AttentionCache._describe(self, there.tokens, there.metadata)
-        self._query_tokens = there._query_tokens
+        AttentionCache._describe(self, *manifest.said)
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
         self._agrees = True
