@@ -25,7 +25,8 @@ from attncache import AttentionCache, LayerSource
 from attncache.files import DamagedFileError, InUseError
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
-from stored import answers, factored_options, push_dense, push_factored, state
+from patterns import cache_of
+from stored import answers, factored_options, of_a_model, push_dense, push_factored, state
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 
@@ -48,14 +49,18 @@ CHANGES: dict[str, Callable[[AttentionCache], object]] = {
     "append_qk": lengthen,
     **{f"push_qk {sorted(each)}": lambda cache, each=each: push_factored(cache, **each) for each in factored_options()},
     "push with a source": lambda cache: push_dense(cache, "float16", source=LayerSource("a.1", 1, kind="cross")),
-    "replace what has a source": lambda cache: cache._replace_layer(-1, np.full((2, 1, 3, 4), 0.5, np.float16)),
-    "replace": lambda cache: cache._replace_layer(1, np.full((2, 1, 3, 4), 0.25, np.float16)),
+    "replace what has a source": lambda cache: cache._replace_layer(-1, of_a_model().part(layers=2)),
+    "replace": lambda cache: cache._replace_layer(1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
     "metadata": lambda cache: setattr(cache, "metadata", {"a": [1, {"b": None}]}),
     "no metadata": lambda cache: setattr(cache, "metadata", {}),
     "compact": lambda cache: cache.compact() if isinstance(cache, DiskCache) else None,
     "push after compact": lambda cache: push_dense(cache, "float16"),
-    "replace in a compacted file": lambda cache: cache._replace_layer(0, np.full((2, 1, 3, 4), 0.5, np.float32)),
-    "replace a factored layer": lambda cache: cache._replace_layer(-2, np.full((2, 1, 3, 4), 0.5, np.float32)),
+    "replace in a compacted file": lambda cache: cache._replace_layer(
+        0, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
+    ),
+    "replace a factored layer": lambda cache: cache._replace_layer(
+        -2, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
+    ),
     "compact again": lambda cache: cache.compact(index=True) if isinstance(cache, DiskCache) else None,
     "clear": lambda cache: cache.clear(),
     "tokens of an empty cache": lambda cache: setattr(cache, "tokens", ["a", "b", "c", "d", "e", "f", "g"]),
@@ -219,7 +224,7 @@ def test_a_reader_meets_a_writer_that_replaces_and_compacts(tmp_path: Path) -> N
 
         def write() -> None:
             for number in range(40):
-                cache._replace_layer(number % 3, np.full((1, 1, 2, 2), number, np.float32))
+                cache._replace_layer(number % 3, cache_of([np.full((1, 1, 2, 2), number, np.float32)]))
                 if number % 5 == 0:
                     cache.compact()
             stop.set()

@@ -24,7 +24,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError
-from patterns import DTYPES
+from patterns import DTYPES, cache_of
 from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
@@ -234,7 +234,7 @@ def test_a_cache_in_memory_or_changed_since_is_not_pickled(tmp_path: Path) -> No
         lambda found: found.append_qk(3, np.ones((2, 4, 1, 8), np.float32), np.ones((2, 2, 1, 8), np.float32)),
         lambda found: setattr(found, "tokens", None),
         lambda found: setattr(found, "metadata", {}),
-        lambda found: found._replace_layer(0, np.ones((1, 1, 1, 1), np.float32)),
+        lambda found: found._replace_layer(0, cache_of([np.ones((1, 1, 1, 1), np.float32)])),
         lambda found: found.clear(),
     ]
     for change in changes:

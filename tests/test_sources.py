@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import make
+from patterns import cache_of, make
 
 FIRST = LayerSource("model.layers.3.self_attn", layer=3, heads=(1, 0), kind="self")
 PATTERN = make("soft", (1, 2, 3, 3))
@@ -69,8 +69,18 @@ def test_a_layer_keeps_its_source_while_its_weights_change() -> None:
     cache.push_qk(ROWS, ROWS, source=FIRST)
     cache.append_qk(1, ROWS, ROWS)
     assert cache.sources == (None, FIRST)
-    cache._replace_layer(-1, PATTERN)
     assert cache.sources == cache.cpu().sources == (None, FIRST)
+
+
+def test_a_layer_in_the_place_of_another_brings_its_source() -> None:
+    cache, new = AttentionCache(), AttentionCache()
+    for _ in range(2):
+        cache.push(PATTERN, source=LayerSource(layer=8))
+    new.push(PATTERN, source=FIRST)
+    cache._replace_layer(-1, new)
+    assert cache.sources == (LayerSource(layer=8), FIRST)
+    cache._replace_layer(0, cache_of([PATTERN]))
+    assert cache.sources == (None, FIRST)
 
 
 def test_a_layer_that_is_shared_brings_its_source() -> None:

@@ -514,12 +514,9 @@ class AttentionCache(Selections):
         if number < self.n_layers:  # what was there may have cleared the cache as it was let go
             self._remember_source(number, origin)
 
-    def _replace_layer(self, layer: int, pattern: Any) -> None:
-        """Put a dense pattern, as for ``push``, in the place of a layer; it comes from the same module."""
-        number = range(self.n_layers)[layer]
-        new = AttentionCache(self._dtype, index=self.index)
-        new.push(pattern, source=self.sources[number])
-        self._put_layer(number, new, 0)
+    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
+        """Put the only layer of another cache in the place of a layer."""
+        self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
 
     def part(

@@ -145,12 +145,9 @@ class DiskCache(AttentionCache):
     def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
         self._add(lambda dense: _core.Store._push_dense_of(dense, source, layer, dtype))
 
-    def _replace_layer(self, layer: int, pattern: Any) -> None:
+    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
         with self._changing():
-            number = range(self.n_layers)[layer]
-            new = AttentionCache(self._dtype, index="off")
-            new.push(read_source(pattern)._replace(is_writable=False), source=self.sources[number])
-            self._write(new, number)
+            self._write(new, range(self.n_layers)[layer])
 
     def clear(self) -> None:
         with self._changing():
