@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ import pytest
 
 from attncache import AttentionCache, cli, reference
 from attncache.files import read_patterns, sample_path
-from attncache.notices import PatternWarning
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import DTYPES, assert_same, cache_of, make, meaning
-from stored import everything, factored_options, push_factored, state, tokened
+from stored import everything, factored_options, of_a_model, push_factored, state, tokened
 
 SAMPLE = read_patterns(sample_path())
 Ask = Callable[..., Any]
@@ -37,7 +36,7 @@ def converted(ask: Ask, tmp_path: Path) -> Callable[..., AttentionCache]:
 
     def command(source: Path | str, *options: str) -> AttentionCache:
         target = tmp_path / "converted.safetensors"
-        value = ask("convert", source, target, "--force", *options)
+        value = ask("convert", source, target, "--force", "--no-check", *options)
         assert value["target"] == ask("info", target)
         assert ask("verify", target)["ok"] is True
         return AttentionCache.load(target, verify=True)
@@ -88,7 +87,7 @@ def test_the_dtype_is_that_of_push(converted: Converted, tmp_path: Path, stored:
 
 
 def test_a_cache_keeps_all_it_has(converted: Converted, tmp_path: Path) -> None:
-    for cache in (everything(), tokened(), AttentionCache()):
+    for cache in (everything(), tokened(), of_a_model(), AttentionCache()):
         cache.save(tmp_path / "a.safetensors")
         assert state(converted(tmp_path / "a.safetensors")) == state(cache)
 
@@ -139,6 +138,13 @@ def test_mean_only_keeps_the_bits_of_the_head_mean(converted: Converted, tmp_pat
     again = converted(tmp_path / "converted.safetensors", "--mean-only")
     assert again.metadata == {"heads": "mean of 3"}
     assert_layers(again, cache.patterns)
+
+
+def test_the_mean_of_a_layer_comes_from_its_module(converted: Converted, tmp_path: Path) -> None:
+    of_a_model().save(tmp_path / "a.safetensors")
+    cache = converted(tmp_path / "a.safetensors", "--mean-only")
+    assert cache.sources == tuple(source and replace(source, heads=None) for source in of_a_model().sources)
+    assert cache._query_tokens == of_a_model()._query_tokens
 
 
 def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_path: Path) -> None:
@@ -205,21 +211,26 @@ def test_axes_say_what_an_array_holds(converted: Converted, fails: Fails, tmp_pa
     assert line == "--axes must name query and key, got 'layer head key'"
 
 
-def test_a_warning_about_weights_is_one_line_and_can_be_left_out(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_scores_before_the_softmax_are_one_warning_that_can_be_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    push = AttentionCache.push
-
-    def warning_push(cache: AttentionCache, *arguments: Any, **options: Any) -> None:
-        push(cache, *arguments, **options)
-        warnings.warn("layer has negative numbers", PatternWarning, stacklevel=2)
-
-    monkeypatch.setattr(AttentionCache, "push", warning_push)
-    np.save(tmp_path / "a.npy", np.array(SAMPLE.patterns[:3]))
-    for options, said in [([], "attncache: warning: layer has negative numbers\n"), (["--no-check"], "")]:
-        words = ["convert", str(tmp_path / "a.npy"), str(tmp_path / "b.safetensors"), "--force", *options]
-        assert cli.main(words) == 0
-        assert capsys.readouterr().err == said
+    scores = np.random.default_rng(0).normal(0, 5, (3, 1, 3, 8, 8)).astype(np.float32)
+    path, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
+    np.savez(path, SAMPLE.patterns[0], *scores)
+    for command in (["convert", str(path), str(target), "--force", "--index"], ["top", str(path)]):
+        assert cli.main(command) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"attncache: warning: {path}: layer 1 does not look like attention weights: its rows sum to "
+        )
+        assert said.endswith(
+            "before the softmax? It is stored as it is; --no-check leaves out this look at some rows\n"
+        )
+        assert said.count("\n") == 1
+        assert cli.main([*command, "--no-check"]) == 0
+        assert capsys.readouterr().err == ""
+    done = process("top", str(path), "--layer", "2")  # warnings are errors there
+    assert (done.returncode, done.stderr.count("layer 2 does not look like")) == (0, 1)
 
 
 def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_path: Path) -> None:
@@ -231,10 +242,7 @@ def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_pa
     for text, words in [
         ("[", "tokens.json: tokens must be JSON, a list of strings or one such list per batch item, got: "),
         ('["a"]', "tokens must be one string for each key of layer 0, seq_k=3, got 1"),
-        (
-            "[3]",
-            "tokens must be None, a sequence of strings, or one such sequence per batch item, got tokens[0] of type",
-        ),
+        ("[3]", "tokens must be None, a sequence of strings, or one such sequence per batch item, got numbers"),
         ("null", "a list of strings or one such list per batch item, got null"),
     ]:
         (tmp_path / "tokens.json").write_text(text)

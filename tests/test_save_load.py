@@ -24,8 +24,8 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError
-from patterns import DTYPES
-from stored import SHAPES, answers, everything, push_dense, state, tokened
+from patterns import DTYPES, cache_of
+from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("index", [False, True], ids=["without index", "with index"])
-@pytest.mark.parametrize("make", [everything, tokened, AttentionCache])
+@pytest.mark.parametrize("make", [everything, tokened, of_a_model, AttentionCache])
 def test_a_loaded_cache_has_every_bit_of_the_saved_one(make: Any, index: bool, way: Any, tmp_path: Path) -> None:
     cache = make()
     cache.save(tmp_path / "a.safetensors", index=index)
@@ -205,7 +205,7 @@ def test_one_file_is_open_in_many_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "read"])
 def test_a_cache_from_disk_pickles_as_its_path_and_hash(mapped: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    everything().save(path)
+    of_a_model().save(path)
     cache = AttentionCache.load(path, mapped, index="off")
     pickled = pickle.dumps(cache)
     assert len(pickled) < 300 + len(str(path))
@@ -234,7 +234,7 @@ def test_a_cache_in_memory_or_changed_since_is_not_pickled(tmp_path: Path) -> No
         lambda found: found.append_qk(3, np.ones((2, 4, 1, 8), np.float32), np.ones((2, 2, 1, 8), np.float32)),
         lambda found: setattr(found, "tokens", None),
         lambda found: setattr(found, "metadata", {}),
-        lambda found: found._replace_layer(0, np.ones((1, 1, 1, 1), np.float32)),
+        lambda found: found._replace_layer(0, cache_of([np.ones((1, 1, 1, 1), np.float32)])),
         lambda found: found.clear(),
     ]
     for change in changes:

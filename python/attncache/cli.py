@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is what follows the program's name."""
     arguments = parsed(argv)
     try:
-        with told_once(PatternWarning, is_ignored=getattr(arguments, "no_check", False)):
+        with told(PatternWarning):
             return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -130,20 +130,19 @@ def show(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def told_once(category: type[Warning], *, is_ignored: bool) -> Iterator[None]:
-    """Says the first warning of a category in one line on stderr, or none."""
-    told: list[str] = []
+def told(category: type[Warning]) -> Iterator[None]:
+    """Says warnings of a category in one line each on stderr."""
 
     def tell(message: Warning | str, kind: type[Warning], *place: Any) -> None:
         if not issubclass(kind, category):
             usual(message, kind, *place)
-        elif not told and sys.stderr is not None:
-            told.append(" ".join(str(message).split()))
-            print(printable(f"attncache: warning: {told[0]}", sys.stderr.encoding), file=sys.stderr)
+        elif sys.stderr is not None:
+            words = " ".join(str(message).split()).replace("check=False", "--no-check")
+            print(printable(f"attncache: warning: {words}", sys.stderr.encoding), file=sys.stderr)
 
     with warnings.catch_warnings():
         usual, warnings.showwarning = warnings.showwarning, tell  # type: ignore[assignment]
-        warnings.simplefilter("ignore" if is_ignored else "always", category)
+        warnings.simplefilter("always", category)
         yield
 
 

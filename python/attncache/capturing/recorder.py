@@ -9,8 +9,9 @@ import numpy as np
 
 from attncache.capturing.calls import Call, read_call
 from attncache.capturing.masks import Sight, continued, read_sight
-from attncache.capturing.selection import key_heads_for, selected
+from attncache.capturing.selection import selected
 from attncache.capturing.stores import LayerStore, Piece
+from attncache.factored import key_heads_for
 from attncache.progress import Progress
 from attncache.selections import Selector
 

@@ -160,7 +160,9 @@ class DenseLayers:
                 merged[:, :, query : query + row.shape[2], first_key : first_key + row.shape[3]] = row
                 query += row.shape[2]
             merged.flags.writeable = False
-            self._cache._replace_layer(layer, merged)
+            new = AttentionCache(self._dtype, index=self._cache.index)
+            new.push(merged, check=False, source=self._cache.sources[layer])
+            self._cache._replace_layer(layer, new)
             advance()
 
     def _dtype_of(self, piece: Piece) -> StoredDType:

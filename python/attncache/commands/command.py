@@ -83,7 +83,7 @@ def contents_for(paths: Path | Sequence[Path], arguments: argparse.Namespace) ->
     from attncache.files.contents import contents_of  # noqa: PLC0415 (not for the demo)
 
     try:
-        return contents_of(paths, arguments.names, arguments.axes)
+        return contents_of(paths, arguments.names, arguments.axes, check=not arguments.no_check)
     except ValueError as error:
         said = re.sub(r"\b(axes|names)(?==| must be given|, such as|= names| names| must)", r"--\1", str(error))
         if said == str(error):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from attncache.files.arrays import ONLY, NamedArray, dtype_name, imported, read_only, undamaged
 from attncache.files.memory import Bytes, mapped, opened, read, read_header
-from attncache.files.numpy_arrays import npy_array, npz_arrays
+from attncache.files.numpy_arrays import npy_array, npz_arrays, tokens_and_metadata
 from attncache.files.safetensors import Header, Tensor
 from attncache.runs import natural_order
 from attncache.ways_in.generation import is_step, merged_steps
@@ -60,7 +60,7 @@ class Container:
         path, kind: where, and what it is.
         arrays: in the order of the file.
         n_files, size: how many files that are, and their bytes.
-        metadata: what the file says about itself as strings.
+        tokens, metadata: what the file says about itself.
         safetensors: the checked header of a safetensors file, and its bytes.
     """
 
@@ -69,7 +69,8 @@ class Container:
     arrays: list[NamedArray]
     n_files: int
     size: int
-    metadata: dict[str, str] = field(default_factory=dict)
+    tokens: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
     safetensors: tuple[Header, Bytes] | None = None
 
     @property
@@ -97,7 +98,7 @@ def open_container(path: Path, *, is_mapped: bool = True) -> Container:
             header, size = read_header(fd, path)
             whole = mapped(fd, size) if is_mapped else read(fd, size)
             arrays = [_tensor(tensor, whole) for tensor in header.tensors.values()]
-            return Container(path, kind, arrays, 1, size, dict(header.metadata), (header, whole))
+            return Container(path, kind, arrays, 1, size, None, dict(header.metadata), (header, whole))
     if kind == "npz" and _is_of_torch(path):
         kind = "torch"
     readers: dict[str, Callable[[Path], list[NamedArray]]] = {
@@ -106,7 +107,9 @@ def open_container(path: Path, *, is_mapped: bool = True) -> Container:
         "torch": _torch_arrays,
         "hdf5": _hdf5_arrays,
     }
-    return Container(path, kind, readers[kind](path), 1, path.stat().st_size)
+    arrays = readers[kind](path)
+    described = tokens_and_metadata(arrays, path) if kind == "npz" else (None, {})
+    return Container(path, kind, arrays, 1, path.stat().st_size, *described)
 
 
 def kind_of(path: Path) -> Kind:
@@ -258,14 +261,15 @@ def _saved(value: Any, name: str, path: Path) -> list[NamedArray]:
 def _merged(steps: Sequence[Any], name: str, path: Path) -> list[NamedArray] | None:
     """The layers of a generation; None where these are other tuples in tuples, such as keys and values."""
     try:
-        merged = [(source.array, source.dtype) for source in merged_steps(steps)]
+        merged = list(merged_steps(steps))
     except (TypeError, ValueError) as error:
         if name and "attention" not in name:
             return None
         raise ValueError(f"{path}: {name or 'the file'} must hold the steps of a generation, got: {error}") from error
+    numbers = [n if layer.source is None else layer.source.layer for n, layer in enumerate(merged)]
     return [
-        NamedArray(f"{name}.{n}" if name else str(n), dtype, items.shape, items.__getitem__)
-        for n, (items, dtype) in enumerate(merged)
+        NamedArray(f"{name}.{n}" if name else str(n), layer.dtype, layer.array.shape, layer.array.__getitem__)
+        for n, (layer, _) in zip(numbers, merged, strict=True)
     ]
 
 

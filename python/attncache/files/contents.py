@@ -12,20 +12,13 @@ import numpy.typing as npt
 
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
+from attncache.files.arrays import size_of
 from attncache.files.containers import Container, joined, open_container
-from attncache.files.foreign import ForeignLayer, layers_of_others, tokens_and_metadata
+from attncache.files.foreign import ForeignLayer, layers_of_others
 from attncache.files.layer_reading import push_layer
-from attncache.files.manifest import MANIFEST, Manifest
-from attncache.files.opening import (
-    at_one_moment,
-    check_ours,
-    checked_path,
-    is_cache_directory,
-    load,
-    read_metadata,
-    read_tokens,
-    segments_of,
-)
+from attncache.files.manifest import Manifest
+from attncache.files.opening import at_one_moment, check_ours, checked_path, is_cache_directory, load, segments_of
+from attncache.files.said import Said
 from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
 from attncache.files.single import OpenFile
 from attncache.layer_source import LayerSource
@@ -55,7 +48,9 @@ def sample_path() -> Path:
     return Path(__file__).parents[1] / "data" / "smollm2_sample.npz"
 
 
-def read_patterns(path: str | PathLike[str], names: str | None = None, *, axes: Axes | None = None) -> PatternFile:
+def read_patterns(
+    path: str | PathLike[str], names: str | None = None, *, axes: Axes | None = None, check: bool = True
+) -> PatternFile:
     """Read the patterns in a file of any kind that attncache reads, or in a folder of such files.
 
     The first bytes say what a file is: ours, safetensors by others, ``.npz``, ``.npy``, a ``.pt`` of ``torch.save``
@@ -71,6 +66,7 @@ def read_patterns(path: str | PathLike[str], names: str | None = None, *, axes: 
         axes: names of an array's axes, such as "layer head query key"; without it several arrays are one layer each,
             [batch, head, query, key] or [head, query, key], and a single one of five axes begins with the layer. Where they
             name the layer, several arrays are batch items.
+        check: as for ``push``: whether to look at a few rows of files by others.
 
     Returns:
         The patterns in the dtype that is stored, with tokens and metadata if there are any.
@@ -91,8 +87,8 @@ def read_patterns(path: str | PathLike[str], names: str | None = None, *, axes: 
     if not is_cache_directory(path):
         container = open_container(path)
         if not container.is_ours:
-            layers = layers_of_others(container, names, axes)
-            return PatternFile(tuple(layer.array() for layer in layers), *tokens_and_metadata(container))
+            layers = layers_of_others(container, names, axes, check=check)
+            return PatternFile(tuple(layer.array() for layer in layers), container.tokens, container.metadata)
     check_ours(path, names, axes)
     cache = load(path)
     if "factored" in cache.kinds:
@@ -114,7 +110,7 @@ class Layer:
         n_bytes: of weights, or of queries, keys and what belongs to them.
         options: of a factored layer: key heads, items and the numbers of ``push_qk``; which of its arrays there are.
         has_index: whether head means or row sums are stored too.
-        source: of a file by others, what the names say of its place in a model.
+        source: where it comes from; of a file by others, what the names say of it.
     """
 
     kind: Literal["dense", "factored"]
@@ -139,6 +135,7 @@ class Contents:
         tokens, metadata: what else it says.
         read_layer: gives one layer as a cache, without tokens, in a dtype or in its own: over the mapped file where that
             can be, otherwise read. It raises OSError or ValueError where the file is damaged.
+        query_tokens: the tokens of the queries, where they are others.
     """
 
     path: Path
@@ -151,14 +148,17 @@ class Contents:
     tokens: Tokens | None
     metadata: dict[str, Any]
     read_layer: Callable[[int, StoredDType | None], AttentionCache]
+    query_tokens: Tokens | None = None
 
 
-def contents_of(paths: Path | Sequence[Path], names: str | None = None, axes: Axes | None = None) -> Contents:
+def contents_of(
+    paths: Path | Sequence[Path], names: str | None = None, axes: Axes | None = None, *, check: bool = True
+) -> Contents:
     """What is at a path, or at several together; of a file only the headers are read.
 
     Args:
         paths: a file, a directory that ``AttentionCache.create`` made, a folder of files, or several files by others.
-        names, axes: as for ``layers_of_others``; of a cache there are none.
+        names, axes, check: as for ``layers_of_others``; of a cache there are neither names nor axes.
 
     Raises:
         OSError: it cannot be read. ValueError: it is none of these, or a header is damaged; the message says where.
@@ -168,27 +168,24 @@ def contents_of(paths: Path | Sequence[Path], names: str | None = None, axes: Ax
     path = paths if isinstance(paths, Path) else several[0]
     if len(several) > 1:
         container = joined(several, path.parent)
-        return _of_others(container, layers_of_others(container, names, axes))
+        return _of_others(container, layers_of_others(container, names, axes, check=check))
     if is_cache_directory(path):
         check_ours(path, names, axes)
         return at_one_moment(path, lambda manifest: _of_directory(path, manifest))
     container = open_container(path)
     if not container.is_ours or container.safetensors is None:
-        return _of_others(container, layers_of_others(container, names, axes))
+        return _of_others(container, layers_of_others(container, names, axes, check=check))
     check_ours(path, names, axes)
     header, whole = container.safetensors
     file = OpenFile(path, layers_of(header, path), header, whole)
-    described = read_tokens(file.entry("tokens"), path), read_metadata(file.entry("metadata"), path)
-    return _ours(path, "attncache file", list(file.each_layer()), [container.size], described)
+    return _ours(path, "attncache file", list(file.each_layer()), [container.size], file.said())
 
 
 def _of_directory(path: Path, manifest: Manifest) -> Contents:
     """What a directory holds, as its manifest says."""
     layers = segments_of(path, manifest)
     sizes = [*{file.path: len(file.whole) for file, _ in layers}.values(), len(manifest.raw)]
-    where = path / MANIFEST
-    described = read_tokens(manifest.tokens, where), read_metadata(manifest.metadata, where)
-    return _ours(path, "attncache directory", layers, sizes, described)
+    return _ours(path, "attncache directory", layers, sizes, manifest.said)
 
 
 def _ours(
@@ -196,7 +193,7 @@ def _ours(
     kind: Kind,
     stored: Sequence[tuple[OpenFile, StoredLayer]],
     sizes: Sequence[int],
-    described: tuple[Tokens | None, dict[str, Any]],
+    said: Said,
 ) -> Contents:
     """Contents in our format."""
 
@@ -207,24 +204,36 @@ def _ours(
         return cache
 
     layers = tuple(_layer(layer) for _, layer in stored)
-    return Contents(path, kind, VERSION, len(sizes), sum(sizes), "attncache", layers, *described, read_layer)
+    tokens, query_tokens, metadata = said
+    return Contents(
+        path,
+        kind,
+        VERSION,
+        len(sizes),
+        sum(sizes),
+        "attncache",
+        layers,
+        tokens,
+        dict(metadata),
+        read_layer,
+        query_tokens,
+    )
 
 
 def _layer(layer: StoredLayer) -> Layer:
     """A layer of ours, as its header describes it."""
     n_bytes = sum(tensor.n_bytes for name, tensor in layer.tensors.items() if name not in INDEX)
-    has_index = not layer.tensors.keys().isdisjoint(INDEX)
+    has_index = not layer.tensors.keys().isdisjoint(INDEX) and "lse" not in layer.tensors
     if "pattern" in layer.tensors:
         pattern = layer.tensors["pattern"]
-        return Layer("dense", pattern.shape, STORED[pattern.dtype], n_bytes, has_index=has_index)  # type: ignore[arg-type]
+        return Layer("dense", pattern.shape, STORED[pattern.dtype], n_bytes, {}, has_index, layer.source)  # type: ignore[arg-type]
     query, key = layer.tensors["query"], layer.tensors["key"]
     batch_size, n_heads, seq_q, n_items = query.shape
     options: dict[str, Any] = {"key_heads": key.shape[1], "items": n_items}
     options |= {name: layer.description.get(name) for name in ("scale", "causal", "window", "softcap")}
     options |= {name: name in layer.tensors for name in ("key_mask", "sinks", "lse")}
-    return Layer(
-        "factored", (batch_size, n_heads, seq_q, key.shape[2]), STORED[query.dtype], n_bytes, options, has_index
-    )
+    shape = batch_size, n_heads, seq_q, key.shape[2]
+    return Layer("factored", shape, STORED[query.dtype], n_bytes, options, has_index, layer.source)
 
 
 def _of_others(container: Container, found: Sequence[ForeignLayer]) -> Contents:
@@ -233,8 +242,11 @@ def _of_others(container: Container, found: Sequence[ForeignLayer]) -> Contents:
     def read_layer(number: int, dtype: StoredDType | None) -> AttentionCache:
         return found[number].as_cache(dtype)
 
-    layers = tuple(Layer("dense", layer.shape, layer.dtype, layer.n_bytes, source=layer.source) for layer in found)
+    layers = tuple(
+        Layer("dense", layer.shape, layer.dtype, size_of(layer.shape, layer.dtype), source=layer.source)
+        for layer in found
+    )
     checksums: Literal["zip"] | None = "zip" if container.kind in ("npz", "torch") else None
-    tokens, metadata = tokens_and_metadata(container)
+    tokens, metadata = container.tokens, container.metadata
     sizes = container.n_files, container.size
     return Contents(container.path, container.kind, None, *sizes, checksums, layers, tokens, metadata, read_layer)

@@ -28,6 +28,7 @@ from attncache.files.errors import InUseError
 from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
+from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
@@ -136,7 +137,7 @@ class DiskCache(AttentionCache):
 
         def fill(layer: AttentionCache) -> None:
             push_factors(layer, self._dtype, query, key, options, is_only_read=True)
-            layer._remember_source(0, checked_layer_source(source))
+            layer._remember_source(0, checked_layer_source(source, layer.shapes[0][1]))
 
         self._add(fill)
 
@@ -151,20 +152,18 @@ class DiskCache(AttentionCache):
     def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
         self._add(lambda dense: _core.Store._push_dense_of(dense, source, layer, dtype))
 
-    def _replace_layer(self, layer: int, pattern: Any) -> None:
+    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
         with self._changing():
-            new = AttentionCache(self._dtype, index="off")
-            new.push(read_source(pattern)._replace(is_writable=False), check=False)
             self._write(new, range(self.n_layers)[layer])
 
     def clear(self) -> None:
         with self._changing():
             self._publish(Manifest(next=self._manifest.next), lambda: AttentionCache.clear(self))
 
-    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+    def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         with self._changing():
-            described = self._manifest._replace(tokens=tokens, metadata=dict(metadata))
-            self._publish(described, lambda: AttentionCache._describe(self, tokens, metadata))
+            said = Said(tokens, query_tokens, metadata)
+            self._publish(self._manifest._replace(said=said), lambda: AttentionCache._describe(self, *said))
 
     def _add(self, fill: Callable[[AttentionCache], None]) -> None:
         """Append the layer that ``fill`` pushes to an empty cache."""
@@ -204,7 +203,6 @@ class DiskCache(AttentionCache):
         def show() -> None:
             for at in range(written.n_layers):
                 self._put_layer(first + at, written, at)
-                self._remember_source(first + at, source.sources[at])
 
         self._publish(self._manifest.with_segment(segment), show)
 
@@ -233,7 +231,7 @@ class DiskCache(AttentionCache):
             AttentionCache.clear(self)
         for layer in range(there.n_layers):
             self._put_layer(layer, there, layer)
-        AttentionCache._describe(self, there.tokens, there.metadata)
+        AttentionCache._describe(self, *manifest.said)
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
         self._agrees = True
@@ -255,7 +253,7 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
     foreign = [path.name for path in directory.iterdir() if not _is_ours(path)]
     if foreign and not os.path.lexists(directory / MANIFEST):
         raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
-    _take(lock, directory)
+    lock.take_directory(directory)
     if os.path.lexists(directory / MANIFEST):
         manifest = read_manifest(directory)
     else:
@@ -267,23 +265,6 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
         write_manifest(directory, manifest)
     _remove_litter(directory, manifest)
     return manifest
-
-
-def _take(lock: Lock, directory: Path) -> None:
-    """Take a directory's lock, and say in it who has it.
-
-    Raises:
-        InUseError: another writer has it.
-    """
-    if lock.take_own(directory / "lock", lambda: False):
-        with suppress(OSError):  # only to say who it is
-            os.ftruncate(lock.fd, 0)
-            os.write(lock.fd, str(os.getpid()).encode())
-        return
-    writer = ""
-    with suppress(OSError):
-        writer = os.read(lock.fd, 20).decode("ascii", "replace")
-    raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
 
 
 def _is_ours(path: Path) -> bool:

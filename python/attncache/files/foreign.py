@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
-from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed, size_of
+from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed
 from attncache.files.containers import Container
 from attncache.layer_source import LayerSource
+from attncache.notices import PatternWarning, warn_user
+from attncache.pattern_check import unlike_weights
 from attncache.sources import Source, read_source
 from attncache.visible import visible
 from attncache.ways_in.named import errors_named
@@ -40,7 +42,7 @@ _UNNAMED = re.compile("arr_[0-9]+")  # what np.savez calls arrays that have no n
 
 @dataclass(frozen=True)
 class ForeignLayer:
-    """One layer in a file of others.
+    """One layer in a file of others, looked at for signs that it is no attention when its items are read.
 
     Attributes:
         name: of its array, for errors.
@@ -55,11 +57,6 @@ class ForeignLayer:
     dtype: str
     source: LayerSource | None
     read: Callable[[], Source]
-
-    @property
-    def n_bytes(self) -> int:
-        """The bytes of its items."""
-        return size_of(self.shape, self.dtype)
 
     def array(self) -> npt.NDArray[Any]:
         """Its items as ``push`` takes them, read-only.
@@ -83,10 +80,12 @@ class ForeignLayer:
 
     def push_to(self, cache: AttentionCache) -> None:
         """Append the layer to a cache; the one place where layers of others come in."""
-        cache.push(self.read(), source=self.source)
+        cache.push(self.read(), check=False, source=self.source)
 
 
-def layers_of_others(container: Container, names: str | None = None, axes: Axes | None = None) -> list[ForeignLayer]:
+def layers_of_others(
+    container: Container, names: str | None = None, axes: Axes | None = None, *, check: bool = True
+) -> list[ForeignLayer]:
     """The layers in a container, in their order.
 
     Args:
@@ -96,6 +95,7 @@ def layers_of_others(container: Container, names: str | None = None, axes: Axes 
             alone; where there are several kinds, those called after attention and not after scores.
         axes: the names of an array's axes, as for ``attncache.axes``; None reads a single array as ``of_one_array`` and
             several as ``of_one_layer`` does.
+        check: whether the first layer that is read and does not look like attention weights is a PatternWarning.
 
     Raises:
         ValueError: there are none, one is no pattern, or it is not clear which they are, or which axes.
@@ -111,7 +111,8 @@ def layers_of_others(container: Container, names: str | None = None, axes: Axes 
         arrangements = _arrangements(chosen, axes)
         for (_, array), arrangement in zip(chosen, arrangements, strict=True):
             _check_sizes(array, arrangement)
-        return _layers(chosen, arrangements)
+        look = _Look(container.path) if check else None
+        return _layers(chosen, arrangements, look)
     except ValueError as error:
         path, said = f"{container.path}: ", str(error)
         said = visible(said.removeprefix(path))
@@ -232,15 +233,15 @@ def _check_sizes(array: NamedArray, arrangement: Arrangement) -> None:
         raise ValueError(f"{array.name} {rule}, got shape {array.shape}")
 
 
-def _layers(chosen: _Chosen, arrangements: list[Arrangement]) -> list[ForeignLayer]:
+def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[ForeignLayer]:
     """The layers of the arrays: all in one, one in each, or all in each of several texts."""
     arrays = [array for _, array in chosen]
     first = arrangements[0]
     if not first.has_layers:
         sources = _sources([number for number, _ in chosen], arrays)
         return [
-            ForeignLayer(array.name, how.layer_shape, array.dtype, source, _reader([array], how, 0))
-            for array, how, source in zip(arrays, arrangements, sources, strict=True)
+            ForeignLayer(array.name, how.layer_shape, array.dtype, source, _reader([array], how, (0, n), look))
+            for n, (array, how, source) in enumerate(zip(arrays, arrangements, sources, strict=True))
         ]
     for array in arrays:
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
@@ -248,7 +249,7 @@ def _layers(chosen: _Chosen, arrangements: list[Arrangement]) -> list[ForeignLay
     batch_size, *sizes = first.layer_shape
     shape: Any = (batch_size * len(arrays), *sizes)
     return [
-        ForeignLayer(f"layer {n}", shape, arrays[0].dtype, None, _reader(arrays, first, n))
+        ForeignLayer(f"layer {n}", shape, arrays[0].dtype, None, _reader(arrays, first, (n, n), look))
         for n in range(first.n_layers)
     ]
 
@@ -264,44 +265,36 @@ def _sources(numbers: list[int | None], arrays: list[NamedArray]) -> list[LayerS
     return [LayerSource(layer=number) for number in known]
 
 
-def _reader(arrays: Sequence[NamedArray], arrangement: Arrangement, number: int) -> Callable[[], Source]:
-    """Reads one layer of each array, one after the other along the batch."""
+class _Look:
+    """Warns of the first layer of a file that does not look like attention weights, and of no other."""
+
+    def __init__(self, path: Path) -> None:
+        self._path: Path | None = path
+
+    def __call__(self, source: Source, number: int) -> None:
+        message = None if self._path is None else unlike_weights(source, number)
+        if message is not None:
+            path, self._path = self._path, None
+            warn_user(f"{path}: {message}", PatternWarning)
+
+
+def _reader(
+    arrays: Sequence[NamedArray], arrangement: Arrangement, numbers: tuple[int, int], look: _Look | None
+) -> Callable[[], Source]:
+    """Reads one layer, by its number in each array, whose items lie along the batch; and by its number in the file looks at it."""
+    in_array, in_file = numbers
 
     def items(array: NamedArray) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = arrangement.layer(array if arrangement.has_layers else array[...], number)
+        found: npt.NDArray[Any] = arrangement.layer(array if arrangement.has_layers else array[...], in_array)
         return found
 
     def read() -> Source:
         found = items(arrays[0]) if len(arrays) == 1 else np.concatenate([items(array) for array in arrays])
         found.flags.writeable = False
-        return Source(found, "bfloat16", is_writable=False) if arrays[0].dtype == "bfloat16" else read_source(found)
+        is_bfloat16 = arrays[0].dtype == "bfloat16"
+        source = Source(found, "bfloat16", is_writable=False) if is_bfloat16 else read_source(found)
+        if look is not None:
+            look(source, in_file)
+        return source
 
     return read
-
-
-def tokens_and_metadata(container: Container) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
-    """The tokens and metadata of a .npz file, if it has them, and the metadata of a safetensors file.
-
-    Raises:
-        ValueError: they are none.
-    """
-    if container.kind != "npz":
-        return None, dict(container.metadata)
-    described = {array.name: array[...] for array in container.arrays if array.name in ("tokens", "metadata")}
-    tokens, metadata = described.get("tokens"), described.get("metadata")
-    path = container.path
-    if tokens is not None and (tokens.ndim != 1 or tokens.dtype.kind != "U"):
-        raise ValueError(f"{path}: tokens must be strings of shape [key], got {tokens.dtype} of shape {tokens.shape}")
-    words = None if tokens is None else tuple(str(token) for token in tokens)
-    if metadata is None:
-        return words, {}
-    if metadata.ndim != 0 or metadata.dtype.kind != "U":
-        raise ValueError(f"{path}: metadata must be one string, got {metadata.dtype} of shape {metadata.shape}")
-    try:
-        said = json.loads(str(metadata))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: metadata must be JSON, got: {error}") from error
-    if not isinstance(said, dict):
-        rule = "metadata must be a JSON object"
-        raise ValueError(f"{path}: {rule}, got {type(said).__name__}")  # noqa: TRY004 (what a file holds is a value)
-    return words, said

@@ -16,6 +16,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from attncache.files.errors import InUseError
+
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 FOLLOWING = _BINARY  # flags to open a path that the user gave
 NOT_FOLLOWING = _BINARY | getattr(os, "O_NOFOLLOW", 0)  # and one of a name that the format gives
@@ -97,6 +99,23 @@ class Lock:
             if _is_own(os.fstat(self.fd)):
                 return True
             path.unlink()
+
+    def take_directory(self, directory: Path) -> None:
+        """Take a directory's lock, and say in it who has it.
+
+        Raises:
+            InUseError: another writer has it. OSError: as ``take_own``.
+        """
+        is_ours = self.take_own(directory / "lock", lambda: False)
+        writer = ""
+        with suppress(OSError):  # only to say who it is
+            if is_ours:
+                os.ftruncate(self.fd, 0)
+                os.write(self.fd, str(os.getpid()).encode())
+            else:
+                writer = os.read(self.fd, 20).decode("ascii", "replace")
+        if not is_ours:
+            raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
 
     def try_again(self) -> bool:
         """Try to lock the open file."""

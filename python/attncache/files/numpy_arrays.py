@@ -5,6 +5,7 @@ Nothing is executed from a file: pickled objects are refused. Every error names 
 
 from __future__ import annotations
 
+import json
 import zipfile
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -46,6 +47,31 @@ def npy_array(path: Path) -> NamedArray:
             return read_only(np.array(whole[key]))
 
     return NamedArray(ONLY, dtype_name(dtype), shape, read)
+
+
+def tokens_and_metadata(arrays: list[NamedArray], path: Path) -> tuple[tuple[str, ...] | None, dict[str, Any]]:
+    """The tokens and metadata among the arrays of a .npz file, if it has them.
+
+    Raises:
+        ValueError: they are none.
+    """
+    described = {array.name: array[...] for array in arrays if array.name in ("tokens", "metadata")}
+    tokens, metadata = described.get("tokens"), described.get("metadata")
+    if tokens is not None and (tokens.ndim != 1 or tokens.dtype.kind != "U"):
+        raise ValueError(f"{path}: tokens must be strings of shape [key], got {tokens.dtype} of shape {tokens.shape}")
+    words = None if tokens is None else tuple(str(token) for token in tokens)
+    if metadata is None:
+        return words, {}
+    if metadata.ndim != 0 or metadata.dtype.kind != "U":
+        raise ValueError(f"{path}: metadata must be one string, got {metadata.dtype} of shape {metadata.shape}")
+    try:
+        said = json.loads(str(metadata))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: metadata must be JSON, got: {error}") from error
+    if not isinstance(said, dict):
+        rule = "metadata must be a JSON object"
+        raise ValueError(f"{path}: {rule}, got {type(said).__name__}")  # noqa: TRY004 (what a file holds is a value)
+    return words, said
 
 
 def verify_zip(path: Path) -> int:

@@ -6,21 +6,20 @@ import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.atomic import remove_abandoned
 from attncache.files.containers import Container, open_container
 from attncache.files.errors import DamagedFileError, damaged
-from attncache.files.foreign import ForeignLayer, layers_of_others, tokens_and_metadata
+from attncache.files.foreign import ForeignLayer, layers_of_others
 from attncache.files.layer_reading import push_layer
 from attncache.files.manifest import MANIFEST, Manifest, read_manifest
 from attncache.files.numpy_arrays import verify_zip
+from attncache.files.said import Said
 from attncache.files.schema import StoredLayer, layers_of
 from attncache.files.single import OpenFile, digest, proved, write_file
-from attncache.tokens import Tokens, checked_tokens
 from attncache.ways_in.named import errors_named
 
 _Result = TypeVar("_Result")
@@ -38,8 +37,7 @@ class Origin(NamedTuple):
 def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
     """``AttentionCache.save``."""
     _check_bool(index, "index")
-    tokens, metadata = cache.tokens, cache.metadata
-    write_file(checked_path(path), cache, range(cache.n_layers), tokens=tokens, metadata=metadata, index=index)
+    write_file(checked_path(path), cache, range(cache.n_layers), said=Said.of(cache), index=index)
 
 
 def load(
@@ -50,6 +48,7 @@ def load(
     index: _Policy = "auto",
     names: str | None = None,
     axes: Axes | None = None,
+    check: bool = True,
 ) -> AttentionCache:
     """``AttentionCache.load``."""
     _check_bool(mmap, "mmap")
@@ -62,7 +61,7 @@ def load(
     container = open_container(path, is_mapped=mmap)
     if not container.is_ours or container.safetensors is None:
         cache = AttentionCache(index=index)
-        _fill(cache, container, layers_of_others(container, names, axes), verify=verify)
+        _fill(cache, container, layers_of_others(container, names, axes, check=check), verify=verify)
         if container.safetensors is not None and names is None and axes is None:
             cache._origin = Origin(path.absolute(), digest(container.safetensors[0].raw), mmap)
         return cache
@@ -71,7 +70,7 @@ def load(
     file = proved(OpenFile(path, layers_of(header, path), header, whole), is_mapped=mmap, verify=verify)
     cache = AttentionCache(index=index)
     push_layers(cache, file.each_layer())
-    set_description(cache, path, file.entry("tokens"), file.entry("metadata"))
+    file.said().give_to(cache)
     cache._origin = Origin(path.absolute(), file.digest, mmap)
     return cache
 
@@ -104,7 +103,7 @@ def _fill(cache: AttentionCache, container: Container, layers: Iterable[ForeignL
     for layer in layers:
         layer.push_to(cache)
     with errors_named(str(path)):
-        cache.tokens, cache.metadata = tokens_and_metadata(container)
+        cache.tokens, cache.metadata = container.tokens, container.metadata
 
 
 def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
@@ -144,7 +143,7 @@ def map_directory(
         OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
     """
     push_layers(cache, segments_of(path, manifest, is_mapped=is_mapped, verify=verify))
-    set_description(cache, path / MANIFEST, manifest.tokens, manifest.metadata)
+    manifest.said.give_to(cache)
     cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
 
 
@@ -169,34 +168,6 @@ def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLa
             push_layer(cache, layer, file.whole, file.path, policy)
     finally:
         cache._set_index_policy(policy)
-
-
-def set_description(cache: AttentionCache, path: Path, tokens: Any, metadata: Any) -> None:
-    """Give a cache the tokens and metadata that a file has for it.
-
-    Raises:
-        DamagedFileError: they are not tokens, or no metadata.
-    """
-    cache._tokens = read_tokens(tokens, path)
-    cache._metadata = MappingProxyType(read_metadata(metadata, path))
-
-
-def read_tokens(tokens: Any, path: Path) -> Tokens | None:
-    """The tokens as a file has them; they need not fit its layers, as those of a cache need not after more pushes."""
-    for item in (tokens, *tokens) if isinstance(tokens, list) else (tokens,):
-        if isinstance(item, dict) or isinstance(tokens, str):
-            raise damaged(path, "tokens", "must be lists of strings", repr(item)[:80])
-    try:
-        return checked_tokens(tokens, ())
-    except (TypeError, ValueError) as error:
-        raise damaged(path, "tokens", "must be lists of strings", error) from error
-
-
-def read_metadata(metadata: Any, path: Path) -> dict[str, Any]:
-    """The metadata as a file has them."""
-    if metadata is not None and not isinstance(metadata, dict):
-        raise damaged(path, "metadata", "must be a JSON object", type(metadata).__name__)
-    return metadata or {}
 
 
 def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:

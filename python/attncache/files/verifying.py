@@ -19,7 +19,7 @@ from attncache.files.errors import DamagedFileError, damaged
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest
 from attncache.files.memory import mapped, opened, read_between, read_header
 from attncache.files.numpy_arrays import npy_array, verify_zip
-from attncache.files.opening import is_cache_directory, push_layers, read_metadata, read_tokens
+from attncache.files.opening import is_cache_directory, push_layers
 from attncache.files.safetensors import ALIGNMENT, Header
 from attncache.files.schema import layers_of
 from attncache.files.single import OpenFile
@@ -76,8 +76,6 @@ def _verify_directory(path: Path) -> list[Verified]:
     while True:
         try:
             manifest = read_manifest(path)
-            read_tokens(manifest.tokens, path / MANIFEST)
-            read_metadata(manifest.metadata, path / MANIFEST)
         except DamagedFileError as error:
             return [Verified(path / MANIFEST, errors=(error,))]
         found = [Verified(path / MANIFEST, len(manifest.raw)), *_verify_segments(path, manifest)]
@@ -112,8 +110,7 @@ def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
         n_bytes, errors = damages(header, path, lambda begin, end: read_between(fd, begin, end))
         if not errors:  # so that every number that belongs to a factored layer is sound, too
             push_layers(AttentionCache(index="off"), file.each_layer())
-            read_tokens(file.entry("tokens"), path)
-            read_metadata(file.entry("metadata"), path)
+            file.said()
     return Verified(path, n_bytes, errors=tuple(errors))
 
 
