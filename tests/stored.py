@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 from patterns import DTYPES, KINDS, rng
 
 SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 9, 33, 64), (2, 2, 0, 3), (0, 2, 3, 4), (1, 0, 2, 2))
 
 
-def push_dense(cache: AttentionCache, dtype: str, shape: tuple[int, int, int, int] = SHAPES[1]) -> None:
+def push_dense(
+    cache: AttentionCache,
+    dtype: str,
+    shape: tuple[int, int, int, int] = SHAPES[1],
+    source: LayerSource | None = None,
+) -> None:
     """A layer of softmax rows with NaN, infinities and ties among them."""
     random = rng("stored", dtype, shape, cache.n_layers)
     pattern = KINDS["infinities"](random, shape).astype(DTYPES[dtype])
-    cache.push(pattern, copy=True)
+    cache.push(pattern, copy=True, source=source)
 
 
 def push_factored(cache: AttentionCache, **options: Any) -> None:
@@ -63,6 +68,21 @@ def tokened() -> AttentionCache:
     return cache
 
 
+def of_a_model() -> AttentionCache:
+    """Layers that say where they come from, of one text that asks another, one with sums that were kept from a longer text."""
+    cache = AttentionCache()
+    push_dense(
+        cache, "float16", (2, 4, 5, 7), source=LayerSource("decoder.layers.0", 0, (0, 2, 3, 9), "self", "decoder")
+    )
+    push_dense(cache, "float32", (2, 4, 5, 7))
+    push_factored(cache, source=LayerSource("decoder.layers.1.cross", 1, kind="cross", stack="decoder", call=2))
+    longer = AttentionCache()
+    push_factored(longer, sinks=np.arange(4, dtype=np.float32), window=4, source=LayerSource(layer=7))
+    cache._put_layer(3, longer.part(positions=slice(3, None)), 0)
+    cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2
+    return cache
+
+
 def state(cache: AttentionCache) -> Any:
     """All bytes and numbers of a cache, comparable by ==."""
     layers = []
@@ -72,9 +92,11 @@ def state(cache: AttentionCache) -> Any:
         if kind == "factored":
             options = cache._options(layer)
             if options[-1]:
-                options = (*options, cache.lse(layer).tobytes())
+                sums = cache._row_sums(layer)
+                assert sums is not None
+                options = (*options, cache.lse(layer).tobytes(), *(each.tobytes() for each in sums))
         layers.append((kind, shape, dtype, memory, options))
-    return layers, cache.tokens, dict(cache.metadata)
+    return layers, cache.sources, cache.tokens, cache._query_tokens, dict(cache.metadata)
 
 
 def answers(cache: AttentionCache) -> list[bytes]:

@@ -148,19 +148,18 @@ def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({}, r"must hold arrays of floats .*, named layers\.0\.pattern, .*; got no array$"),
-        ({"scores.1": pattern()}, r"got scores\.1 \[1, 2, 3, 4\] float32$"),
-        ({"scores.0": pattern(), "scores.2": pattern()}, r"got scores\.0 \[1, 2, 3, 4\] float32, scores\.2 \["),
         (
             {"encoder.0": pattern(), "decoder.0": pattern()},
             r"names, such as 'attentions\.\{\}', chooses .*; got enc.*, dec",
         ),
         ({f"a{n}b{n}": pattern() for n in range(9)}, r"got a0b0 .*, a7b7 \[1, 2, 3, 4\] float32, and 1 more$"),
-        ({"layers.0.pattern": pattern(), "layers.00.pattern": pattern()}, r"without a gap, got 0 twice"),
-        ({"layers.1.pattern": pattern()}, r"without a gap, got no layers\.0\.pattern"),
-        ({"layers.0.pattern": pattern(), "layers.2.pattern": pattern()}, r"without a gap, got no layers\.1\.pattern"),
         (
-            {"layers.0.pattern": pattern()[0]},
-            r"layers\.0\.pattern must be \[batch, head, query, key\], got shape \(2, 3, 4\)",
+            {"layers.0.pattern": pattern(), "layers.00.pattern": pattern()},
+            r"layers must have a number each, got 0 twice",
+        ),
+        (
+            {"layers.0.pattern": pattern()[0, 0]},
+            r"layers\.0\.pattern: a layer must be \[batch, head, query, key\] or \[head, .*, got shape \[3, 4\]; axes= names",
         ),
         (
             {"layers.0.pattern": np.zeros(SHAPE, np.int64)},
@@ -189,8 +188,8 @@ def test_npz_errors_name_the_file_the_rule_and_the_value(tmp_path: Path, arrays:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 4), np.float32), r"got shape \(3, 4\)"),
-        (np.zeros(SHAPE, bool), r"layer 0 must be one of float16, bfloat16, float32, float64, got bool"),
+        (np.zeros((3, 4), np.float32), r"a layer must be \[batch, .*, got shape \[3, 4\]; axes= names other axes"),
+        (np.zeros(SHAPE, bool), r"the array must be one of float16, bfloat16, float32, float64, got bool"),
         (np.full(SHAPE, None), r"without pickled objects"),
     ],
     ids=["axes", "dtype", "objects"],
@@ -211,24 +210,24 @@ def test_npy_with_more_layers_than_can_be_is_refused_at_once(tmp_path: Path) -> 
         read_patterns(tmp_path / "a.npy")
 
 
-def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+def test_a_file_is_read_by_what_it_is_whatever_its_name_says(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, pattern())
-    with pytest.raises(ValueError, match=r"a\.npz: a \.npz file must hold named arrays, got one array without a name"):
-        read_patterns(tmp_path / "a.npz")
-    with (tmp_path / "a.npy").open("wb") as file:
+    with (tmp_path / "b").open("wb") as file:
         np.savez(file, pattern())
-    with pytest.raises(ValueError, match=r"a\.npy: a \.npy file must hold one array, got an archive"):
-        read_patterns(tmp_path / "a.npy")
+    for name in ("a.npz", "b"):
+        (layer,) = read_patterns(tmp_path / name).patterns
+        assert np.array_equal(layer, pattern())
+
+
+def test_a_member_that_is_no_array_is_a_value_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("layers.0.pattern.npy", b"no array")
     with pytest.raises(ValueError, match=r"b\.npz: layers\.0\.pattern must be whole, in NumPy's format"):
         read_patterns(tmp_path / "b.npz")
 
 
-def test_an_unknown_suffix_is_a_value_error_and_a_missing_file_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must end in \.npz or \.npy, got '\.pt'"):
-        read_patterns(tmp_path / "a.pt")
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_patterns(tmp_path / "a.npz")
 

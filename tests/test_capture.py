@@ -31,7 +31,8 @@ from attncache import AttentionCache, CaptureWarning, capture, progress
 from attncache.capturing.calls import Call
 from attncache.capturing.interface import Heard, listening
 from attncache.capturing.masks import continued, read_sight
-from attncache.capturing.selection import key_heads_for, selected
+from attncache.capturing.selection import selected
+from attncache.factored import key_heads_for
 from capturing import (
     BATCH,
     CAUSAL,

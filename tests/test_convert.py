@@ -1,6 +1,6 @@
 """``attncache convert``: archives and caches as one file of ours.
 
-Covered: every kind of source, every option alone and in pairs, names of layers, tokens and metadata, that the file is whole
+Covered: every kind of source, every option alone and in pairs, names and axes of layers, several files, a warning, tokens and metadata, that the file is whole
 and loads to the same bits, means against reference.py, a target that is there, failures that leave it whole, a damaged source,
 peak memory (24 layers of 8 MB, in a process of its own), the exit code and stdout of a real process.
 Values compare by the equality of all bits. Not covered: a disk that is full; the fault tests have what ``save`` does then.
@@ -12,17 +12,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from attncache import AttentionCache, reference
+from attncache import AttentionCache, cli, reference
 from attncache.files import read_patterns, sample_path
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import DTYPES, assert_same, cache_of, make, meaning
-from stored import everything, factored_options, push_factored, state, tokened
+from stored import everything, factored_options, of_a_model, push_factored, state, tokened
 
 SAMPLE = read_patterns(sample_path())
 Ask = Callable[..., Any]
@@ -35,7 +36,7 @@ def converted(ask: Ask, tmp_path: Path) -> Callable[..., AttentionCache]:
 
     def command(source: Path | str, *options: str) -> AttentionCache:
         target = tmp_path / "converted.safetensors"
-        value = ask("convert", source, target, "--force", *options)
+        value = ask("convert", source, target, "--force", "--no-check", *options)
         assert value["target"] == ask("info", target)
         assert ask("verify", target)["ok"] is True
         return AttentionCache.load(target, verify=True)
@@ -86,7 +87,7 @@ def test_the_dtype_is_that_of_push(converted: Converted, tmp_path: Path, stored:
 
 
 def test_a_cache_keeps_all_it_has(converted: Converted, tmp_path: Path) -> None:
-    for cache in (everything(), tokened(), AttentionCache()):
+    for cache in (everything(), tokened(), of_a_model(), AttentionCache()):
         cache.save(tmp_path / "a.safetensors")
         assert state(converted(tmp_path / "a.safetensors")) == state(cache)
 
@@ -139,6 +140,13 @@ def test_mean_only_keeps_the_bits_of_the_head_mean(converted: Converted, tmp_pat
     assert_layers(again, cache.patterns)
 
 
+def test_the_mean_of_a_layer_comes_from_its_module(converted: Converted, tmp_path: Path) -> None:
+    of_a_model().save(tmp_path / "a.safetensors")
+    cache = converted(tmp_path / "a.safetensors", "--mean-only")
+    assert cache.sources == tuple(source and replace(source, heads=None) for source in of_a_model().sources)
+    assert cache._query_tokens == of_a_model()._query_tokens
+
+
 def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_path: Path) -> None:
     cache = AttentionCache()
     for options in factored_options():
@@ -174,8 +182,59 @@ def test_names_choose_the_layers(
         assert not (tmp_path / "b.safetensors").exists()
 
 
+def test_several_sources_and_folders_are_a_file_per_layer(
+    ask: Ask, run: Run, converted: Converted, fails: Fails, tmp_path: Path
+) -> None:
+    patterns = SAMPLE.patterns[:11]
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / "folder" / f"layer_{n}.npy" for n in range(11)]
+    for path, pattern in zip(paths, patterns, strict=True):
+        np.save(path, pattern)
+    assert_layers(converted(tmp_path / "folder"), patterns)
+    target = tmp_path / "several.safetensors"
+    shuffled = sorted(paths)  # as a shell gives layer_*.npy: 10 before 2
+    assert ask("convert", *shuffled, target)["source"] == [str(path) for path in shuffled]
+    assert_layers(AttentionCache.load(target), patterns)
+    assert run("convert", *shuffled, target, "--force")[0] == f"11 files → {target}"
+    assert ask("info", tmp_path / "folder")["kind"] == "folder"
+    _, line = fails("convert", paths[0], target, tmp_path / "new.safetensors")
+    assert line == f"{target}: must be a file by others where there are several, got a cache of attncache"
+
+
+def test_axes_say_what_an_array_holds(converted: Converted, fails: Fails, tmp_path: Path) -> None:
+    stack = np.array(SAMPLE.patterns[:3])
+    np.save(tmp_path / "a.npy", stack[:, 0])
+    _, line = fails("convert", tmp_path / "a.npy", tmp_path / "b.safetensors")
+    assert '--axes must be given for an array of shape [3, 9, 40, 40]: it may hold 3 layers (--axes "layer head' in line
+    assert_layers(converted(tmp_path / "a.npy", "--axes", "layer head query key"), stack)
+    _, line = fails("convert", tmp_path / "a.npy", tmp_path / "b.safetensors", "--axes", "layer head key")
+    assert line == "--axes must name query and key, got 'layer head key'"
+
+
+def test_scores_before_the_softmax_are_one_warning_that_can_be_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scores = np.random.default_rng(0).normal(0, 5, (3, 1, 3, 8, 8)).astype(np.float32)
+    path, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
+    np.savez(path, SAMPLE.patterns[0], *scores)
+    for command in (["convert", str(path), str(target), "--force", "--index"], ["top", str(path)]):
+        assert cli.main(command) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"attncache: warning: {path}: layer 1 does not look like attention weights: its rows sum to "
+        )
+        assert said.endswith(
+            "before the softmax? It is stored as it is; --no-check leaves out this look at some rows\n"
+        )
+        assert said.count("\n") == 1
+        assert cli.main([*command, "--no-check"]) == 0
+        assert capsys.readouterr().err == ""
+    done = process("top", str(path), "--layer", "2")  # warnings are errors there
+    assert (done.returncode, done.stderr.count("layer 2 does not look like")) == (0, 1)
+
+
 def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", np.zeros((2, 1, 2, 3), "f4"), tokens=np.array(["x", "y", "z"]))
+    np.savez(tmp_path / "a.npz", layer_0=np.zeros((2, 1, 2, 3), "f4"), tokens=np.array(["x", "y", "z"]))
     for tokens in (["a", "\n", "\N{SNOWMAN}"], [["a", "b", "c"], ["d", "e", "f"]]):
         (tmp_path / "tokens.json").write_text(json.dumps(tokens))
         found = converted(tmp_path / "a.npz", "--tokens", tmp_path / "tokens.json").tokens
@@ -183,10 +242,7 @@ def test_tokens_come_from_a_json_file(converted: Converted, fails: Fails, tmp_pa
     for text, words in [
         ("[", "tokens.json: tokens must be JSON, a list of strings or one such list per batch item, got: "),
         ('["a"]', "tokens must be one string for each key of layer 0, seq_k=3, got 1"),
-        (
-            "[3]",
-            "tokens must be None, a sequence of strings, or one such sequence per batch item, got numbers",
-        ),
+        ("[3]", "tokens must be None, a sequence of strings, or one such sequence per batch item, got numbers"),
         ("null", "a list of strings or one such list per batch item, got null"),
     ]:
         (tmp_path / "tokens.json").write_text(text)

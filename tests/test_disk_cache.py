@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 from attncache.files import DamagedFileError, InUseError
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
-from stored import answers, factored_options, push_dense, push_factored, state
+from patterns import cache_of
+from stored import answers, factored_options, of_a_model, push_dense, push_factored, state
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 
@@ -41,19 +42,25 @@ def lengthen(cache: AttentionCache) -> None:
 
 
 CHANGES: dict[str, Callable[[AttentionCache], object]] = {
-    "push float16": lambda cache: push_dense(cache, "float16"),
+    "push float16": lambda cache: push_dense(cache, "float16", source=LayerSource("a.0", layer=0)),
     "push bfloat16": lambda cache: push_dense(cache, "bfloat16"),
     "push float32": lambda cache: push_dense(cache, "float32"),
-    "push_qk": push_factored,
+    "push_qk": lambda cache: push_factored(cache, source=LayerSource("a.3", layer=3, heads=(0, 1, 4, 5), kind="self")),
     "append_qk": lengthen,
     **{f"push_qk {sorted(each)}": lambda cache, each=each: push_factored(cache, **each) for each in factored_options()},
-    "replace": lambda cache: cache._replace_layer(1, np.full((2, 1, 3, 4), 0.25, np.float16)),
+    "push with a source": lambda cache: push_dense(cache, "float16", source=LayerSource("a.1", 1, kind="cross")),
+    "replace what has a source": lambda cache: cache._replace_layer(-1, of_a_model().part(layers=2)),
+    "replace": lambda cache: cache._replace_layer(1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
     "metadata": lambda cache: setattr(cache, "metadata", {"a": [1, {"b": None}]}),
     "no metadata": lambda cache: setattr(cache, "metadata", {}),
     "compact": lambda cache: cache.compact() if isinstance(cache, DiskCache) else None,
     "push after compact": lambda cache: push_dense(cache, "float16"),
-    "replace in a compacted file": lambda cache: cache._replace_layer(0, np.full((2, 1, 3, 4), 0.5, np.float32)),
-    "replace a factored layer": lambda cache: cache._replace_layer(-2, np.full((2, 1, 3, 4), 0.5, np.float32)),
+    "replace in a compacted file": lambda cache: cache._replace_layer(
+        0, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
+    ),
+    "replace a factored layer": lambda cache: cache._replace_layer(
+        -2, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
+    ),
     "compact again": lambda cache: cache.compact(index=True) if isinstance(cache, DiskCache) else None,
     "clear": lambda cache: cache.clear(),
     "tokens of an empty cache": lambda cache: setattr(cache, "tokens", ["a", "b", "c", "d", "e", "f", "g"]),
@@ -217,7 +224,7 @@ def test_a_reader_meets_a_writer_that_replaces_and_compacts(tmp_path: Path) -> N
 
         def write() -> None:
             for number in range(40):
-                cache._replace_layer(number % 3, np.full((1, 1, 2, 2), number, np.float32))
+                cache._replace_layer(number % 3, cache_of([np.full((1, 1, 2, 2), number, np.float32)]))
                 if number % 5 == 0:
                     cache.compact()
             stop.set()
@@ -259,8 +266,13 @@ def test_layers_without_their_manifest_are_refused_and_left_alone(tmp_path: Path
 
 
 def test_a_directory_that_is_no_cache_says_what_may_open_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"must have manifest\.json; attncache\.open_runs opens one of several"):
-        AttentionCache.load(tmp_path)
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path, tmp_path / "run"):
+        words = (
+            r"must be a cache, which has manifest\.json, or hold a file of arrays per layer, got a folder with neither"
+        )
+        with pytest.raises(ValueError, match=rf"^{path}: {words}; attncache\.open_runs opens a folder of caches"):
+            AttentionCache.load(path)
 
 
 def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,3 +382,30 @@ def test_the_manifest_is_json_that_anyone_reads(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
     assert (manifest["attncache"], manifest["metadata"]) == (1, {"model": "m"})
     assert [segment["file"] for segment in manifest["segments"]] == segments(tmp_path / "run")
+
+
+def test_tokens_of_the_queries_are_in_the_manifest_and_come_back(tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path / "run") as cache:
+        push_dense(cache, "float16")
+        cache._query_tokens = (("a", "b", "c", "d", "e"), ("f", "g", "h", "i", "j"))
+        cache.metadata = {"n": 1}
+        cache.compact()
+        expected = state(cache)
+    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    assert manifest["query_tokens"] == [["a", "b", "c", "d", "e"], ["f", "g", "h", "i", "j"]]
+    assert state(AttentionCache.load(tmp_path / "run", verify=True)) == expected
+    with AttentionCache.create(tmp_path / "run") as cache:
+        assert state(cache) == expected
+        cache.clear()
+        assert cache._query_tokens is None
+    assert AttentionCache.load(tmp_path / "run")._query_tokens is None
+
+
+def test_a_layer_refused_for_its_source_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
+    with AttentionCache.create(tmp_path / "run") as cache:
+        wrong = LayerSource(heads=(0, 1))
+        for push in (lambda: cache.push(ONE, source=wrong), lambda: cache.push_qk(ONE, ONE, source=wrong)):
+            with pytest.raises(ValueError, match="n_heads=1, got 2"):
+                push()
+        assert segments(tmp_path / "run") == []
+        assert cache.is_empty

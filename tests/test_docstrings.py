@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import axes, cache, factored, layer_source, mapping, pattern_check, runs, simd, tokens, units
-from attncache.capturing import selection
+from attncache import axes, cache, factored, layer_source, mapping, pattern_check, runs, simd, taking, tokens, units
 from attncache.ways_in import numbering
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +49,7 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
     [
         (cache, "AttentionCache"),
         (factored, "pattern_from_qk"),
-        (selection, "key_heads_for"),
+        (factored, "key_heads_for"),
         (units, "readable_bytes"),
         (simd, "use"),
         (runs, "open_runs"),
@@ -64,6 +63,10 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (layer_source, "LayerSource"),
         (layer_source.LayerSource, "to_dict"),
         (layer_source.LayerSource, "from_dict"),
+        (taking, "as_slice"),
+        (layer_source, "group_of"),
+        (layer_source, "layers_in_words"),
+        (layer_source, "numbers_in_words"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -72,7 +75,9 @@ def test_examples_of_a_function_run_as_shown(module: ModuleType | type, name: st
     run_examples(getattr(module, name).__doc__ or "", name, dict(names))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/runs.md", "docs/ways_in.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/parts.md", "docs/runs.md", "docs/ways_in.md"]
+)
 def test_the_examples_on_a_page_print_what_they_show(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +90,14 @@ def test_the_examples_on_a_page_print_what_they_show(
 
 def test_every_page_with_examples_is_run_here() -> None:
     pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
-    assert sorted(page.name for page in pages) == ["README.md", "cuda.md", "format.md", "runs.md", "ways_in.md"]
+    assert sorted(page.name for page in pages) == [
+        "README.md",
+        "cuda.md",
+        "format.md",
+        "parts.md",
+        "runs.md",
+        "ways_in.md",
+    ]
 
 
 def test_the_bytes_in_the_format_document_are_those_of_a_real_file(tmp_path: Path) -> None:

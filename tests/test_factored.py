@@ -422,7 +422,9 @@ def test_a_layer_whose_memory_clears_the_cache_may_be_replaced(replace: str) -> 
     if replace == "append_qk":
         cache.append_qk(1, query[:, :, :1], key[:, :, :1])
     else:
-        cache._replace_layer(1, np.ones((1, 1, 2, 2), np.float32))
+        other = AttentionCache()
+        other.push(np.ones((1, 1, 2, 2), np.float32))
+        cache._replace_layer(1, other)
     assert cache.is_empty
 
 

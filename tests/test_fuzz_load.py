@@ -33,7 +33,14 @@ def test_eight_thousand_inputs_are_loaded_or_refused() -> None:
     assert outcome.inputs == 8000
     assert outcome.ways["loaded"] > 1000
     assert outcome.ways["DamagedFileError"] > 1000
-    assert outcome.ways.keys() <= {"loaded", "DamagedFileError", "MemoryError", "OSError", "FileNotFoundError"}
+    assert outcome.ways.keys() <= {
+        "loaded",
+        "DamagedFileError",
+        "ValueError",
+        "MemoryError",
+        "OSError",
+        "FileNotFoundError",
+    }
 
 
 def test_an_input_is_the_same_each_time() -> None:

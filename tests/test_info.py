@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.layout import WIDTH, label
 from command_line import Run, every_kind, flipped, process, write_safetensors
@@ -134,6 +134,38 @@ def test_factored_layers_say_what_their_weights_come_from(run: Run, tmp_path: Pa
     assert max(map(len, lines[1:])) <= WIDTH
 
 
+def test_layers_say_which_of_the_model_they_are(run: Run, ask: Ask, tmp_path: Path) -> None:
+    cache = AttentionCache()
+    pattern = np.zeros((1, 2, 3, 3), np.float16)
+    for layer in (5, 9):
+        cache.push(pattern, source=LayerSource(f"model.layers.{layer}.self_attn", layer, (0, 3), "self"))
+    cache.push(pattern, source=LayerSource("cross", kind="cross", stack="decoder"))
+    cache.push(pattern, source=LayerSource())
+    cache.push(pattern)
+    cache.save(tmp_path / "a.safetensors")
+    lines = run("info", tmp_path / "a.safetensors")
+    assert table(lines)[0][:6] == ["0-4", "dense", "1", "2", "3", "3"]
+    said = " ".join(" ".join(lines).split())
+    assert (
+        "layers 0 and 1: self-attention, layers 5 and 9 of the model, heads 0 and 3, model.layers.N.self_attn "
+        "layer 2: decoder cross-attention, cross layer 3: a module without a name no tokens" in said
+    )
+    sources = [layer.get("source") for layer in ask("info", tmp_path / "a.safetensors")["layers"]]
+    assert sources == [source and source.to_dict() for source in cache.sources]
+
+
+def test_tokens_of_the_queries_are_shown_where_they_are_others(run: Run, ask: Ask, tmp_path: Path) -> None:
+    cache = AttentionCache()
+    cache.push(np.zeros((1, 1, 1, 2), np.float32))
+    cache.tokens, cache._query_tokens = ["the", " cat"], ("Die",)
+    cache.save(tmp_path / "a.safetensors")
+    words = "   2 tokens|      the cat||   1 token of the queries|      Die||"
+    assert words in "|".join(run("info", tmp_path / "a.safetensors"))
+    assert ask("info", tmp_path / "a.safetensors")["query_tokens"] == ["Die"]
+    AttentionCache().save(tmp_path / "b.safetensors")
+    assert ask("info", tmp_path / "b.safetensors")["query_tokens"] is None
+
+
 def test_tokens_of_every_batch_item_are_shown(run: Run, tmp_path: Path) -> None:
     cache = AttentionCache()
     cache.push(np.zeros((2, 1, 2, 2), np.float32))
@@ -203,10 +235,12 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(
 def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
     (tmp_path / "old.pt").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4\n")
+    (tmp_path / "notes").write_bytes(b"some notes")
     (tmp_path / "short.safetensors").write_bytes(b"12")
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "bool.npy", np.zeros((1, 1, 2, 2), bool))
-    np.save(tmp_path / "nothing.npy", np.zeros((1 << 21, 1, 0, 2), np.float32))
+    np.save(tmp_path / "nothing.npy", np.zeros((1, 1 << 21, 0, 2), np.float32))
     both = write_safetensors(
         tmp_path / "both.safetensors", {name: np.zeros((1, 1, 2, 2), "f4") for name in ("encoder.0", "decoder.0")}
     )
@@ -215,14 +249,25 @@ def test_what_cannot_be_read_is_one_line_on_stderr_and_exit_1(fails: Fails, tmp_
         (tmp_path / "bad.npz", "bad.npz: the file must be whole, in NumPy's format"),
         (
             tmp_path / "old.pt",
-            "must be a safetensors, .npz or .npy file, or a directory of AttentionCache.create, got a f",
+            "old.pt: the file must hold tensors, in tuples, lists or dicts, for torch.load(weights_only",
+        ),
+        (
+            tmp_path / "a.pdf",
+            "a.pdf: must be a file of arrays (safetensors, .npz, .npy, .pt of torch.save, HDF5, or a fo",
+        ),
+        (
+            tmp_path / "notes",
+            "notes: must be a file of arrays (safetensors, .npz, .npy, .pt of torch.save, HDF5, or a f",
         ),
         (tmp_path / "short.safetensors", "the file must begin with the 8 bytes of the header's length, got 2 bytes"),
-        (tmp_path / "empty", "must be a cache or hold some, got a directory without manifest.json and without runs"),
-        (tmp_path / "bool.npy", "layer 0 must be one of float16, bfloat16, float32, float64, got bool"),
+        (
+            tmp_path / "empty",
+            "must be a cache, which has manifest.json, or hold a file of arrays per layer, got a fold",
+        ),
+        (tmp_path / "bool.npy", "the array must be one of float16, bfloat16, float32, float64, got bool"),
         (
             tmp_path / "nothing.npy",
-            "layer 0 must have at most 1048576 batch items and heads if it is empty, got shape (",
+            "the array must have at most 1048576 batch items and heads if it is empty, got shape (",
         ),
         (both, "got encoder.0 [1, 1, 2, 2] float32, decoder.0 [1, 1, 2, 2] float32"),
     ]:
@@ -263,8 +308,8 @@ def test_whatever_byte_of_a_small_file_is_wrong_no_command_ends_in_a_traceback(
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :])
             asked = path if path.parent == tmp_path else paths["run"]
             target = str(tmp_path / "converted")
-            for words in (["info"], ["verify"], ["top"], ["convert", "--force"]):
-                code = cli.main([words[0], str(asked), *([target, *words[1:]] if words[1:] else [])])
+            for words in (["info"], ["verify"], ["top", "--no-check"], ["convert", "--force", "--no-check"]):
+                code = cli.main([words[0], str(asked), *([target] if words[0] == "convert" else []), *words[1:]])
                 assert code in (0, 1)
                 assert capsys.readouterr().err.count("\n") == code
         path.write_bytes(whole)

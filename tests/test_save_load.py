@@ -24,8 +24,8 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError
-from patterns import DTYPES
-from stored import SHAPES, answers, everything, push_dense, state, tokened
+from patterns import DTYPES, cache_of
+from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("index", [False, True], ids=["without index", "with index"])
-@pytest.mark.parametrize("make", [everything, tokened, AttentionCache])
+@pytest.mark.parametrize("make", [everything, tokened, of_a_model, AttentionCache])
 def test_a_loaded_cache_has_every_bit_of_the_saved_one(make: Any, index: bool, way: Any, tmp_path: Path) -> None:
     cache = make()
     cache.save(tmp_path / "a.safetensors", index=index)
@@ -205,7 +205,7 @@ def test_one_file_is_open_in_many_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "read"])
 def test_a_cache_from_disk_pickles_as_its_path_and_hash(mapped: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    everything().save(path)
+    of_a_model().save(path)
     cache = AttentionCache.load(path, mapped, index="off")
     pickled = pickle.dumps(cache)
     assert len(pickled) < 300 + len(str(path))
@@ -234,7 +234,7 @@ def test_a_cache_in_memory_or_changed_since_is_not_pickled(tmp_path: Path) -> No
         lambda found: found.append_qk(3, np.ones((2, 4, 1, 8), np.float32), np.ones((2, 2, 1, 8), np.float32)),
         lambda found: setattr(found, "tokens", None),
         lambda found: setattr(found, "metadata", {}),
-        lambda found: found._replace_layer(0, np.ones((1, 1, 1, 1), np.float32)),
+        lambda found: found._replace_layer(0, cache_of([np.ones((1, 1, 1, 1), np.float32)])),
         lambda found: found.clear(),
     ]
     for change in changes:
@@ -258,7 +258,7 @@ def test_patterns_in_a_file_by_others_are_loaded_and_the_rest_passed_over(tmp_pa
     for mapped in (True, False):
         cache = AttentionCache.load(tmp_path / "a.safetensors", mapped)
         assert [view.tobytes() for view in cache] == [pattern.tobytes() for pattern in patterns]
-    with pytest.raises(DamagedFileError, match=r"must have data_crc32 .* to be verified"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: verify must be False for a file without checksums"):
         AttentionCache.load(tmp_path / "a.safetensors", verify=True)
 
 
@@ -273,11 +273,17 @@ def test_a_misaligned_pattern_by_others_is_copied(tmp_path: Path) -> None:
     assert AttentionCache.load(tmp_path / "a.safetensors")[0].tobytes() == pattern.tobytes()
 
 
-def test_a_file_without_patterns_is_refused_with_what_it_has(tmp_path: Path) -> None:
+def test_a_file_without_patterns_is_refused_with_what_it_has_and_is_not_called_damaged(tmp_path: Path) -> None:
     writer = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
-    writer.save_file({"embedding": np.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(DamagedFileError, match=r"must hold tensors named layers\.0\.pattern, .*, got embedding"):
-        AttentionCache.load(tmp_path / "a.safetensors")
+    for tensors, words in [
+        ({}, "got no array"),
+        ({"embedding": np.ones(1)}, r"a layer must be \[batch, head, query, key\] or .*, got shape \[1\]"),
+        ({"a": np.ones(1), "b": np.ones((1, 1, 2, 2), int)}, r"got .*b \[1, 1, 2, 2\] I64"),
+    ]:
+        writer.save_file(tensors, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=rf"a\.safetensors: .*{words}") as caught:
+            AttentionCache.load(tmp_path / "a.safetensors")
+        assert not isinstance(caught.value, DamagedFileError)
 
 
 # ---- arguments

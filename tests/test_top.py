@@ -78,7 +78,7 @@ def test_every_kind_of_file_gives_the_same_answer(ask: Ask, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layers_of_every_dtype_are_answered(ask: Ask, tmp_path: Path, dtype: str) -> None:
     pattern = make("soft", (2, 3, 4, 5), dtype)
-    write_safetensors(tmp_path / "a.safetensors", {"attention": pattern})
+    write_safetensors(tmp_path / "a.safetensors", {"attention.0": pattern})
     value = ask("top", tmp_path / "a.safetensors", "--batch", "1", "--position", "2")
     assert pairs(value["layers"][0]) == expected([pattern], 0, 5, 2, batch=1)
 

@@ -9,8 +9,10 @@ Not covered: every bit, every length and malformed headers; test_save_load.py an
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,30 @@ def test_a_flipped_byte_in_the_data_of_an_npz_is_found(fails: Fails, tmp_path: P
         value, line = fails("verify", paths[name])
         assert value["files"][0]["state"] == "damaged"
         assert line.startswith(f"{paths[name]}: ")
+
+
+def test_an_array_that_is_shorter_than_its_header_says_is_damage(fails: Fails, ask: Ask, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    np.save(whole, np.zeros((1, 2, 10, 10), np.float32))
+    for name, raw, words in [
+        ("short", whole.getvalue()[:-760], "got: 40 bytes where its header says 800"),
+        ("none", b"no array", "layers.0.pattern must be whole, in NumPy's format"),
+    ]:
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+            archive.writestr("layers.0.pattern.npy", raw)
+        value, line = fails("verify", tmp_path / f"{name}.npz")
+        assert value["files"][0]["state"] == "damaged"
+        assert words in line
+        assert line.count("must be whole") == 1
+    np.savez(tmp_path / "objects.npz", a=np.zeros((1, 1, 2, 2)), names=np.array([None, "a"], object))
+    assert ask("verify", tmp_path / "objects.npz")["ok"] is True
+
+
+def test_a_folder_of_files_is_verified_file_by_file(fails: Fails, tmp_path: Path) -> None:
+    np.savez(tmp_path / "layer_0.npz", PATTERNS[0])
+    np.save(tmp_path / "layer_1.npy", PATTERNS[1])
+    value, _ = fails("verify", tmp_path)
+    assert [file["state"] for file in value["files"]] == ["whole", "no checksums"]
 
 
 def test_data_that_are_not_aligned_break_the_format(

@@ -8,6 +8,7 @@ namespace attncache::python {
 py::class_<Store> bind_store(py::module_& module);
 void bind_factored(py::class_<Store>& store);
 void bind_disk(py::class_<Store>& store);
+void bind_part(py::class_<Store>& store);
 void bind_device(py::class_<Store>& store);
 void bind_dlpack(py::module_& module);
 void bind_queries(py::module_& module);

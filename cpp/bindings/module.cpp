@@ -23,6 +23,7 @@ PYBIND11_MODULE(_core, module) {
     auto store = attncache::python::bind_store(module);
     attncache::python::bind_factored(store);
     attncache::python::bind_disk(store);
+    attncache::python::bind_part(store);
     attncache::python::bind_device(store);
     attncache::python::add_hot_calls(store);
     attncache::python::bind_dlpack(module);

@@ -48,6 +48,19 @@ class Store:
     ) -> tuple[float, float, bool, int, list[list[tuple[int, int]]], list[float], bool]: ...
     def _row_sums(self, layer: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None: ...
     def _set_row_sums(self, layer: Any, greatest: npt.NDArray[np.float32], sums: npt.NDArray[np.float32]) -> None: ...
+    def _push_qk_over(
+        self,
+        query: npt.NDArray[Any],
+        key: npt.NDArray[Any],
+        dtype: str,
+        scale: float,
+        softcap: float,
+        causal: bool,
+        window: int,
+        hidden_keys: Sequence[Sequence[tuple[int, int]]],
+        sinks: Sequence[float],
+    ) -> None: ...
+    def _give_row_sums(self, layer: Any, greatest: npt.NDArray[np.float32], sums: npt.NDArray[np.float32]) -> None: ...
     def _set_index(
         self, layer: Any, batch: Any, by_query: npt.NDArray[np.float32], by_key: npt.NDArray[np.float32]
     ) -> None: ...

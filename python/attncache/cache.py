@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.factored import Options, Progress, append_factors, push_factors
-from attncache.layer_source import LayerSource, checked_layer_source
+from attncache.axes import Axes
+from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
+from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
-from attncache.selections import Selections, Weights
+from attncache.selections import Selections, Selector, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.tokens import QUERIES, Tokens, checked_tokens
 from attncache.units import readable_bytes
@@ -210,8 +211,11 @@ class AttentionCache(Selections):
         *,
         verify: bool = False,
         index: Literal["off", "auto", "eager"] = "auto",
+        names: str | None = None,
+        axes: Axes | None = None,
+        check: bool = True,
     ) -> AttentionCache:
-        """Open a cache that ``save`` or ``create`` wrote, without reading more than its header.
+        """Open a cache that ``save`` or ``create`` wrote, without reading more than its header, or read a file of others.
 
         Every view is read-only and lies in the mapped file: a query reads the pages that it needs, so files may be larger
         than memory, and any number of processes may have one open. What is pushed to the cache afterwards stays in
@@ -219,17 +223,21 @@ class AttentionCache(Selections):
         ``save`` never does, it replaces files. A cache on disk pickles as its path and a hash of its contents.
 
         Args:
-            path: a file, or a directory of ``create``, whose layers are those at this moment; also a safetensors file by
-                others with tensors layers.0.pattern, layers.1.pattern, ...
+            path: a file, or a directory of ``create``, whose layers are those at this moment; or anything else that
+                ``attncache.files.read_patterns`` reads, of which safetensors are mapped.
             mmap: whether to map; False reads all layers into memory and compares them with their checksums, as is wise
                 for files that others may change or have sent.
             verify: whether to compare a mapped file with its checksums too, which reads all of it once.
             index: as for AttentionCache; an index in the file is used unless "off".
+            names, axes: as for ``read_patterns``, of a file of others: which of its arrays are the layers, such as
+                "attentions.{}", and which of their axes is which, such as "layer head query key".
+            check: as for ``push``, of files by others alone.
 
         Raises:
             OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
-                its format or is damaged; the message says where. MemoryError: no memory to read it.
-            TypeError: an argument is of the wrong kind.
+                its format or is damaged; the message says where. ValueError: it is no file of attention, or it is not
+                clear which of its arrays and axes are which. MemoryError: no memory to read it. ImportError: it needs
+                torch or h5py, which is not installed. TypeError: an argument is of the wrong kind.
 
         >>> import tempfile
         >>> cache = AttentionCache()
@@ -241,7 +249,7 @@ class AttentionCache(Selections):
         """
         from attncache.files.opening import load  # noqa: PLC0415
 
-        return load(path, mmap=mmap, verify=verify, index=index)
+        return load(path, mmap=mmap, verify=verify, index=index, names=names, axes=axes, check=check)
 
     @classmethod
     def create(
@@ -332,8 +340,9 @@ class AttentionCache(Selections):
             source: where the layer comes from, kept in ``sources``; None where that is not known.
 
         Raises:
-            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, or lies on a device
-                that cannot be used or would have to be converted there; or copy is False and a copy would be needed. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+            TypeError: pattern is not an array of floats. ValueError: it has other than four axes, lies on a device that
+                cannot be used or would have to be converted there; copy is False and a copy would be needed; or source
+                names another number of heads. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         Narrowing rounds once to nearest even and keeps subnormals, as NumPy's ``astype`` does.
 
@@ -343,13 +352,15 @@ class AttentionCache(Selections):
         ('float16',)
         """
         copy = checked_copy(copy)
-        checked_layer_source(source)
         if is_on_device(pattern):
-            from attncache.cuda.layers import push_pattern  # noqa: PLC0415
+            from attncache.cuda.layers import layer_of_pattern  # noqa: PLC0415
 
-            push_pattern(self, self._dtype, pattern, copy)
+            layer = layer_of_pattern(self._dtype, pattern, copy)
+            checked_layer_source(source, layer.shape[1])
+            self._push_device(layer)
         else:
             given = read_source(pattern)
+            checked_layer_source(source, given.array.shape[1])
             stored = self._dtype or given.own_dtype
             if check:
                 self._warn_once(unlike_weights(given, self.n_layers))
@@ -408,15 +419,18 @@ class AttentionCache(Selections):
         >>> cache.rows(0, 1)
         array([0.5, 0.5, 0. ], dtype=float32)
         """
-        checked_layer_source(source)
         self._warn_once(with_positions_first(query, key, causal=causal))
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
         if is_on_device(query) or is_on_device(key):
-            from attncache.cuda import layers  # noqa: PLC0415
+            from attncache.cuda.layers import layer_of_factors  # noqa: PLC0415
 
-            layers.push_factors(self, self._dtype, query, key, options, copy=copy)
+            layer = layer_of_factors(self._dtype, query, key, options, copy=copy)
+            checked_layer_source(source, layer.shape[1])
+            self._push_device(layer)
         else:
-            push_factors(self, self._dtype, query, key, options, copy=copy)
+            queries = read_source(query, QUERY)
+            checked_layer_source(source, queries.array.shape[1])
+            push_factors(self, self._dtype, queries, key, options, copy=copy)
         self._remember_source(self.n_layers - 1, source)
         self._origin = None
 
@@ -534,10 +548,67 @@ class AttentionCache(Selections):
         if source is not None:
             self._sources[layer] = source
 
+    def _put_layer(self, at: int, source: _core.Store, layer: int) -> None:
+        """Make a layer of another store the one at ``at``, or the next one; both share it, and where it comes from."""
+        origin = source._sources.get(range(source.n_layers)[layer]) if isinstance(source, AttentionCache) else None
+        number = range(self.n_layers + 1)[at]
+        super()._put_layer(at, source, layer)
+        self._sources.pop(number, None)
+        if number < self.n_layers:  # what was there may have cleared the cache as it was let go
+            self._remember_source(number, origin)
+
     def _replace_layer(self, layer: int, new: AttentionCache) -> None:
         """Put the only layer of another cache in the place of a layer."""
         self._put_layer(range(self.n_layers)[layer], new, 0)
         self._origin = None
+
+    def part(
+        self,
+        *,
+        layers: Selector = None,
+        heads: Selector = None,
+        batch: Selector = None,
+        positions: Selector = None,
+        kind: Literal["self", "cross", "encoder", "decoder", "vision", "audio", "text"] | None = None,
+    ) -> AttentionCache:
+        """A cache of a part of this one, in memory, whose weights have the same bits.
+
+        Layers that are whole in the part are shared with their index. Of a dense layer, a part that is one C-contiguous
+        block (neighbouring batch items; of one item, neighbouring heads) is shared too, and any other is copied. Of a factored layer, queries and keys are shared where the chosen indices ascend in even steps. So a
+        part of a mapped file stays in the file. Tokens and sources are those of the part, metadata stay.
+
+        Args:
+            layers: which layers, as for ``rows``; of all, or of those of ``kind``.
+            heads: which heads of each layer, as for ``rows``, but that an int keeps its axis; so with those that follow.
+            batch: which batch items.
+            positions: which places of the text: keys at these places, and the queries that stand at them (query i at
+                i + seq_k - seq_q). Of a factored layer that is causal or has a window they must be neighbours in
+                ascending order. A factored row that sees keys that are left out keeps its sum, as with ``lse``: its
+                weights then sum to less than 1, as those of a dense row, and it takes no ``append_qk``. Such sums are
+                computed if they are not known.
+            kind: None for all, "self" or "cross" for such attention, or the stack whose self-attention it is, as
+                ``sources`` say; ``part(kind="decoder")`` has the layers of transformers' ``decoder_attentions``,
+                ``part(kind="cross")`` those of ``cross_attentions``.
+
+        Returns:
+            A new AttentionCache with the same dtype and index policy.
+
+        Raises:
+            IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: no layer is of
+                that kind; positions of cross-attention; positions that cannot be chosen of a factored layer, or no head
+                of it; or more than layers is chosen of a layer on a device: ``cpu()`` copies it.
+
+        >>> cache = AttentionCache()
+        >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.5, 0.5]]]], source=LayerSource(layer=3))
+        >>> part = cache.part(heads=1)
+        >>> part.rows(0, -1), part.sources
+        (array([0.5, 0.5], dtype=float32), (LayerSource(module='', layer=3, heads=[1]),))
+        >>> np.shares_memory(part[0], cache[0])
+        True
+        """
+        from attncache.parts import part_of  # noqa: PLC0415 (it imports this module)
+
+        return part_of(self, layers=layers, heads=heads, batch=batch, positions=positions, kind=kind)
 
     def cpu(self) -> AttentionCache:
         """A cache in memory with the same layers, tokens and metadata: those on a device are copied, the others shared.
@@ -562,8 +633,8 @@ class AttentionCache(Selections):
                 copy._put_layer(layer, self, layer)
             else:
                 on_device.copy_into(copy)
-        copy._tokens, copy._query_tokens = self._tokens, self._query_tokens
-        copy._metadata, copy._sources = self._metadata, dict(self._sources)
+        copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
+        copy._sources = dict(self._sources)
         return copy
 
     def clear(self) -> None:
@@ -617,7 +688,7 @@ class AttentionCache(Selections):
 
     @tokens.setter
     def tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
-        self._describe(checked_tokens(tokens, self.shapes), self._metadata)
+        self._describe(checked_tokens(tokens, self.shapes), self._query_tokens, self._metadata)
 
     @property
     def query_tokens(self) -> Tokens | None:
@@ -641,8 +712,7 @@ class AttentionCache(Selections):
 
     @query_tokens.setter
     def query_tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]] | None) -> None:
-        self._query_tokens = checked_tokens(tokens, self.shapes, QUERIES)
-        self._origin = None
+        self._describe(self._tokens, checked_tokens(tokens, self.shapes, QUERIES), self._metadata)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -667,11 +737,11 @@ class AttentionCache(Selections):
     def metadata(self, metadata: Mapping[str, Any]) -> None:
         from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
 
-        self._describe(self._tokens, checked_metadata(metadata))
+        self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
 
-    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+    def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         """Take over checked tokens and metadata."""
-        self._tokens, self._metadata, self._origin = tokens, metadata, None
+        self._tokens, self._query_tokens, self._metadata, self._origin = tokens, query_tokens, metadata, None
 
     @property
     def path(self) -> Path | None:
@@ -688,6 +758,8 @@ class AttentionCache(Selections):
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
+        if words := layers_in_words(self.sources):
+            layers += f" ({words})"
         forms = {(kind, *shape, dtype) for kind, shape, dtype in zip(self.kinds, self.shapes, self.dtypes, strict=True)}
         if len(forms) == 1:
             kind, *shape, dtype = forms.pop()

@@ -12,14 +12,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attncache
 from attncache.commands import convert, demo, info, top, verify
 from attncache.commands.command import Command, one_line
 from attncache.layout import printable
+from attncache.notices import PatternWarning
 
 COMMANDS: dict[str, Command] = {
     command.name: command for command in (demo.COMMAND, info.COMMAND, verify.COMMAND, top.COMMAND, convert.COMMAND)
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is what follows the program's name."""
     arguments = parsed(argv)
     try:
-        return run(arguments)
+        with told(PatternWarning):
+            return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as in `attncache demo | head`
@@ -124,6 +127,23 @@ def show(lines: Iterable[str]) -> None:
         with suppress(OSError):  # what is left in its buffer would fail again when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+@contextmanager
+def told(category: type[Warning]) -> Iterator[None]:
+    """Says warnings of a category in one line each on stderr."""
+
+    def tell(message: Warning | str, kind: type[Warning], *place: Any) -> None:
+        if not issubclass(kind, category):
+            usual(message, kind, *place)
+        elif sys.stderr is not None:
+            words = " ".join(str(message).split()).replace("check=False", "--no-check")
+            print(printable(f"attncache: warning: {words}", sys.stderr.encoding), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, tell  # type: ignore[assignment]
+        warnings.simplefilter("always", category)
+        yield
 
 
 def complain(message: str) -> None:

@@ -151,7 +151,7 @@ def checked_scoring(query: tuple[int, ...], key: tuple[int, ...], options: Optio
     if not isinstance(options.causal, bool | np.bool_):
         raise TypeError(f"causal must be True or False, got {type(options.causal).__name__}")
     window, softcap = _window(options.window), _softcap(options.softcap)
-    hidden = _hidden_runs(options.key_mask, (batch_size, key[2]))
+    hidden = hidden_runs(options.key_mask, (batch_size, key[2]))
     lse = _floats(options.lse, "lse", "[batch, head, query]", (batch_size, n_heads, seq_q))
     sinks = _floats(options.sinks, "sinks", "[head]", (n_heads,))
     if lse is not None and sinks is not None:
@@ -162,11 +162,37 @@ def checked_scoring(query: tuple[int, ...], key: tuple[int, ...], options: Optio
     return Scoring(scale, softcap, bool(options.causal), window, hidden, sinks, lse)
 
 
+def key_heads_for(heads: list[int], n_heads: int, n_key_heads: int) -> list[int]:
+    """The key heads that the chosen query heads need, as few as an even grouping allows.
+
+    A factored layer gives every key head the same number of neighbouring query heads. Where the chosen heads fall into
+    such groups, each key head is kept once; otherwise it is repeated, down to one for each query head.
+
+    Args:
+        heads: the chosen query heads, in their order.
+        n_heads, n_key_heads: how many the model has; the first is a multiple of the second.
+
+    Returns:
+        Key heads, the n-th of which belongs to the n-th group of ``heads``.
+
+    >>> key_heads_for([0, 1, 4, 5], 8, 2)
+    [0, 1]
+    >>> key_heads_for([0, 4, 5], 8, 2)
+    [0, 1, 1]
+    """
+    owners = [head // (n_heads // n_key_heads) for head in heads]
+    for group in range(len(owners), 1, -1):
+        groups = [owners[start : start + group] for start in range(0, len(owners), group)]
+        if len(owners) % group == 0 and all(len(set(members)) == 1 for members in groups):
+            return [members[0] for members in groups]
+    return owners
+
+
 def append_factors(cache: _core.Store, layer: int, query: Any, key: Any, key_mask: Any) -> None:
     """``AttentionCache.append_qk``."""
     queries, keys = read_source(query, QUERY), read_source(key, KEY)
     _check_shapes(queries.array.shape, keys.array.shape)
-    hidden = _hidden_runs(key_mask, (keys.array.shape[0], keys.array.shape[2]))
+    hidden = hidden_runs(key_mask, (keys.array.shape[0], keys.array.shape[2]))
     cache._append_qk(layer, queries.array, queries.dtype, keys.array, keys.dtype, hidden)
 
 
@@ -237,7 +263,7 @@ def _plain_array(values: Any, name: str) -> npt.NDArray[Any]:
         raise TypeError(f"{name} must be an array, got {type(values).__name__}") from error
 
 
-def _hidden_runs(key_mask: Any, shape: tuple[int, int]) -> Runs:
+def hidden_runs(key_mask: Any, shape: tuple[int, int]) -> Runs:
     """The hidden keys of each batch item as ascending (begin, end); an empty list if no key of any item is hidden."""
     if key_mask is None:
         return []

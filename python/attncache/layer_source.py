@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +12,9 @@ Stack: TypeAlias = Literal["encoder", "decoder", "vision", "audio", "text"]
 
 _KINDS = ("self", "cross", None)
 _STACKS = ("encoder", "decoder", "vision", "audio", "text", None)
+_LONGEST = 1000  # characters of a path of a module
+_GREATEST = 2**31 - 1  # number of a layer, a head or a call
+_NUMBERS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class LayerSource:
         call: which call of the module within one forward, from 0.
 
     Raises:
-        TypeError: an attribute is of the wrong kind. ValueError: kind or stack is none of these words, or a number is
-            negative.
+        TypeError: an attribute is of the wrong kind. ValueError: kind or stack is none of these words, a number is
+            negative or above 2**31 - 1, or module has more than 1,000 characters.
 
     >>> LayerSource("model.layers.5.self_attn", layer=5, kind="self")
     LayerSource(module='model.layers.5.self_attn', layer=5, kind='self')
@@ -43,6 +48,8 @@ class LayerSource:
     def __post_init__(self) -> None:
         if not isinstance(self.module, str):
             raise TypeError(f"module must be a string, got {type(self.module).__name__}")
+        if len(self.module) > _LONGEST:
+            raise ValueError(f"module must have at most {_LONGEST:,} characters, got {len(self.module):,}")
         for name, number in (
             ("layer", self.layer),
             ("call", self.call),
@@ -50,12 +57,13 @@ class LayerSource:
         ):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
                 raise TypeError(f"{name} must be an int, got {type(number).__name__}")
-            if number is not None and number < 0:
-                raise ValueError(f"{name} must be at least 0, got {number}")
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind must be 'self', 'cross' or None, got {self.kind!r}")
-        if self.stack not in _STACKS:
-            raise ValueError(f"stack must be one of {', '.join(map(repr, _STACKS))}, got {self.stack!r}")
+            if number is not None and not 0 <= number <= _GREATEST:
+                raise ValueError(f"{name} must be from 0 to 2**31 - 1, got {number}")
+        for name, word, words in (("kind", self.kind, _KINDS), ("stack", self.stack, _STACKS)):
+            if word is not None and not isinstance(word, str):
+                raise TypeError(f"{name} must be a string or None, got {type(word).__name__}")
+            if word not in words:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}, got {word!r}")
 
     def __repr__(self) -> str:
         return f"LayerSource({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
@@ -88,12 +96,59 @@ class LayerSource:
         return cls(**known)
 
 
-def checked_layer_source(source: Any) -> LayerSource | None:
-    """The argument ``source`` of a push.
+def checked_layer_source(source: Any, n_heads: int) -> LayerSource | None:
+    """The argument ``source`` of a push of a layer with so many heads.
 
     Raises:
-        TypeError: it is neither None nor a LayerSource.
+        TypeError: it is neither None nor a LayerSource. ValueError: it names another number of heads.
     """
     if source is not None and not isinstance(source, LayerSource):
         raise TypeError(f"source must be None or a LayerSource, got {type(source).__name__}")
+    if source is not None and source.heads is not None and len(source.heads) != n_heads:
+        rule = f"source must name one head of the model for each head of the layer, n_heads={n_heads}"
+        raise ValueError(f"{rule}, got {len(source.heads)}")
     return source
+
+
+def group_of(source: LayerSource) -> str | None:
+    """The word for the layers that a model would list together: "cross", or the stack; None in a model with one stack.
+
+    >>> group_of(LayerSource(kind="cross", stack="decoder")), group_of(LayerSource(kind="self", stack="decoder"))
+    ('cross', 'decoder')
+    """
+    return "cross" if source.kind == "cross" else source.stack
+
+
+def layers_in_words(sources: Sequence[LayerSource | None]) -> str:
+    """Which layers of the model these are; "" if they are not known, or are simply 0, 1, 2, .. of its only stack.
+
+    >>> layers_in_words([LayerSource(layer=5), LayerSource(layer=9)])
+    '5 and 9 of the model'
+    >>> layers_in_words([LayerSource(stack="decoder"), LayerSource(stack="decoder", kind="cross")])
+    '1 decoder, 1 cross'
+    """
+    known = [source for source in sources if source is not None]
+    if len(known) < len(sources):
+        return ""
+    groups = Counter(map(group_of, known))
+    if groups.keys() - {None}:
+        return ", ".join(f"{n} {'other' if group is None else group}" for group, n in groups.items())
+    numbers = [source.layer for source in known if source.layer is not None]
+    if len(numbers) < len(known) or numbers == list(range(len(numbers))):
+        return ""
+    return f"{numbers_in_words(numbers)} of the model"
+
+
+def numbers_in_words(numbers: Sequence[int]) -> str:
+    """Numbers, of many the first and the last.
+
+    >>> numbers_in_words([5]), numbers_in_words([5, 9]), numbers_in_words(range(4, 20)), numbers_in_words(range(3, 32, 4))
+    ('5', '5 and 9', '4 to 19', '3, 7, 11, .., 31')
+    """
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 2 and list(numbers) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    shown = list(map(str, numbers))
+    if len(shown) > _NUMBERS_SHOWN:
+        return ", ".join([*shown[: _NUMBERS_SHOWN - 1], "..", shown[-1]])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

@@ -91,6 +91,21 @@ def selected(patterns: Patterns, layers: Any, heads: Any, batch: Any) -> tuple[W
     return stacked, [keeps_layers, keeps_batch, keeps_heads]
 
 
+def part(
+    patterns: Patterns, *, layers: Any = None, heads: Any = None, batch: Any = None, positions: Any = None
+) -> list[Pattern]:
+    """The patterns of ``AttentionCache.part``: keys at these positions, and the queries that stand at them."""
+    found = []
+    for layer in chosen(len(patterns), layers)[0]:
+        batch_size, n_heads, seq_q, seq_k = patterns[layer].shape
+        queries, (keys, _) = list(range(seq_q)), chosen(seq_k, positions)
+        if positions is not None:
+            queries = [key - seq_k + seq_q for key in keys if 0 <= key - seq_k + seq_q < seq_q]
+        taken = np.ix_(chosen(batch_size, batch)[0], chosen(n_heads, heads)[0], queries, keys)
+        found.append(patterns[layer][taken])
+    return found
+
+
 def without_dropped_axes(array: npt.NDArray[Any], keeps: Sequence[bool]) -> npt.NDArray[Any]:
     """The array without the axes whose ``keeps`` is False; axes beyond ``keeps`` stay."""
     return array.squeeze(tuple(axis for axis, kept in enumerate(keeps) if not kept))

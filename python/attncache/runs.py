@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -104,16 +103,16 @@ def open_runs(directory: str | PathLike[str]) -> Runs:
         raise TypeError(f"directory must be a string or a path, got {type(directory).__name__}")
     path = Path(directory)
     if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "directory must exist; capture or save runs into it first", str(path))
+        raise FileNotFoundError(f"{path}: directory must exist; capture or save runs into it first")
     if not path.is_dir():
         rule = "directory must be one that holds runs, got a file; AttentionCache.load opens a single cache"
-        raise NotADirectoryError(errno.ENOTDIR, rule, str(path))
+        raise NotADirectoryError(f"{path}: {rule}")
     if (path / MANIFEST).exists():
         rule = "directory must hold runs, got one that is a run"
         raise ValueError(f"{path}: {rule}; AttentionCache.load opens it, open_runs the directory above it")
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries if _is_run(entry, MANIFEST)]
-    return Runs(path.absolute(), sorted(names, key=_natural))
+    return Runs(path.absolute(), sorted(names, key=natural_order))
 
 
 def _is_run(entry: os.DirEntry[str], manifest: str) -> bool:
@@ -124,7 +123,7 @@ def _is_run(entry: os.DirEntry[str], manifest: str) -> bool:
     return entry.name.endswith(".safetensors") and entry.is_file()
 
 
-def _natural(name: str) -> tuple[list[Any], str]:
+def natural_order(name: str) -> tuple[list[Any], str]:
     """A key that orders digits as numbers; "run-2" and "run-02" are told apart by their letters."""
     parts = re.split("([0-9]+)", name)  # text and digits in turn, so that like is compared with like
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], name

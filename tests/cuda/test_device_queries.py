@@ -324,5 +324,5 @@ def test_patterns_of_one_device_replace_and_join_others(recorder: Recorder) -> N
     cache._put_layer(1, other, 0)
     other.clear()
     assert_same(cache.rows(heads=None), meaning("rows", [first, second], heads=None))
-    cache._replace_layer(0, put(second))
+    cache._replace_layer(0, cache_on_device([second]))
     assert_same(cache.rows(), meaning("rows", [second, second]))

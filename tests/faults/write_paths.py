@@ -147,7 +147,9 @@ def _compact(session: Session) -> None:
 
 
 def _replace(session: Session) -> None:
-    session.cache._replace_layer(1, pattern(77))
+    replacement = AttentionCache()
+    replacement.push(pattern(77))
+    session.cache._replace_layer(1, replacement)
 
 
 def _directory_of_five(session: Session) -> None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from attncache import AttentionCache
+from attncache import AttentionCache, LayerSource
 
 Files: TypeAlias = dict[str, bytes]  # by name; a directory has several
 
@@ -36,7 +36,8 @@ def factored() -> AttentionCache:
     cache.push_qk(query, key, lse=random.random((1, 4, 3)).astype(np.float32))
     cache.push_qk(query, key, key_mask=[[1, 1, 0, 1, 1]], sinks=np.ones(4, np.float32), window=3, softcap=2.0)
     cache.push_qk(query.astype(np.float16), key.astype(np.float16), causal=False, scale=0.7)
-    cache.push(random.random((1, 4, 3, 5), np.float32))
+    source = LayerSource("decoder.layers.1", layer=1, heads=(0, 1, 2, 5), kind="cross", stack="decoder", call=1)
+    cache.push(random.random((1, 4, 3, 5), np.float32), source=source)
     cache.lse(1)
     cache.tokens = list("abcde")
     return cache

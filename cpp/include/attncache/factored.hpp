@@ -106,6 +106,9 @@ public:
     /// room.
     std::shared_ptr<const FactoredLayer> with_more(const SourceArray& query, const SourceArray& key,
                                                    const std::vector<std::vector<Range>>& hidden_keys) const;
+    /// The same queries and keys with normalisers that are given as `lse` is, but to the last bit. They count the
+    /// sinks, which the layer has no longer.
+    std::shared_ptr<const FactoredLayer> with_given(RowSums rows) const;
 
 private:
     FactoredView view_;

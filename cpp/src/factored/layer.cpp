@@ -60,6 +60,15 @@ std::shared_ptr<const FactoredLayer> FactoredLayer::with_more(
                                                  std::move(options), std::vector<float>{});
 }
 
+std::shared_ptr<const FactoredLayer> FactoredLayer::with_given(RowSums rows) const {
+    FactoredView options = view_;
+    options.sinks.clear();
+    auto layer = std::make_shared<FactoredLayer>(query_, key_, std::move(options), std::vector<float>{});
+    layer->has_given_lse_ = true;
+    layer->adopt_row_sums(std::move(rows));
+    return layer;
+}
+
 std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype) {
     constexpr std::int64_t kTogether = 4 * 1024 * 1024;  // weights: 16 MiB on their way to another dtype
     const Shape shape = layer.view().shape();

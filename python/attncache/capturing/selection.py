@@ -1,4 +1,4 @@
-"""Which layers and heads a capture keeps, and how chosen query heads share their key heads."""
+"""Which layers and heads a capture keeps."""
 
 from __future__ import annotations
 
@@ -38,29 +38,3 @@ def _one(item: Any, size: int, argument: str) -> int:
     if not -size <= number < size:
         raise IndexError(f"{argument} {number} is out of range for n_{argument}={size}")
     return number % size
-
-
-def key_heads_for(heads: list[int], n_heads: int, n_key_heads: int) -> list[int]:
-    """The key heads that the chosen query heads need, as few as an even grouping allows.
-
-    A factored layer gives every key head the same number of neighbouring query heads. Where the chosen heads fall into
-    such groups, each key head is kept once; otherwise it is repeated, down to one for each query head.
-
-    Args:
-        heads: the chosen query heads, in their order.
-        n_heads, n_key_heads: how many the model has; the first is a multiple of the second.
-
-    Returns:
-        Key heads, the n-th of which belongs to the n-th group of ``heads``.
-
-    >>> key_heads_for([0, 1, 4, 5], 8, 2)
-    [0, 1]
-    >>> key_heads_for([0, 4, 5], 8, 2)
-    [0, 1, 1]
-    """
-    owners = [head // (n_heads // n_key_heads) for head in heads]
-    for group in range(len(owners), 1, -1):
-        groups = [owners[start : start + group] for start in range(0, len(owners), group)]
-        if len(owners) % group == 0 and all(len(set(members)) == 1 for members in groups):
-            return [members[0] for members in groups]
-    return owners

@@ -13,9 +13,8 @@ from attncache import _core
 from attncache.cache import AttentionCache
 from attncache.capturing.calls import Call
 from attncache.capturing.growth import Step
-from attncache.capturing.selection import key_heads_for
 from attncache.capturing.weights import dense_weights
-from attncache.factored import Options, push_pattern_of
+from attncache.factored import Options, key_heads_for, push_pattern_of
 from attncache.layer_source import LayerSource
 from attncache.sources import Source, StoredDType, stored_dtype
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncache.files import sample_path
 
+if TYPE_CHECKING:
+    from attncache.files.contents import Contents
+
 SAMPLE = "sample"
-NAMES_HELP = "names of the layers with {} for the number, such as 'attentions.{}', in a file by others (default: found)"
 
 
 class Answer(NamedTuple):
@@ -55,6 +58,39 @@ class Command:
     has_json: bool = True
 
 
+def add_layer_options(parser: argparse.ArgumentParser) -> None:
+    """What says which arrays of a file by others are the layers, and how their axes lie."""
+    option = parser.add_argument_group("options for files by others").add_argument
+    option(
+        "--names",
+        metavar="NAMES",
+        help="names of the layers' arrays, with {} for the number: 'attentions.{}' (default: found)",
+    )
+    option(
+        "--axes",
+        metavar="AXES",
+        help="names of an array's axes, such as 'layer head query key' (default: by their number)",
+    )
+    option("--no-check", action="store_true", help="do not warn of layers that do not look like attention weights")
+
+
+def contents_for(paths: Path | Sequence[Path], arguments: argparse.Namespace) -> Contents:
+    """What is at the paths, read as the options say.
+
+    Raises:
+        As ``contents_of``; errors name the options as they are on the command line.
+    """
+    from attncache.files.contents import contents_of  # noqa: PLC0415 (not for the demo)
+
+    try:
+        return contents_of(paths, arguments.names, arguments.axes, check=not arguments.no_check)
+    except ValueError as error:
+        said = re.sub(r"\b(axes|names)(?==| must be given|, such as|= names| names| must)", r"--\1", str(error))
+        if said == str(error):
+            raise
+        raise ValueError(said.replace('--axes="', '--axes "')) from error
+
+
 def path_of(name: str) -> Path:
     """The path that was given, or that of the packaged sample."""
     return sample_path() if name == SAMPLE else Path(name)
@@ -66,20 +102,13 @@ def title_of(name: str) -> str:
 
 
 def run_names(path: Path) -> list[str] | None:
-    """The names of the runs in a directory that is not a cache itself; None if it is a cache or a file.
-
-    Raises:
-        ValueError: the directory is neither.
-    """
-    from attncache.files.manifest import MANIFEST  # noqa: PLC0415 (not for the demo)
+    """The names of the runs in a directory that is not a cache itself; None if it is a cache or a file, or holds no runs."""
+    from attncache.files.opening import is_cache_directory  # noqa: PLC0415 (not for the demo)
     from attncache.runs import open_runs  # noqa: PLC0415
 
-    if not path.is_dir() or (path / MANIFEST).exists():
+    if not path.is_dir() or is_cache_directory(path):
         return None
-    names = list(open_runs(path).names)
-    if not names:
-        raise ValueError(f"{path}: must be a cache or hold some, got a directory without {MANIFEST} and without runs")
-    return names
+    return list(open_runs(path).names) or None
 
 
 def one_cache(path: Path) -> Path:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from attncache.commands.command import (
-    NAMES_HELP,
     Answer,
     Command,
+    add_layer_options,
+    contents_for,
     count,
     one_line,
     path_of,
@@ -20,6 +22,7 @@ from attncache.commands.command import (
     title_of,
 )
 from attncache.files.contents import Contents, Layer, contents_of
+from attncache.layer_source import numbers_in_words
 from attncache.layout import WIDTH, label, paragraph, table
 from attncache.tokens import Tokens
 
@@ -31,6 +34,7 @@ examples:
   attncache info runs                 a directory of such files and directories, a line each
   attncache info attentions.npz       arrays attentions.0, attentions.1, .. or otherwise alike but for one number
   attncache info patterns.npy         one array [layer, batch, head, query, key]
+  attncache info stack.npy --axes "layer head query key"
 """
 KINDS = {
     "attncache file": "a file of attncache",
@@ -38,6 +42,9 @@ KINDS = {
     "safetensors": "a safetensors file by others",
     "npz": "a .npz archive",
     "npy": "a .npy file",
+    "torch": "a file of torch.save",
+    "hdf5": "an HDF5 file",
+    "folder": "files by others, a layer each",
 }
 CHECKSUMS = {"attncache": "with checksums", "zip": "with the checksums of zip archives", None: "without checksums"}
 TOKENS_SHOWN = 60
@@ -47,7 +54,7 @@ VARIES = "varies"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which path, and which arrays."""
     parser.add_argument("path", metavar="PATH", help="a file or a directory, or the word sample")
-    parser.add_argument("--names", metavar="NAMES", help=NAMES_HELP)
+    add_layer_options(parser)
 
 
 def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
@@ -55,7 +62,7 @@ def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     path = path_of(arguments.path)
     runs = run_names(path)
     if runs is None:
-        contents = contents_of(path, arguments.names)
+        contents = contents_for(path, arguments)
         yield Answer(described(contents, title_of(arguments.path)), value_of(contents))
     else:
         yield about_runs(path, runs)
@@ -71,7 +78,9 @@ def described(contents: Contents, title: str) -> list[str]:
         f"   {kind}, {CHECKSUMS[contents.checksums]}",
         "",
         *layer_lines(contents.layers),
+        *source_lines(contents.layers),
         *token_lines(contents.tokens),
+        *(token_lines(contents.query_tokens, " of the queries") if contents.query_tokens is not None else []),
         *metadata_lines(contents.metadata),
     ]
 
@@ -95,10 +104,12 @@ def value_of(contents: Contents) -> dict[str, Any]:
                 "bytes": layer.n_bytes,
                 "index": layer.has_index,
                 **layer.options,
+                **({} if layer.source is None else {"source": layer.source.to_dict()}),
             }
             for number, layer in enumerate(contents.layers)
         ],
         "tokens": contents.tokens,
+        "query_tokens": contents.query_tokens,
         "metadata": contents.metadata,
     }
 
@@ -153,6 +164,30 @@ def layer_lines(layers: Sequence[Layer]) -> list[str]:
     return [*table(header, rows), *(["", *notes] if notes else [])]
 
 
+def source_lines(layers: Sequence[Layer]) -> list[str]:
+    """Which layers of the model they are, those of one kind of module together; nothing where no layer says it."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, layer in enumerate(layers):
+        if layer.source is not None:
+            module = re.sub("[0-9]+", "N", layer.source.module)
+            groups.setdefault((layer.source.kind, layer.source.stack, layer.source.heads, module), []).append(number)
+    lines = []
+    for (kind, stack, heads, module), numbers in groups.items():
+        theirs = [source.layer for number in numbers if (source := layers[number].source) and source.layer is not None]
+        words = [
+            " ".join(filter(None, [stack, kind and f"{kind}-attention"])),
+            f"{_layers(theirs)} of the model" if len(theirs) == len(numbers) else "",
+            "" if heads is None else f"heads {numbers_in_words(heads)}",
+            module,
+        ]
+        lines += paragraph(f"{_layers(numbers)}: {', '.join(filter(None, words)) or 'a module without a name'}", "   ")
+    return ["", *lines] if lines else []
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {numbers_in_words(numbers)}"
+
+
 def options(layer: Layer) -> str:
     """What the weights of a factored layer are computed from."""
     given = layer.options
@@ -171,7 +206,7 @@ def short(number: Any) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
-def token_lines(tokens: Tokens | None) -> list[str]:
+def token_lines(tokens: Tokens | None, whose: str = "") -> list[str]:
     """The tokens, as many as are pleasant to read."""
     if tokens is None:
         return ["", "   no tokens"]
@@ -181,7 +216,7 @@ def token_lines(tokens: Tokens | None) -> list[str]:
         words = " ".join(label(str(token), WIDTH) for token in text[:TOKENS_SHOWN])
         more = " ..." if len(text) > TOKENS_SHOWN else ""
         of = f" of batch item {number}" if len(texts) > 1 else ""
-        lines += ["", f"   {count(len(text), 'token')}{of}", *paragraph(words + more, "      ")]
+        lines += ["", f"   {count(len(text), 'token')}{whose}{of}", *paragraph(words + more, "      ")]
     return lines
 
 

@@ -6,8 +6,16 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from attncache.commands.command import NAMES_HELP, Answer, Command, at_least_one, one_cache, path_of
-from attncache.files.contents import Contents, contents_of
+from attncache.commands.command import (
+    Answer,
+    Command,
+    add_layer_options,
+    at_least_one,
+    contents_for,
+    one_cache,
+    path_of,
+)
+from attncache.files.contents import Contents
 from attncache.layout import WeighedKey, bar, label, numbered_lines, weight_cells
 from attncache.tokens import Described, answer_tokens
 
@@ -48,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--head", type=head, default="mean", metavar="H", help='one head, or "mean" over heads (the default)')
     option("--batch", type=int, default=0, metavar="B", help="the batch item (default: 0)")
     option("--to", action="store_true", help="who attends to the position (default: what it attends to)")
-    option("--names", metavar="NAMES", help=NAMES_HELP)
+    add_layer_options(parser)
 
 
 def head(text: str) -> Heads:
@@ -58,7 +66,7 @@ def head(text: str) -> Heads:
 
 def answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     """The heaviest of the layers asked for."""
-    contents = contents_of(one_cache(path_of(arguments.path)), arguments.names)
+    contents = contents_for(one_cache(path_of(arguments.path)), arguments)
     n_layers = len(contents.layers)
     if arguments.layer is None:
         layers = range(n_layers)

@@ -119,15 +119,15 @@ def _hidden(runs: Runs, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
     return hidden
 
 
-def push_pattern(cache: _core.Store, dtype: StoredDType | None, pattern: Any, copy: bool | None) -> None:
-    """``AttentionCache.push`` of an array on a device."""
-    cache._push_device(DenseLayer(_borrowed(pattern, PATTERN, dtype, copy)))
+def layer_of_pattern(dtype: StoredDType | None, pattern: Any, copy: bool | None) -> DenseLayer:
+    """The layer that ``AttentionCache.push`` makes of an array on a device."""
+    return DenseLayer(_borrowed(pattern, PATTERN, dtype, copy))
 
 
-def push_factors(
-    cache: _core.Store, dtype: StoredDType | None, query: Any, key: Any, options: Options, *, copy: bool | None
-) -> None:
-    """``AttentionCache.push_qk`` of arrays on a device."""
+def layer_of_factors(
+    dtype: StoredDType | None, query: Any, key: Any, options: Options, *, copy: bool | None
+) -> FactoredLayer:
+    """The layer that ``AttentionCache.push_qk`` makes of arrays on a device."""
     for one, other, argument in ((query, key, KEY), (key, query, QUERY)):
         if is_on_device(one) and not is_on_device(other):
             raise ValueError(f"query and key must lie on one device, but {argument.name} lies in CPU memory")
@@ -139,7 +139,7 @@ def push_factors(
     if queries.dtype != keys.dtype:
         raise ValueError(f"query and key must have one dtype on a device, got {queries.dtype} and {keys.dtype}")
     keys.move_to(queries.stream)
-    cache._push_device(FactoredLayer(queries, keys, scoring))
+    return FactoredLayer(queries, keys, scoring)
 
 
 def _borrowed(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool | None) -> Borrowed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +17,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from attncache.files.errors import InUseError
-from attncache.files.locks import Lock, try_lock
+from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, Lock, check_regular, is_still, try_lock
 
-_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_OWN = _BINARY | getattr(os, "O_NOFOLLOW", 0)  # a hidden file is never a link: it would lead to a file of somebody's
 _RENAMES_OPEN_FILES = os.name != "nt"
 _seeking = threading.Lock()
 
@@ -32,8 +29,12 @@ def hidden_name(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[int]:
+def replacing(path: Path, *, follow: bool = True) -> Iterator[int]:
     """A descriptor of an empty file that replaces ``path`` once the context ends, if it ends without an exception.
+
+    Args:
+        path: of the file.
+        follow: whether a link there is followed, as for a path that the user gave; False refuses it.
 
     Raises:
         InUseError: somebody else is replacing this path. OSError: the system refuses, or what is there is no file that
@@ -41,7 +42,8 @@ def replacing(path: Path) -> Iterator[int]:
             step, the flush of the folder: the new one has then taken its place, though perhaps not for good if the
             machine now loses power.
     """
-    path = Path(os.path.realpath(path))  # through a link to what it links to
+    if follow:
+        path = Path(os.path.realpath(path))
     hidden = hidden_name(path)
     _check_replaceable(path)
     with naming(path):
@@ -50,7 +52,7 @@ def replacing(path: Path) -> Iterator[int]:
             try:
                 os.ftruncate(lock.fd, 0)
                 if path.exists() and hasattr(os, "fchmod"):
-                    os.fchmod(lock.fd, path.stat().st_mode & 0o777)  # before there is anything to be read
+                    os.fchmod(lock.fd, path.lstat().st_mode & 0o777)  # before there is anything to be read
                 yield lock.fd
                 os.fsync(lock.fd)
                 if not _RENAMES_OPEN_FILES:
@@ -69,19 +71,15 @@ def _check_replaceable(path: Path) -> None:
         OSError: it is one of these.
     """
     with suppress(FileNotFoundError):
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        check_regular(path.lstat(), path)
         with naming(path):
-            os.close(os.open(path, os.O_WRONLY | _BINARY))
+            os.close(os.open(path, os.O_WRONLY | NOT_FOLLOWING))
 
 
 def _discard(hidden: Path, lock: Lock) -> None:
     """Remove the hidden file, unless the name is another writer's by now."""
     with suppress(OSError):
-        if not lock.is_open or _is_still(hidden, lock.fd):
+        if not lock.is_open or is_still(hidden, lock.fd):
             hidden.unlink()
 
 
@@ -102,9 +100,10 @@ def remove_abandoned(path: Path) -> None:
     """Remove what a killed process left of a file that was to replace ``path``; what is being written stays."""
     hidden = hidden_name(Path(os.path.realpath(path)))
     with suppress(OSError):  # none there, as nearly always; or in a folder that may only be read
-        fd = os.open(hidden, os.O_RDWR | _OWN)
+        check_regular(hidden.lstat(), hidden)
+        fd = os.open(hidden, os.O_RDWR | NOT_FOLLOWING)
         try:
-            if try_lock(fd) and _is_still(hidden, fd):  # else it has just taken its place, and the name is another's
+            if try_lock(fd) and is_still(hidden, fd):  # else it has just taken its place, and the name is another's
                 hidden.unlink()
         finally:
             os.close(fd)
@@ -153,7 +152,7 @@ def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _BINARY)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | FOLLOWING)
     try:
         os.fsync(fd)
     finally:
@@ -167,23 +166,13 @@ def _lock_hidden(lock: Lock, hidden: Path, path: Path) -> None:
     Raises:
         InUseError: its writer is alive. OSError: it cannot be made.
     """
-    while True:
-        if hidden.is_symlink():
-            hidden.unlink()
-        taken = lock.take(hidden, os.O_RDWR | os.O_CREAT | _OWN)
+
+    def try_again() -> bool:
         for _ in range(19):
-            if not taken:
-                time.sleep(0.005)
-                taken = lock.try_again()
-        if not taken:
-            raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
-        if _is_still(hidden, lock.fd):
-            return  # else its writer has renamed or removed it since it was opened
+            time.sleep(0.005)
+            if lock.try_again():
+                return True
+        return False
 
-
-def _is_still(path: Path, fd: int) -> bool:
-    """Whether a path still names the file of a descriptor."""
-    with suppress(FileNotFoundError):
-        there, here = path.stat(), os.fstat(fd)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-    return False
+    if not lock.take_own(hidden, try_again):
+        raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))

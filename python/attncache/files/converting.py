@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from attncache.cache import AttentionCache
 from attncache.files.contents import Contents, Layer
 from attncache.files.layer_writing import Part, dense_parts, parts_of
+from attncache.files.said import Said
 from attncache.files.schema import Description
 from attncache.files.single import write_layers
 from attncache.files.user_metadata import checked_metadata
@@ -64,7 +65,7 @@ def convert(
             raise damage
     layers = _Layers(contents, change)
     described = [layers.described(number) for number in range(len(shapes))]
-    write_layers(target, described, tokens=said, metadata=metadata)
+    write_layers(target, described, Said(said, contents.query_tokens, metadata))
 
 
 class _Layers:
@@ -81,10 +82,11 @@ class _Layers:
         if stored.kind == "factored" and not change.mean_only:
             return self._factored(number, name)
         dtype = change.dtype or _narrowed(stored.dtype)
-        shape = stored.shape
+        shape, source = stored.shape, stored.source
         if change.mean_only:
             dtype, shape = "float32", (shape[0], 1, *shape[2:])
-        return dense_parts(lambda: (self._made(number), 0), name, dtype, shape, index=change.index)
+            source = source and replace(source, heads=None)
+        return dense_parts(lambda: (self._made(number), 0), name, dtype, shape, index=change.index, source=source)
 
     def _factored(self, number: int, name: str) -> tuple[Description, list[Part]]:
         """As ``described``, of queries and keys: they are made twice, which is cheap beside keeping all."""
@@ -116,7 +118,7 @@ def _mean_of(layer: AttentionCache) -> AttentionCache:
         layer.head_mean(0, batch, out=means[batch, 0])
     means.flags.writeable = False
     mean = AttentionCache(index="off")
-    mean.push(means)
+    mean.push(means, check=False)
     return mean
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from attncache.files.errors import InUseError
 from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import Origin, checked_path, map_directory, push_layers
+from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
@@ -35,7 +37,7 @@ from attncache.tokens import Tokens
 
 _SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")
 _LITTER = re.compile(rf"{_SEGMENT.pattern}|\.({_SEGMENT.pattern}|manifest\.json)\.saving")
-_OURS = re.compile(rf"{_LITTER.pattern}|lock|manifest\.json")
+_OURS = re.compile(rf"{_LITTER.pattern}|manifest\.json")
 
 
 class DiskCache(AttentionCache):
@@ -135,7 +137,7 @@ class DiskCache(AttentionCache):
 
         def fill(layer: AttentionCache) -> None:
             push_factors(layer, self._dtype, query, key, options, is_only_read=True)
-            layer._remember_source(0, checked_layer_source(source))
+            layer._remember_source(0, checked_layer_source(source, layer.shapes[0][1]))
 
         self._add(fill)
 
@@ -158,10 +160,10 @@ class DiskCache(AttentionCache):
         with self._changing():
             self._publish(Manifest(next=self._manifest.next), lambda: AttentionCache.clear(self))
 
-    def _describe(self, tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
+    def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         with self._changing():
-            described = self._manifest._replace(tokens=tokens, metadata=dict(metadata))
-            self._publish(described, lambda: AttentionCache._describe(self, tokens, metadata))
+            said = Said(tokens, query_tokens, metadata)
+            self._publish(self._manifest._replace(said=said), lambda: AttentionCache._describe(self, *said))
 
     def _add(self, fill: Callable[[AttentionCache], None]) -> None:
         """Append the layer that ``fill`` pushes to an empty cache."""
@@ -190,7 +192,7 @@ class DiskCache(AttentionCache):
         """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
         path = self._directory / segment_name(self._manifest.next)
         try:
-            digest = write_file(path, source, range(source.n_layers), first=first, index=index)
+            digest = write_file(path, source, range(source.n_layers), first=first, index=index, follow=False)
             segment = Segment(path.name, first, source.n_layers, digest)
             written = AttentionCache(index=self.index)
             push_layers(written, segment.open(self._directory, is_mapped=True, verify=False).each_layer())
@@ -201,7 +203,6 @@ class DiskCache(AttentionCache):
         def show() -> None:
             for at in range(written.n_layers):
                 self._put_layer(first + at, written, at)
-                self._remember_source(first + at, source.sources[at])
 
         self._publish(self._manifest.with_segment(segment), show)
 
@@ -230,7 +231,7 @@ class DiskCache(AttentionCache):
             AttentionCache.clear(self)
         for layer in range(there.n_layers):
             self._put_layer(layer, there, layer)
-        AttentionCache._describe(self, there.tokens, there.metadata)
+        AttentionCache._describe(self, *manifest.said)
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
         self._agrees = True
@@ -249,12 +250,11 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
             ``AttentionCache.create``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in directory.iterdir()]
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if MANIFEST not in names and foreign:
+    foreign = [path.name for path in directory.iterdir() if not _is_ours(path)]
+    if foreign and not os.path.lexists(directory / MANIFEST):
         raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
-    _take(lock, directory)
-    if (directory / MANIFEST).exists():
+    lock.take_directory(directory)
+    if os.path.lexists(directory / MANIFEST):
         manifest = read_manifest(directory)
     else:
         segments = [path.name for path in directory.iterdir() if _SEGMENT.fullmatch(path.name)]
@@ -267,23 +267,10 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
     return manifest
 
 
-def _take(lock: Lock, directory: Path) -> None:
-    """Take a directory's lock, and say in it who has it.
-
-    Raises:
-        InUseError: another writer has it.
-    """
-    path = directory / "lock"
-    with naming(path):
-        if lock.take(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)):
-            with suppress(OSError):  # only to say who it is
-                os.ftruncate(lock.fd, 0)
-                os.write(lock.fd, str(os.getpid()).encode())
-            return
-        writer = ""
-        with suppress(OSError):
-            writer = os.read(lock.fd, 20).decode("ascii", "replace")
-        raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
+def _is_ours(path: Path) -> bool:
+    """Whether what is in a directory may be there before its manifest is; a lock holds the number of a process at most."""
+    is_lock = path.name == "lock" and (path.lstat().st_size <= 20 or not stat.S_ISREG(path.lstat().st_mode))
+    return is_lock or _OURS.fullmatch(path.name) is not None
 
 
 def _remove_litter(directory: Path, manifest: Manifest) -> None:

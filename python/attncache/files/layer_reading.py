@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attncache import _core
 from attncache.factored import Options, push_factors
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
 from attncache.files.schema import STORED, StoredLayer
 from attncache.sources import Source, StoredDType
 
+if TYPE_CHECKING:
+    from attncache.cache import AttentionCache
+
 _Path = str | PathLike[str]
 _NUMPY = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "BOOL": np.uint8}
 
 
 def push_layer(
-    cache: _core.Store,
+    cache: AttentionCache,
     layer: StoredLayer,
     whole: npt.NDArray[np.uint8],
     path: _Path,
@@ -31,7 +33,7 @@ def push_layer(
     """Append a layer of a file to a store, over the memory that the file's bytes lie in.
 
     Args:
-        cache: where to.
+        cache: where to, with where it comes from.
         layer: which.
         whole: all bytes of the file, read-only.
         path: how errors name the file.
@@ -61,6 +63,7 @@ def push_layer(
             cache._set_index_policy(policy)
             for batch, (by_query, by_key) in enumerate(zip(floats("mean"), floats("mean_by_key"), strict=True)):
                 cache._set_index(-1, batch, by_query, by_key)
+        cache._remember_source(cache.n_layers - 1, layer.source)
         return
     given: dict[str, Any] = {name: layer.description.get(name) for name in ("scale", "causal", "window", "softcap")}
     for name in ("key_mask", "sinks", "lse"):
@@ -72,7 +75,12 @@ def push_layer(
         push_factors(cache, dtype, query, _source(array("key"), layer.tensors["key"]), Options(**given))
     except (TypeError, ValueError) as error:
         raise damaged(path, f"layers.{layer.number}", "must fit together as push_qk asks", error) from error
-    if "row_sum" in layer.tensors and is_kept:
+    cache._remember_source(cache.n_layers - 1, layer.source)
+    if "row_sum" not in layer.tensors:
+        return
+    if given["lse"] is not None:
+        cache._give_row_sums(-1, floats("row_greatest"), floats("row_sum"))
+    elif is_kept:
         cache._set_row_sums(-1, floats("row_greatest"), floats("row_sum"))
 
 

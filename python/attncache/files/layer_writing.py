@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.files.said import Said
 from attncache.files.schema import STORED, VERSION, Description
+from attncache.layer_source import LayerSource
 from attncache.sources import StoredDType
+
+if TYPE_CHECKING:
+    from attncache.cache import AttentionCache
 
 SAFETENSORS = {name: code for code, name in STORED.items()}
 
@@ -25,7 +30,7 @@ class Part(NamedTuple):
     items: Callable[[], npt.NDArray[Any]]
 
 
-def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple[Description, list[Part]]:
+def parts_of(cache: AttentionCache, layer: int, name: str, *, index: bool) -> tuple[Description, list[Part]]:
     """The description and the tensors of one layer.
 
     Args:
@@ -34,10 +39,12 @@ def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple
         name: what its tensors' names begin with, such as "layers.0".
         index: whether to compute and write its head means or normalisers too.
     """
+    source = cache.sources[layer]
     if cache.kinds[layer] == "dense":
-        return dense_parts(lambda: (cache, layer), name, cache.dtypes[layer], cache.shapes[layer], index=index)
+        dtype, shape = cache.dtypes[layer], cache.shapes[layer]
+        return dense_parts(lambda: (cache, layer), name, dtype, shape, index=index, source=source)
     memory = cache._memory(layer)
-    dtype = SAFETENSORS[cache.dtypes[layer]]
+    stored = SAFETENSORS[cache.dtypes[layer]]
     scale, softcap, causal, window, hidden, sinks, has_lse = cache._options(layer)
     description = {
         "kind": "factored",
@@ -45,9 +52,10 @@ def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple
         "causal": causal,
         "window": window or None,
         "softcap": softcap or None,
+        **_entry(source),
     }
     query, key = memory
-    parts = [_part(f"{name}.query", dtype, query), _part(f"{name}.key", dtype, key)]
+    parts = [_part(f"{name}.query", stored, query), _part(f"{name}.key", stored, key)]
     if any(hidden):
         mask = np.ones((key.shape[0], key.shape[2]), np.uint8)
         for row, runs in zip(mask, hidden, strict=True):
@@ -58,12 +66,18 @@ def parts_of(cache: _core.Store, layer: int, name: str, *, index: bool) -> tuple
         parts.append(_part(f"{name}.sinks", "F32", np.array(sinks, np.float32)))
     if has_lse:
         parts.append(_part(f"{name}.lse", "F32", cache._lse(layer, None)))
-    elif index:
+    if index or has_lse:
         cache._lse(layer, None)
         known = cache._row_sums(layer)
         assert known is not None
-        parts += [_part(f"{name}.row_greatest", "F32", known[0]), _part(f"{name}.row_sum", "F32", known[1])]
+        if not has_lse or np.any(np.isfinite(known[1]) & (known[1] != 1)):  # lse alone stands for (lse, 1)
+            parts += [_part(f"{name}.row_greatest", "F32", known[0]), _part(f"{name}.row_sum", "F32", known[1])]
     return description, parts
+
+
+def _entry(source: LayerSource | None) -> Description:
+    """What a description says of where its layer comes from."""
+    return {} if source is None else {"source": source.to_dict()}
 
 
 def _part(name: str, dtype: str, items: npt.NDArray[Any]) -> Part:
@@ -77,6 +91,7 @@ def dense_parts(
     shape: tuple[int, int, int, int],
     *,
     index: bool,
+    source: LayerSource | None = None,
 ) -> tuple[Description, list[Part]]:
     """The description and the tensors of a dense layer that need not be there yet.
 
@@ -84,6 +99,7 @@ def dense_parts(
         layer: gives the cache and which of its layers it is, when items are wanted.
         name, index: as for ``parts_of``.
         dtype, shape: those of the layer, [batch, head, query, key].
+        source: where it comes from.
     """
     batch_size, n_heads, seq_q, seq_k = shape
 
@@ -108,16 +124,13 @@ def dense_parts(
     if index and n_heads:  # the mean of none is NaN: nothing to keep
         parts.append(Part(f"{name}.mean", "F32", (batch_size, seq_q, seq_k), mean))
         parts.append(Part(f"{name}.mean_by_key", "F32", (batch_size, seq_k, seq_q), mean_by_key))
-    return {"kind": "dense"}, parts
+    return {"kind": "dense", **_entry(source)}, parts
 
 
-def metadata_of(
-    descriptions: Sequence[Description], tokens: object, metadata: Mapping[str, Any] | None
-) -> dict[str, str]:
+def metadata_of(descriptions: Sequence[Description], said: Said) -> dict[str, str]:
     """What __metadata__ says of a cache, but for checksums."""
-    entries = {"attncache": VERSION, "layers": json.dumps(descriptions, separators=(",", ":"))}
-    if tokens is not None:
-        entries["tokens"] = json.dumps(tokens, separators=(",", ":"))
-    if metadata:
-        entries["metadata"] = json.dumps(dict(metadata), separators=(",", ":"))
-    return entries
+    entries = {"attncache": VERSION, "layers": descriptions, **said.entries()}
+    return {
+        name: value if name == "attncache" else json.dumps(value, separators=(",", ":"))
+        for name, value in entries.items()
+    }

@@ -1,12 +1,39 @@
-"""Locks on open files that end with their process, however it ends, and that forked processes have no part in."""
+"""Opens what is a regular file and nothing else, and locks it until its process ends, however it ends.
+
+A folder may come from somebody else: a link in it leads to a file of the user's, opening a pipe waits for its writer, and
+what a hard link shares belongs to its other name too. Forked processes have no part in a lock.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from attncache.files.errors import InUseError
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+FOLLOWING = _BINARY  # flags to open a path that the user gave
+NOT_FOLLOWING = _BINARY | getattr(os, "O_NOFOLLOW", 0)  # and one of a name that the format gives
+
+
+def check_regular(status: os.stat_result, path: Path) -> None:
+    """Refuse what is not a regular file.
+
+    Raises:
+        IsADirectoryError, OSError: it is a directory, or something else.
+    """
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = " but a symbolic link" if stat.S_ISLNK(status.st_mode) else ""
+        raise OSError(errno.EINVAL, f"not a regular file{kind}", str(path))
 
 
 class Lock:
@@ -33,11 +60,62 @@ class Lock:
         assert self._file is not None
         return self._file.fileno()
 
-    def take(self, path: Path, flags: int) -> bool:
-        """Open a file, in place of the one before, and try to lock it."""
+    def take(self, path: Path) -> bool:
+        """Open a regular file, made if there is none, in place of the one before, and try to lock it.
+
+        Raises:
+            OSError: it cannot be opened, or something else is there.
+        """
         self.close()
-        self._file = FileIO(os.open(path, flags, 0o666), "r+")
+        with suppress(FileNotFoundError):
+            check_regular(path.lstat(), path)
+        self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | NOT_FOLLOWING, 0o666), "r+")
+        check_regular(os.fstat(self.fd), path)
         return self.try_again()
+
+    def take_own(self, path: Path, try_again: Callable[[], bool]) -> bool:
+        """Open and lock a file whose contents nobody else has: they may then be thrown away.
+
+        A link, a pipe, or a file with a second name or another owner loses this name and nothing more.
+
+        Args:
+            path: of a name that the format gives.
+            try_again: called when somebody else has the lock, says whether it is ours after all.
+
+        Returns:
+            Whether it is locked.
+
+        Raises:
+            OSError: a directory is there, or the file cannot be made.
+        """
+        while True:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()
+            if not self.take(path) and not try_again():
+                return False
+            if not is_still(path, self.fd):
+                continue  # its writer has renamed or removed it since it was opened
+            if _is_own(os.fstat(self.fd)):
+                return True
+            path.unlink()
+
+    def take_directory(self, directory: Path) -> None:
+        """Take a directory's lock, and say in it who has it.
+
+        Raises:
+            InUseError: another writer has it. OSError: as ``take_own``.
+        """
+        is_ours = self.take_own(directory / "lock", lambda: False)
+        writer = ""
+        with suppress(OSError):  # only to say who it is
+            if is_ours:
+                os.ftruncate(self.fd, 0)
+                os.write(self.fd, str(os.getpid()).encode())
+            else:
+                writer = os.read(self.fd, 20).decode("ascii", "replace")
+        if not is_ours:
+            raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
 
     def try_again(self) -> bool:
         """Try to lock the open file."""
@@ -47,6 +125,19 @@ class Lock:
         """Close and so unlock the file; may be called again."""
         if self._file is not None:
             self._file.close()
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether a file has one name, and is of the user who asks."""
+    return status.st_nlink == 1 and (not hasattr(os, "geteuid") or os.geteuid() in (status.st_uid, 0))
+
+
+def is_still(path: Path, fd: int) -> bool:
+    """Whether a path still names the file of a descriptor."""
+    with suppress(FileNotFoundError):
+        there, here = path.lstat(), os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    return False
 
 
 def try_lock(fd: int) -> bool:

@@ -13,13 +13,14 @@ from attncache.files.atomic import replacing, reserve, write_at
 from attncache.files.checksums import DIGITS, seal, sealed
 from attncache.files.errors import damaged
 from attncache.files.memory import opened, read
+from attncache.files.said import Said, read_said
 from attncache.files.schema import VERSION, check_version
 from attncache.files.single import OpenFile, open_file
 
 MANIFEST = "manifest.json"
 _BEGINNING = b'{"manifest_crc32":"'
 _MOST_BYTES = 100_000_000  # as of a header
-_NAMES = {"manifest_crc32", "attncache", "next", "segments", "tokens", "metadata"}
+_NAMES = {"manifest_crc32", "attncache", "next", "segments", *Said._fields}
 
 
 class Segment(NamedTuple):
@@ -40,7 +41,8 @@ class Segment(NamedTuple):
         Raises:
             OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
         """
-        file = open_file(directory / self.file, is_mapped=is_mapped, verify=verify, first=self.first_layer)
+        path = directory / self.file
+        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer, follow=False)
         self.check(file)
         return file
 
@@ -63,13 +65,12 @@ class Manifest(NamedTuple):
     Attributes:
         segments: in the order of their writing.
         next: the number of the next segment's file; none is used twice.
-        tokens, metadata: JSON values, or None.
+        said: what else it says.
     """
 
     segments: tuple[Segment, ...] = ()
     next: int = 0
-    tokens: Any = None
-    metadata: Any = None
+    said: Said = Said()
 
     @property
     def n_layers(self) -> int:
@@ -83,11 +84,8 @@ class Manifest(NamedTuple):
             "attncache": int(VERSION),
             "next": self.next,
             "segments": [segment._asdict() for segment in self.segments],
+            **self.said.entries(),
         }
-        if self.tokens is not None:
-            entries["tokens"] = self.tokens
-        if self.metadata:
-            entries["metadata"] = self.metadata
         text = json.dumps(entries, separators=(",", ":")).replace('},{"file"', '},\n{"file"')
         return sealed(text.encode() + b"\n", len(_BEGINNING))
 
@@ -126,7 +124,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         raise ValueError(f"{directory}: {message}")
     if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
         raise ValueError(f"{directory}: a cache on disk must have at most {_MOST_LAYERS:,} layers")
-    with replacing(directory / MANIFEST) as fd:
+    with replacing(directory / MANIFEST, follow=False) as fd:
         reserve(fd, len(raw))
         write_at(fd, raw, 0)
 
@@ -138,7 +136,7 @@ def read_manifest(directory: Path) -> Manifest:
         OSError: there is none, or it cannot be read. DamagedFileError: it breaks a rule.
     """
     path = directory / MANIFEST
-    with opened(path) as fd:
+    with opened(path, follow=False) as fd:
         size = os.fstat(fd).st_size
         if size > _MOST_BYTES:
             raise damaged(path, "the manifest", f"must be at most {_MOST_BYTES} bytes", size)
@@ -172,7 +170,7 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
     layers = sorted({layer for segment in segments for layer in segment.layers})
     if layers != list(range(len(layers))):
         raise damaged(path, "segments", "must have the layers 0, 1, 2, .. without a gap", layers)
-    return Manifest(segments, entries["next"], entries.get("tokens"), entries.get("metadata"))
+    return Manifest(segments, entries["next"], read_said(entries.get, path))
 
 
 _MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted

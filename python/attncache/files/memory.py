@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from attncache._core import get_num_threads
 from attncache.files.atomic import naming
 from attncache.files.checksums import BLOCK
+from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, check_regular
 from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
 
 Bytes = npt.NDArray[np.uint8]
@@ -30,19 +30,21 @@ _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def opened(path: Path, *, follow: bool = True) -> Iterator[int]:
     """A descriptor of a regular file, to be read.
+
+    Args:
+        path: of the file.
+        follow: whether it may be a link to one, as a path that the user gave; a name in a cache's directory may not.
 
     Raises:
         OSError: there is none, or it cannot be read.
     """
     with naming(path):
-        if stat.S_ISDIR(path.stat().st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        check_regular(path.stat() if follow else path.lstat(), path)
+        fd = os.open(path, os.O_RDONLY | (FOLLOWING if follow else NOT_FOLLOWING))
         try:
+            check_regular(os.fstat(fd), path)
             yield fd
         finally:
             os.close(fd)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
+from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.atomic import remove_abandoned
+from attncache.files.containers import Container, open_container
 from attncache.files.errors import DamagedFileError, damaged
+from attncache.files.foreign import ForeignLayer, layers_of_others
 from attncache.files.layer_reading import push_layer
 from attncache.files.manifest import MANIFEST, Manifest, read_manifest
-from attncache.files.schema import StoredLayer
-from attncache.files.single import OpenFile, open_file, write_file
-from attncache.tokens import Tokens, checked_tokens
+from attncache.files.numpy_arrays import verify_zip
+from attncache.files.said import Said
+from attncache.files.schema import StoredLayer, layers_of
+from attncache.files.single import OpenFile, digest, proved, write_file
+from attncache.ways_in.named import errors_named
 
 _Result = TypeVar("_Result")
 _Policy = Literal["off", "auto", "eager"]
@@ -34,35 +37,77 @@ class Origin(NamedTuple):
 def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
     """``AttentionCache.save``."""
     _check_bool(index, "index")
-    tokens, metadata = cache.tokens, cache.metadata
-    write_file(checked_path(path), cache, range(cache.n_layers), tokens=tokens, metadata=metadata, index=index)
+    write_file(checked_path(path), cache, range(cache.n_layers), said=Said.of(cache), index=index)
 
 
-def load(path: str | PathLike[str], *, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
+def load(
+    path: str | PathLike[str],
+    *,
+    mmap: bool = True,
+    verify: bool = False,
+    index: _Policy = "auto",
+    names: str | None = None,
+    axes: Axes | None = None,
+    check: bool = True,
+) -> AttentionCache:
     """``AttentionCache.load``."""
     _check_bool(mmap, "mmap")
     _check_bool(verify, "verify")
     path = checked_path(path)
-    if path.is_dir():
+    if is_cache_directory(path):
+        check_ours(path, names, axes)
         return _load_directory(path, mmap, verify, index)
-    cache = AttentionCache(index=index)
     remove_abandoned(path)
-    try:
-        file = open_file(path, is_mapped=mmap, verify=verify)
-    except IsADirectoryError:  # a writer has made it since
-        return _load_directory(path, mmap, verify, index)
+    container = open_container(path, is_mapped=mmap)
+    if not container.is_ours or container.safetensors is None:
+        cache = AttentionCache(index=index)
+        _fill(cache, container, layers_of_others(container, names, axes, check=check), verify=verify)
+        if container.safetensors is not None and names is None and axes is None:
+            cache._origin = Origin(path.absolute(), digest(container.safetensors[0].raw), mmap)
+        return cache
+    check_ours(path, names, axes)
+    header, whole = container.safetensors
+    file = proved(OpenFile(path, layers_of(header, path), header, whole), is_mapped=mmap, verify=verify)
+    cache = AttentionCache(index=index)
     push_layers(cache, file.each_layer())
-    set_description(cache, path, file.entry("tokens"), file.entry("metadata"))
+    file.said().give_to(cache)
     cache._origin = Origin(path.absolute(), file.digest, mmap)
     return cache
 
 
+def is_cache_directory(path: Path) -> bool:
+    """Whether a path is a directory of ``AttentionCache.create``."""
+    return path.is_dir() and os.path.lexists(path / MANIFEST)
+
+
+def check_ours(path: Path, names: str | None, axes: Axes | None) -> None:
+    """Refuse names and axes for a cache, whose layers are known.
+
+    Raises:
+        ValueError: one is given.
+    """
+    for name, value in (("names", names), ("axes", axes)):
+        if value is not None:
+            raise ValueError(
+                f"{path}: {name} must be None for a cache of attncache, which knows its layers, got {value!r}"
+            )
+
+
+def _fill(cache: AttentionCache, container: Container, layers: Iterable[ForeignLayer], *, verify: bool) -> None:
+    """Give an empty cache what a file of others holds: over the mapped file where that can be, otherwise read now."""
+    path = container.path
+    if verify:
+        if container.kind not in ("npz", "torch"):
+            raise ValueError(f"{path}: verify must be False for a file without checksums, got a {container.kind} file")
+        verify_zip(path)
+    for layer in layers:
+        layer.push_to(cache)
+    with errors_named(str(path)):
+        cache.tokens, cache.metadata = container.tokens, container.metadata
+
+
 def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
     """The cache of a directory, as its manifest says at one moment."""
-
-    if not (path / MANIFEST).exists():
-        message = f"is no cache: a directory must have {MANIFEST}; attncache.open_runs opens one of several caches"
-        raise FileNotFoundError(errno.ENOENT, message, str(path))
 
     def loaded(manifest: Manifest) -> AttentionCache:
         cache = AttentionCache(index=index)
@@ -98,7 +143,7 @@ def map_directory(
         OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
     """
     push_layers(cache, segments_of(path, manifest, is_mapped=is_mapped, verify=verify))
-    set_description(cache, path / MANIFEST, manifest.tokens, manifest.metadata)
+    manifest.said.give_to(cache)
     cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
 
 
@@ -123,34 +168,6 @@ def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLa
             push_layer(cache, layer, file.whole, file.path, policy)
     finally:
         cache._set_index_policy(policy)
-
-
-def set_description(cache: AttentionCache, path: Path, tokens: Any, metadata: Any) -> None:
-    """Give a cache the tokens and metadata that a file has for it.
-
-    Raises:
-        DamagedFileError: they are not tokens, or no metadata.
-    """
-    cache._tokens = read_tokens(tokens, path)
-    cache._metadata = MappingProxyType(read_metadata(metadata, path))
-
-
-def read_tokens(tokens: Any, path: Path) -> Tokens | None:
-    """The tokens as a file has them; they need not fit its layers, as those of a cache need not after more pushes."""
-    for item in (tokens, *tokens) if isinstance(tokens, list) else (tokens,):
-        if isinstance(item, dict) or isinstance(tokens, str):
-            raise damaged(path, "tokens", "must be lists of strings", repr(item)[:80])
-    try:
-        return checked_tokens(tokens, ())
-    except (TypeError, ValueError) as error:
-        raise damaged(path, "tokens", "must be lists of strings", error) from error
-
-
-def read_metadata(metadata: Any, path: Path) -> dict[str, Any]:
-    """The metadata as a file has them."""
-    if metadata is not None and not isinstance(metadata, dict):
-        raise damaged(path, "metadata", "must be a JSON object", type(metadata).__name__)
-    return metadata or {}
 
 
 def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from attncache.files import strict_json
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Header, Tensor
+from attncache.layer_source import LayerSource, checked_layer_source
 
 VERSION = "1"  # of the format
 STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # safetensors' names of what layers are stored as
@@ -43,11 +44,12 @@ _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.([a-z_]+)")
 
 
 class StoredLayer(NamedTuple):
-    """One layer in a file: its description, and its tensors by the last word of their names."""
+    """One layer in a file: its description, its tensors by the last word of their names, and where it comes from."""
 
     number: int
     description: Description
     tensors: dict[str, Tensor]
+    source: LayerSource | None = None
 
 
 def layers_of(header: Header, path: _Path, first: int = 0) -> list[StoredLayer]:
@@ -140,7 +142,21 @@ def _checked(layer: StoredLayer, path: _Path) -> StoredLayer:
         dtypes = " and ".join(layer.tensors[name].dtype for name in needed)
         raise damaged(path, where, "must have queries and keys of one dtype", dtypes)
     _check_fit(layer, path)
-    return layer
+    return layer._replace(source=_source(layer, path))
+
+
+def _source(layer: StoredLayer, path: _Path) -> LayerSource | None:
+    """Where a layer comes from, as its description says."""
+    given = layer.description.get("source")
+    if given is None:
+        return None
+    n_heads = layer.tensors["pattern" if "pattern" in layer.tensors else "query"].shape[1]
+    try:
+        if not isinstance(given, dict):
+            raise TypeError(f"source must be an object, got {type(given).__name__}")
+        return checked_layer_source(LayerSource.from_dict(given), n_heads)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, f"layers.{layer.number}: its source", "must be one that a layer can have", error) from error
 
 
 def _check_fit(layer: StoredLayer, path: _Path) -> None:

@@ -7,32 +7,35 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from attncache import _core
 from attncache.files.atomic import begin_flush, replacing, reserve, write_at
 from attncache.files.checksums import BLOCK, DIGITS, blocks, hexadecimal
 from attncache.files.damage import damages
 from attncache.files.layer_writing import Part, metadata_of, parts_of
 from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
 from attncache.files.safetensors import Header, Plan, plan
+from attncache.files.said import Said, read_said
 from attncache.files.schema import Description, StoredLayer, layers_of, metadata_entry
+
+if TYPE_CHECKING:
+    from attncache.cache import AttentionCache
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
 
 def write_file(
     path: Path,
-    cache: _core.Store,
+    cache: AttentionCache,
     layers: Iterable[int],
     *,
     first: int = 0,
-    tokens: object = None,
-    metadata: Mapping[str, Any] | None = None,
+    said: Said = Said(),  # noqa: B008 (it cannot be changed)
     index: bool = False,
+    follow: bool = True,
 ) -> str:
     """Write layers of a cache as one file in the place of what was there.
 
@@ -40,8 +43,9 @@ def write_file(
         path: the file.
         cache, layers: what to write.
         first: the number of the first layer in the file.
-        tokens, metadata: what else it says.
+        said: what else it says.
         index: whether to write head means and normalisers.
+        follow: as for ``replacing``.
 
     Returns:
         The SHA-256 of the header, which has the checksums of all data.
@@ -50,30 +54,31 @@ def write_file(
         OSError: it cannot be written; see ``atomic.replacing``.
     """
     described = [parts_of(cache, layer, f"layers.{first + at}", index=index) for at, layer in enumerate(layers)]
-    return write_layers(path, described, tokens=tokens, metadata=metadata)
+    return write_layers(path, described, said, follow=follow)
 
 
 def write_layers(
     path: Path,
     described: Sequence[tuple[Description, Sequence[Part]]],
+    said: Said,
     *,
-    tokens: object = None,
-    metadata: Mapping[str, Any] | None = None,
+    follow: bool = True,
 ) -> str:
     """Write layers as one file in the place of what was there; items of their tensors are asked for one after the other.
 
     Args:
         path: the file.
         described: the description and the tensors of each layer.
-        tokens, metadata: what else it says.
+        said: what else it says.
+        follow: as for ``replacing``.
 
     Returns, Raises:
         As ``write_file``.
     """
     parts = [part for _, each in described for part in each]
-    entries = metadata_of([description for description, _ in described], tokens, metadata)
+    entries = metadata_of([description for description, _ in described], said)
     layout = _plan(parts, entries, path)
-    with replacing(path) as fd:
+    with replacing(path, follow=follow) as fd:
         reserve(fd, layout.file_size)
         checksums = _write_tensors(fd, layout, parts)
         header = layout.header({**entries, "data_crc32": _checksums_entry(checksums)})
@@ -144,23 +149,37 @@ class OpenFile(NamedTuple):
         """Its layers, each with the file."""
         return ((self, layer) for layer in self.layers)
 
-    def entry(self, name: str) -> Any:
-        """The JSON value of an entry of the metadata, or None."""
-        return metadata_entry(self.header, name, self.path)
+    def said(self) -> Said:
+        """What it says beside its layers.
+
+        Raises:
+            DamagedFileError: an entry is of the wrong kind.
+        """
+        return read_said(lambda name: metadata_entry(self.header, name, self.path), self.path)
 
 
-def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0) -> OpenFile:
+def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0, follow: bool = True) -> OpenFile:
     """Open a file and check all that its header says; with ``verify``, or if it is not mapped, its data too.
+
+    A link is followed unless ``follow`` is False.
 
     Raises:
         OSError: it cannot be read. DamagedFileError: it breaks a rule, or is damaged. MemoryError: there is no room.
     """
-    with opened(path) as fd:
+    with opened(path, follow=follow) as fd:
         header, size = read_header(fd, path)
         layers = layers_of(header, path, first)
         whole = mapped(fd, size) if is_mapped else read(fd, size)
-    file = OpenFile(path, layers, header, whole)
-    if verify or (not is_mapped and header.is_sealed):
+    return proved(OpenFile(path, layers, header, whole), is_mapped=is_mapped, verify=verify)
+
+
+def proved(file: OpenFile, *, is_mapped: bool, verify: bool) -> OpenFile:
+    """The file, its data compared with their checksums if that is asked for, or if they have been read anyway.
+
+    Raises:
+        DamagedFileError: they differ.
+    """
+    if verify or (not is_mapped and file.header.is_sealed):
         verify_data(file)
     return file
 

@@ -6,19 +6,20 @@ would end the process.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from attncache.cache import AttentionCache
-from attncache.files.contents import kind_of
+from attncache.files.containers import files_in, kind_of
 from attncache.files.damage import damages
 from attncache.files.errors import DamagedFileError, damaged
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest
 from attncache.files.memory import mapped, opened, read_between, read_header
-from attncache.files.numpy_arrays import npy_arrays, verify_npz
-from attncache.files.opening import push_layers, read_metadata, read_tokens
+from attncache.files.numpy_arrays import npy_array, verify_zip
+from attncache.files.opening import is_cache_directory, push_layers
 from attncache.files.safetensors import ALIGNMENT, Header
 from attncache.files.schema import layers_of
 from attncache.files.single import OpenFile
@@ -48,21 +49,24 @@ class Verified(NamedTuple):
 
 
 def verify(path: Path) -> list[Verified]:
-    """What is found of a file, or of the manifest and every segment of a directory.
+    """What is found of a file, of the manifest and every segment of a cache's directory, or of every file of a folder.
 
     Raises:
         OSError: a path that is not there or cannot be read.
     """
-    if path.is_dir():
+    if is_cache_directory(path):
         return _verify_directory(path)
     try:
+        if path.is_dir():
+            return [found for file in files_in(path) for found in verify(file)]
         kind = kind_of(path)
-        if kind == "npz":
-            return [Verified(path, verify_npz(path), "zip")]
+        if zipfile.is_zipfile(path) or kind == "npz":
+            return [Verified(path, verify_zip(path), "zip")]
+        if kind == "safetensors":
+            return [_verify_safetensors(path)]
         if kind == "npy":
-            npy_arrays(path)
-            return [Verified(path, checksums=None)]
-        return [_verify_safetensors(path)]
+            npy_array(path)
+        return [Verified(path, checksums=None)]
     except ValueError as error:
         return [Verified(path, errors=(error,))]
 
@@ -72,8 +76,6 @@ def _verify_directory(path: Path) -> list[Verified]:
     while True:
         try:
             manifest = read_manifest(path)
-            read_tokens(manifest.tokens, path / MANIFEST)
-            read_metadata(manifest.metadata, path / MANIFEST)
         except DamagedFileError as error:
             return [Verified(path / MANIFEST, errors=(error,))]
         found = [Verified(path / MANIFEST, len(manifest.raw)), *_verify_segments(path, manifest)]
@@ -96,7 +98,7 @@ def _verify_segments(path: Path, manifest: Manifest) -> Iterator[Verified]:
 
 def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
     """A safetensors file: all that its header says, and its data if it has checksums."""
-    with opened(path) as fd:
+    with opened(path, follow=segment is None) as fd:
         header, size = read_header(fd, path)
         if "attncache" not in header.metadata and segment is None:
             return Verified(path, checksums=None)
@@ -108,8 +110,7 @@ def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
         n_bytes, errors = damages(header, path, lambda begin, end: read_between(fd, begin, end))
         if not errors:  # so that every number that belongs to a factored layer is sound, too
             push_layers(AttentionCache(index="off"), file.each_layer())
-            read_tokens(file.entry("tokens"), path)
-            read_metadata(file.entry("metadata"), path)
+            file.said()
     return Verified(path, n_bytes, errors=tuple(errors))
 
 
