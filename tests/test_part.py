@@ -152,6 +152,34 @@ def test_a_text_without_its_padding_goes_on_as_the_whole_does() -> None:
     np.testing.assert_allclose(part[0], cache[0][:1, :, 4:, 4:], rtol=1e-5)
 
 
+def test_a_long_text_without_its_padding_keeps_every_bit() -> None:
+    cache = factored((600, 600), (4, 2), "float32", padding=True, sinks=True)
+    for batch, positions in ((0, slice(200, None)), (0, slice(77, 599)), (1, slice(0, 450)), (1, slice(0, 333))):
+        part = cache.part(batch=batch, positions=positions)
+        assert_same(part[0], reference.part([cache[0]], batch=batch, positions=positions)[0])
+        assert part._options(0)[-2:] == (cache._options(0)[-2], False)  # it has its sinks, and no given sums
+
+
+@pytest.mark.parametrize(
+    ("options", "first_seen"),
+    [
+        ({"window": 4}, 3),
+        ({"causal": False, "window": 3}, 3),
+        ({"causal": False, "window": 1}, 5),
+        ({}, 0),
+        ({"causal": False}, 0),
+    ],
+    ids=["causal window", "window on both sides", "neighbours", "causal", "bidirectional"],
+)
+def test_sums_are_kept_for_good_from_the_first_visible_key_that_is_left_out(options: Any, first_seen: int) -> None:
+    cache = factored((3, 9), (4, 2), "float32", **options)  # the first query stands at key 6
+    for first in range(7):
+        assert cache.part(positions=slice(first, None))._options(0)[-1] is (first > first_seen)
+    for end in (7, 8, 9):
+        sees_behind = not options.get("causal", True) and end < 9
+        assert cache.part(positions=slice(0, end))._options(0)[-1] is sees_behind
+
+
 def test_a_text_without_its_beginning_takes_no_more_positions() -> None:
     part = factored((12, 12), (4, 2), "float32").part(positions=slice(4, None))
     with pytest.raises(ValueError, match="pushed without lse"):
