@@ -33,7 +33,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from attncache.capturing.interface import attention_modules, listening
+from attncache.capturing.interface import Heard as HeardCall
+from attncache.capturing.interface import listening
+from attncache.capturing.modules import attention_modules
 from patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()
@@ -126,13 +128,17 @@ def hearing(model: Any) -> Iterator[list[Heard]]:
     calls: list[Heard] = []
     modules = attention_modules(model)
 
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any], _: str | None) -> None:
-        if args[0] in modules:
-            query, key = (tensor.detach().double().numpy() for tensor in args[1:3])
-            key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
-            calls.append(Heard(query, key, float(kwargs.get("scaling") or query.shape[-1] ** -0.5)))
+    class Notes:
+        def heard(self, call: HeardCall) -> None:
+            if call.args[0] in modules:
+                query, key = (tensor.detach().double().numpy() for tensor in call.args[1:3])
+                key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
+                calls.append(Heard(query, key, float(call.kwargs.get("scaling") or query.shape[-1] ** -0.5)))
 
-    with listening(note):
+        def reordered(self) -> None:
+            pass
+
+    with listening(Notes()):
         yield calls
 
 

@@ -1,7 +1,8 @@
 """``attncache.capture``: the attention of a Hugging Face model into a cache, while the model runs as it always does.
 
-calls.py reads what an attention function receives, masks.py what its queries see, recorder.py decides which layer it
-belongs to, stores.py keeps it; interface.py is the only part that touches transformers.
+interface.py is the only part that touches transformers. calls.py reads what an attention function received and returned,
+masks.py what its queries see, weights.py whether that is what it computed. modules.py names a model's layers, recorder.py
+decides which of them a call belongs to, growth.py how it goes on with it, and stores.py keeps it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache.cache import AttentionCache
-from attncache.capturing.interface import attention_modules, listening
+from attncache.capturing.interface import listening
+from attncache.capturing.modules import attention_modules
 from attncache.capturing.recorder import Recorder
 from attncache.capturing.stores import DenseLayers, FactoredLayers
 from attncache.progress import Progress
@@ -39,22 +41,23 @@ def capture(
     """Capture the attention of a Hugging Face model while it runs.
 
     The model keeps its attention backend, and computes the same bits as without a capture (compiled code runs
-    uncompiled meanwhile). Captures may be nested, and several models captured at once; one model runs in one thread
-    at a time.
+    uncompiled meanwhile). Captures may be nested, and several models captured at once. A capture hears its own thread
+    alone: forwards of the same model in other threads are neither recorded nor disturbed.
 
     One capture holds one run over a batch of texts: a forward, or a ``generate`` whose steps append to the layers, so
     that the cache holds one causal pattern over prompt and answer once the context is left (the rows of later steps
     join dense layers only then). A second text needs a second capture.
 
-    A query that sees no key, as the padding at the left of a batch, has a row of zeros. Dropout is not part of a
-    pattern. Padding, sliding windows, soft-capping and learned sinks are read from what the model's attention
-    function receives, and proved against its mask.
+    What is stored is compared with what the attention function returned or put out, on every row of small calls and of
+    functions that are not transformers' own, on 16 rows of others. A query that sees no key, as the padding at the left
+    of a batch, has a row of zeros. Dropout is not part of a pattern.
 
     Args:
-        model: a causal or encoder model of transformers, or the part of one whose attention is wanted, such as
-            ``model.get_encoder()`` or the language model inside a multimodal one.
-        store: "pattern" computes dense layers as the model runs, one at a time; "qk" keeps queries and keys after
-            rotary embedding, far fewer bytes for long texts, and the cache computes weights when asked.
+        model: a model of transformers, or the part of one whose attention is wanted, such as ``model.get_encoder()``.
+            Encoder-decoders and multimodal models are captured whole; ``cache.sources`` tells their layers apart.
+        store: "pattern" computes dense layers as the model runs, one at a time, under any mask; "qk" keeps queries and
+            keys after rotary embedding, far fewer bytes for long texts, and the cache computes weights when asked. Its
+            masks must be causal, windows and hidden keys.
         layers: which layers, a selector over the model's attention layers in their order; they keep that order.
         heads: which query heads of each layer, a selector; they keep the order of the selector.
         dtype: what the layers are stored as, as for AttentionCache; None keeps the model's own.
@@ -64,16 +67,22 @@ def capture(
             memory holds what they add.
 
     Yields:
-        An AttentionCache (with ``into`` the directory's, open until its ``close``) with a layer for each chosen layer that has run: patterns of shape [batch, head, query, key],
-        or their queries and keys.
+        An AttentionCache with one layer for each chosen layer that has run, in the order in which they ran: patterns
+        [batch, head, query, key], or their queries and keys. Its ``sources`` name their modules. With ``into`` it is the
+        directory's cache, open until its ``close``.
 
     Raises:
         TypeError: model is not a module, or an argument of the wrong kind. ImportError: torch or transformers is
             missing or too old. IndexError: a layer or head is out of range.
         OSError: the directory cannot be written, or another writer has it open.
-        ValueError: no attention of the model can be captured; into holds layers or other files; or, from the model's forward, that of a layer cannot:
-            it is biased, sparse or packed, it continues no run so far, or its cache was reordered by beam search.
-            After any exception the model is as it was, and the cache holds what came before, its steps not joined.
+        ValueError: no attention of the model can be captured, or into holds layers or other files. From the model's
+            forward: its function did not compute the softmax of its queries, keys and mask and returned no weights; they
+            cannot be carried by queries and keys; the call continues no run so far; or beam search reordered the batch.
+            At the end: chosen layers did not run, or attention ran that cannot be heard. After any exception the model
+            is as it was, and the cache holds what came before, its steps not joined.
+
+    Warns:
+        CaptureWarning: nothing ran, or not every layer, or there was dropout.
 
     Example::
 
@@ -89,9 +98,9 @@ def capture(
     with ExitStack() as after_failure:
         cache = AttentionCache(stored) if into is None else _empty_directory(into, stored, after_failure)
         layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache, into is not None)
-        recorder = Recorder(modules, layers, heads, layers_of_cache, shown)
+        recorder = Recorder(model, modules, layers, heads, layers_of_cache, progress=shown)
         try:
-            with _hooked(recorder), listening(recorder):
+            with _hooked(model, recorder), listening(recorder):
                 yield cache
             recorder.finish()
         finally:
@@ -113,11 +122,20 @@ def _empty_directory(into: str | PathLike[str], dtype: StoredDType | None, after
 
 
 @contextmanager
-def _hooked(recorder: Recorder) -> Iterator[None]:
+def _hooked(model: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     """The recorder sees every forward of its modules until the context ends."""
     with ExitStack() as hooks:
+
+        def keep(handle: Any) -> None:
+            hooks.callback(handle.remove)
+
+        keep(model.register_forward_pre_hook(recorder.before_model))
         for module in recorder.names:
-            hooks.callback(module.register_forward_hook(recorder.after_forward).remove)
+            keep(module.register_forward_pre_hook(recorder.before_forward, with_kwargs=True))
+            keep(module.register_forward_hook(recorder.after_forward))
+        for module in recorder.unheard:
+            keep(module.register_forward_hook(recorder.after_unheard))
+        keep(model.register_forward_hook(recorder.after_model, always_call=True))
         yield
 
 
@@ -155,10 +173,4 @@ def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) 
         raise ValueError(
             f"{name} cannot be captured: none of its modules uses transformers' attention interface; run it with "
             "output_attentions=True, if it has that, and push the dense patterns"
-        )
-    parts = {part for path in modules.values() for part in path.split(".")}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and {"encoder", "decoder"} <= parts:
-        raise ValueError(
-            f"{name} cannot be captured: its encoder, decoder and cross-attention are not one stack of layers; "
-            "give capture the encoder alone, model.get_encoder()"
         )

@@ -2,8 +2,8 @@
 
 Attention modules ask ``AttentionInterface.get_interface`` for their function at every forward. While at least one
 capture is open, that method hands out the same function with a listener behind it; the configuration of the model, its
-masks and the function itself stay what they are; only compiled code runs uncompiled. The last capture to close puts
-everything back.
+masks and the function itself stay what they are; only compiled code runs uncompiled. Caches of keys tell when they are
+reordered, as beam search does. The last capture to close puts everything back.
 """
 
 from __future__ import annotations
@@ -12,59 +12,79 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from inspect import unwrap
-from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import torch
 
-Listener = Callable[[tuple[Any, ...], dict[str, Any], "str | None"], None]
+class Heard(NamedTuple):
+    """One call of an attention function.
 
-_WORDS = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+    Attributes:
+        args, kwargs: what it got, the module first.
+        implementation: the model's attention implementation, such as "sdpa"; None and "eager" mean the model's own.
+        function: the function itself.
+        result: what it returned.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    implementation: str | None
+    function: Callable[..., Any]
+    result: Any
+
+
+class Listener(Protocol):
+    """Is told what happens in the thread that added it; what it raises leaves the model's forward."""
+
+    def heard(self, call: Heard) -> None:
+        """An attention function was called."""
+
+    def reordered(self) -> None:
+        """A cache of keys was put into another order along the batch."""
+
 
 _lock = threading.Lock()
-_listeners: list[Listener] = []
+_listeners: list[tuple[int, Listener]] = []  # each with the thread that it listens to
 _undo = ExitStack()  # holds what takes the patch back while there are listeners
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have every attention call of every model reported, after it was made, until the context ends.
-
-    Args:
-        listener: called with the positional arguments (the module first), the keyword arguments, and the name of the
-            attention implementation; what it raises leaves the model's forward.
-    """
-    _add(listener)
-    try:
-        yield
-    finally:
-        _remove(listener)
-
-
-def _add(listener: Listener) -> None:
+    """Have every attention call of this thread reported, after it was made, until the context ends."""
+    entry = threading.get_ident(), listener
     with _lock:
         if not _listeners:
             _patch()
-        _listeners.append(listener)
+        _listeners.append(entry)
+    try:
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(entry)
+            if not _listeners:
+                _undo.close()
 
 
-def _remove(listener: Listener) -> None:
-    with _lock:
-        _listeners.remove(listener)
-        if not _listeners:
-            _undo.close()
+def _of_this_thread() -> list[Listener]:
+    thread = threading.get_ident()
+    return [listener for listens_to, listener in tuple(_listeners) if listens_to == thread]
 
 
 def _patch() -> None:
     import torch  # noqa: PLC0415
+    from transformers import cache_utils  # noqa: PLC0415
     from transformers.modeling_utils import AttentionInterface  # noqa: PLC0415
 
-    original = AttentionInterface.get_interface
     _undo.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph would pass the interface by
-    _undo.callback(setattr, AttentionInterface, "get_interface", original)
-    AttentionInterface.get_interface = _reporting(original)
+    _replace(AttentionInterface, "get_interface", _reporting)
+    for kind in ("Cache", "EncoderDecoderCache"):
+        _replace(getattr(cache_utils, kind), "reorder_cache", _telling)
+
+
+def _replace(owner: type, name: str, wrapped: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    was_its_own = name in vars(owner)
+    _undo.callback(setattr, owner, name, original) if was_its_own else _undo.callback(delattr, owner, name)
+    setattr(owner, name, wrapped(original))
 
 
 def _reporting(get_interface: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +97,8 @@ def _reporting(get_interface: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def attention(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            for listener in tuple(_listeners):
-                listener(args, kwargs, attn_implementation)
+            for listener in _of_this_thread():
+                listener.heard(Heard(args, kwargs, attn_implementation, function, result))
             return result
 
         return attention
@@ -86,19 +106,13 @@ def _reporting(get_interface: Callable[..., Any]) -> Callable[..., Any]:
     return get_reporting_interface
 
 
-def attention_modules(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
-    """The modules of a model that use the attention interface, in the order of its layers, each with its path."""
-    paths = {module: path for path, module in model.named_modules()}
-    kinds = {kind for kind in set(map(type, paths)) if _uses_interface(kind)}
-    found = {module: path for module, path in paths.items() if type(module) in kinds}
-    numbers = [getattr(module, "layer_idx", None) for module in found]
-    if all(isinstance(number, int) for number in numbers) and len(set(numbers)) == len(numbers):
-        return dict(sorted(found.items(), key=lambda item: item[0].layer_idx))
-    return found
+def _telling(reorder_cache: Callable[..., Any]) -> Callable[..., Any]:
+    """``reorder_cache`` that tells of its calls."""
 
+    @functools.wraps(reorder_cache)
+    def reorder_and_tell(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for listener in _of_this_thread():
+            listener.reordered()
+        return reorder_cache(self, *args, **kwargs)
 
-def _uses_interface(kind: type) -> bool:
-    """Whether a method of the class asks for an attention function; seen in its code, before anything runs."""
-    methods = (value for base in kind.__mro__ for value in vars(base).values() if callable(value))
-    codes = (getattr(unwrap(method), "__code__", None) for method in methods)
-    return any(isinstance(code, CodeType) and set(code.co_names) >= _WORDS for code in codes)
+    return reorder_and_tell

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK = 1 << 22  # items of a mask looked at together: a few megabytes
-_HIDES = -1e4  # additive masks hide with this or less: exp of it is zero in every dtype
+HIDES = -1e4  # additive masks hide with this or less: exp of it is zero in every dtype
 _RULE = (
     "attention_mask must be causal or bidirectional, optionally with a sliding window, and hide whole keys (padding), "
-    "alike in all heads; got {got}. Chunked, prefix, packed and biased attention cannot be computed from queries, keys "
-    "and these: run the model with output_attentions=True under eager attention and push the dense patterns instead"
+    "alike in all heads, for queries and keys to carry it; got {got}: capture with store='pattern', which takes any mask"
 )
 
 
@@ -48,24 +47,32 @@ class _Extent(NamedTuple):
     ahead: int
 
 
-def read_sight(call: Call) -> Sight:
+def read_sight(call: Call, *, is_cross: bool = False) -> Sight:
     """What the queries of a layer's first call see.
+
+    Args:
+        call: the call.
+        is_cross: whether its keys are of another sequence: then no query stands at any of them, and all are in use.
 
     Raises:
         ValueError: causal, window and hidden keys cannot say what the mask says.
     """
     if call.mask is None or call.mask.ndim == 2:
-        return _sight_of_backend(call)
+        sight = _sight_of_backend(call)
+        return replace(sight, causal=False, window=None, n_keys=call.key.shape[2]) if is_cross else sight
     n_queries = call.query.shape[2]
     mask = _three_axes(call.mask, call)
     extent = _extent(mask)
     used = extent.seen.any(dim=0).nonzero()
-    n_keys = max(n_queries, int(used[-1]) + 1 if len(used) else 0)
+    n_keys = mask.shape[2] if is_cross else max(n_queries, int(used[-1]) + 1 if len(used) else 0)
     back, ahead = extent.back + n_keys - n_queries, extent.ahead - (n_keys - n_queries)
     causal_windows = [window for window in (call.window, None, back + 1) if window is None or window > max(back, 0)]
-    candidates = [(True, window) for window in causal_windows] if ahead <= 0 else []
-    for causal, window in [*candidates, (False, None), (False, max(back, ahead, 0))]:
-        sight = Sight(causal, window, n_keys, _unless_all(extent.seen[:, :n_keys]))
+    candidates: list[tuple[bool, int | None]] = [(False, None)]
+    if not is_cross:
+        causal = [(True, window) for window in causal_windows] if ahead <= 0 else []
+        candidates = [*causal, (False, None), (False, max(back, ahead, 0))]
+    for is_causal, window in candidates:
+        sight = Sight(is_causal, window, n_keys, _unless_all(extent.seen[:, :n_keys]))
         if _gives(sight, mask):
             return sight
     raise ValueError(_RULE.format(got=f"another mask of shape {list(call.mask.shape)}"))
@@ -146,7 +153,7 @@ def _blocks(mask: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         block = mask[:, first : first + step]
         if block.dtype.is_floating_point:
             values, block = block, block == 0
-            if not bool((block | (values <= _HIDES)).all()):
+            if not bool((block | (values <= HIDES)).all()):
                 raise ValueError(_RULE.format(got="a mask that adds other numbers to the scores than 0 and -inf"))
         yield first, block
 
@@ -174,22 +181,44 @@ def _gives(sight: Sight, mask: torch.Tensor) -> bool:
     import torch  # noqa: PLC0415
 
     n_queries, n_given = mask.shape[1:]
-    keys = torch.arange(n_given, device=mask.device)
-    hidden = torch.ones(1, n_given, dtype=torch.bool)
-    hidden[:, : sight.n_keys] = False
-    if sight.key_mask is not None:
-        hidden = hidden.repeat(len(sight.key_mask), 1)
-        hidden[:, : sight.n_keys] = ~sight.key_mask
-    shown = ~hidden.to(mask.device)
     for first, block in _blocks(mask):
-        queries = torch.arange(first, first + block.shape[1], device=mask.device) + sight.n_keys - n_queries
-        ahead = keys - queries[:, None]
-        allowed = ahead <= 0 if sight.causal else torch.ones_like(ahead, dtype=torch.bool)
-        if sight.window is not None:
-            allowed &= ahead > -sight.window if sight.causal else ahead.abs() <= sight.window
-        if not bool((block == (allowed & shown[:, None])).all()):
+        rows = torch.arange(first, first + block.shape[1], device=mask.device)
+        if not bool((block == seen_rows(sight, rows, n_queries, n_given)).all()):
             return False
     return True
+
+
+def seen_rows(sight: Sight, rows: torch.Tensor, n_queries: int, n_keys: int) -> torch.Tensor:
+    """Which keys some queries see, bool [batch or 1, row, key].
+
+    Args:
+        sight: what the queries see; the last of them stands at its last key.
+        rows: numbers of queries, int64.
+        n_queries: how many there are.
+        n_keys: how many keys to answer for; those behind the sequence are hidden.
+    """
+    import torch  # noqa: PLC0415
+
+    shown = torch.ones(1, n_keys, dtype=torch.bool)
+    shown[:, sight.n_keys :] = False
+    if sight.key_mask is not None:
+        shown = shown.repeat(len(sight.key_mask), 1)
+        shown[:, : sight.n_keys] = sight.key_mask[:, :n_keys]
+    ahead = torch.arange(n_keys, device=rows.device) - (rows + sight.n_keys - n_queries)[:, None]
+    allowed = ahead <= 0 if sight.causal else torch.ones_like(ahead, dtype=torch.bool)
+    if sight.window is not None:
+        allowed &= ahead > -sight.window if sight.causal else ahead.abs() <= sight.window
+    return allowed & shown.to(rows.device)[:, None]
+
+
+def used_keys(call: Call) -> int:
+    """How many keys a call with a mask for each query uses; what a static cache holds behind them is unused."""
+    n_queries, n_given = call.query.shape[2], call.key.shape[2]
+    if call.mask is None or call.mask.ndim != 4:
+        return int(n_given)
+    mask = call.mask[..., :n_given]
+    seen = (mask if str(mask.dtype) == "torch.bool" else mask > HIDES).flatten(0, 2).any(dim=0).nonzero()
+    return max(int(n_queries), int(seen[-1]) + 1 if len(seen) else 0)
 
 
 def _unless_all(key_mask: torch.Tensor) -> torch.Tensor | None:

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+import warnings
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from attncache.capturing.calls import Call, read_call
-from attncache.capturing.masks import Sight, continued, read_sight
+from attncache.capturing.growth import Layer, Step, is_repeated, next_step, remembered
+from attncache.capturing.interface import Heard
+from attncache.capturing.masks import Sight, read_sight, used_keys
+from attncache.capturing.modules import sources_of, unheard_modules
 from attncache.capturing.selection import selected
 from attncache.capturing.stores import LayerStore, Piece
-from attncache.factored import key_heads_for
+from attncache.capturing.weights import difference
+from attncache.layer_source import LayerSource
+from attncache.notices import CaptureWarning
 from attncache.progress import Progress
 from attncache.selections import Selector
 
 if TYPE_CHECKING:
     import torch
 
-_REMEMBERED = 64  # keys kept per layer to notice that the model's cache was reordered: sequences that agree in so many
-# keys of a layer and differ before them have the same last 64 tokens, and in deeper layers not even then
-
-
-@dataclass
-class _Layer:
-    """One layer so far: its number in the cache, what its queries see, and its last keys [batch, key head, key, dim]."""
-
-    number: int
-    sight: Sight
-    last_keys: torch.Tensor
+_CROSS_ARGUMENTS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+_BEAM_SEARCH = (
+    "the model's cache was reordered, as beam search does, so that an item of the batch is no longer one text: use "
+    "num_beams=1, or capture one forward over the text that it chose"
+)
+_SHOWN = 5  # names in a warning
 
 
 class Recorder:
-    """Listens to attention calls and hands those of the chosen layers and heads of one model to a store.
+    """Listens to attention calls of its thread and hands those of one model's chosen layers and heads to a store.
 
     Args:
-        modules: the model's attention modules with their paths, in the order of the layers.
+        model: the model.
+        modules: its attention modules with their paths, in the order of the layers.
         layers, heads: which of them to keep.
         store: where they go.
         progress: told of each layer.
@@ -46,46 +48,63 @@ class Recorder:
 
     def __init__(
         self,
+        model: torch.nn.Module,
         modules: dict[torch.nn.Module, str],
         layers: Selector,
         heads: Selector,
         store: LayerStore,
+        *,
         progress: Progress,
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
         wanted = set(selected(layers, len(modules), "layers"))
+        self._model = model
         self.names = {
             module: f"layer {number} ({path or type(module).__name__})"
             for number, (module, path) in enumerate(modules.items())
             if number in wanted
         }
-        self._all_wanted = layers is not None
+        self._order = {module: number for number, module in enumerate(modules)}
+        self._sources = sources_of(model, modules)
+        self.unheard = unheard_modules(model, modules)
+        self._was_chosen = layers is not None
         self._heads = heads
         self._store = store
         self._progress = progress
         progress.begin("capturing", len(self.names))
-        self._layers: dict[torch.nn.Module, _Layer] = {}
-        self._heard: set[torch.nn.Module] = set()
+        self._layers: dict[tuple[torch.nn.Module, int], Layer] = {}
+        self._heard: set[torch.nn.Module] = set()  # in the forward that runs
+        self._caches: dict[torch.nn.Module, Any] = {}  # the cache of keys that each module was given
+        self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
+        self._calls: Counter[torch.nn.Module] | None = None  # in the forward of the whole model that runs
+        self._ran: set[torch.nn.Module] = set()  # of those that cannot be heard
+        self._ran_elsewhere = False
+        self._had_dropout = False
+        self._was_reordered = False
         self._sights: Any = WeakIdKeyDictionary()  # a mask is read once, though every layer brings it
+        self._thread = threading.get_ident()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], implementation: str | None) -> None:
-        """Record an attention call if it is one of the chosen layers'.
+    # ---- what happens in the model
 
-        Raises:
-            ValueError: the call cannot be one with what its layer holds, or not be expressed at all.
-        """
-        import torch  # noqa: PLC0415 (loaded already: it made the model)
+    def before_model(self, *_: Any) -> None:
+        """A forward hook before the whole model: calls of a module are counted from here."""
+        if threading.get_ident() == self._thread:
+            self._calls = Counter()
 
-        module = args[0] if args else kwargs["module"]
-        if module not in self.names:
+    def after_model(self, *_: Any) -> None:
+        """A forward hook after the whole model, also where it failed."""
+        if threading.get_ident() == self._thread:
+            self._calls = None
+
+    def before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward hook before every chosen module: which cache of keys it was given, and whether it looks across."""
+        if threading.get_ident() != self._thread:
             return
-        self._heard.add(module)
-        with torch.no_grad():
-            try:
-                self._record(module, read_call(args, kwargs, implementation))
-            except ValueError as error:
-                raise ValueError(f"{self.names[module]} cannot be captured: {error}") from error
+        caches = [value for value in (*args, *kwargs.values()) if hasattr(value, "get_seq_length")]
+        self._caches[module] = caches[0] if caches else None
+        if any(kwargs.get(name) is not None for name in _CROSS_ARGUMENTS):
+            self._across.add(module)
 
     def after_forward(self, module: torch.nn.Module, *_: Any) -> None:
         """A forward hook of every chosen module.
@@ -93,6 +112,10 @@ class Recorder:
         Raises:
             ValueError: the module computed its attention without the interface.
         """
+        if threading.get_ident() != self._thread:
+            self._ran_elsewhere = True
+            return
+        self._caches.pop(module, None)
         if module not in self._heard:
             raise ValueError(
                 f"{self.names[module]} cannot be captured: it computed its attention without transformers' attention "
@@ -100,104 +123,224 @@ class Recorder:
             )
         self._heard.discard(module)
 
-    def finish(self) -> None:
-        """Make every layer whole.
+    def after_unheard(self, module: torch.nn.Module, *_: Any) -> None:
+        """A forward hook of every module that looks like attention and cannot be heard."""
+        if threading.get_ident() == self._thread:
+            self._ran.add(module)
+
+    def reordered(self) -> None:
+        self._was_reordered = self._was_reordered or bool(self._layers)
+
+    def heard(self, call: Heard) -> None:
+        """Record one attention call.
 
         Raises:
-            ValueError: some layers ran, but not all of those asked for by number.
+            ValueError: the layer cannot be captured; the message names it.
         """
-        missing = [name for module, name in self.names.items() if module not in self._layers]
-        if self._all_wanted and self._layers and missing:
-            raise ValueError(f"layers must name layers that the model runs, got none of {', '.join(missing)}")
-        self._progress.begin("joining", len(self._layers))
-        self._store.finish(self._progress.advance)
+        import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+        module = call.args[0] if call.args else call.kwargs.get("module")
+        if module not in self.names:
+            return
+        self._heard.add(module)
+        with torch.no_grad():
+            try:
+                self._record(module, read_call(call))
+            except ValueError as error:
+                raise ValueError(f"{self.names[module]} cannot be captured: {error}") from error
+
+    # ---- what it adds
 
     def _record(self, module: torch.nn.Module, call: Call) -> None:
-        layer = self._layers.get(module)
+        if self._was_reordered:
+            raise ValueError(_BEAM_SEARCH)
+        turn = 0
+        if self._calls is not None:
+            turn = self._calls[module]
+            self._calls[module] += 1
+        layer = self._layers.get((module, turn))
         if layer is None:
-            self._check_order(module)
-            sight, first_key = self._read_sight(call), 0
+            source = self._source_of(module, turn)
+            self._check_order(module, source)
+            step = self._first_step(module, call, source)
+        elif self._calls is None and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
+            return
         else:
-            self._check_continues(layer, call)
-            sight, first_key = continued(layer.sight, call)
-        key = call.key[:, :, : sight.n_keys - first_key]
-        piece = self._piece(call, key, sight, first_key)
+            source, step = self._source_of(module, turn), next_step(layer, call)
+        piece = self._piece(call, step, source, is_first=layer is None)
         if layer is None:
             self._store.begin(piece)
         else:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
-        self._layers[module] = _Layer(number, sight, key[:, :, -_REMEMBERED:].clone())
+        self._layers[module, turn] = Layer(
+            number, step.n_keys, call.n_queries, step.sight, source.kind == "cross", *remembered(call, step)
+        )
         self._progress.advance()
 
-    def _check_order(self, module: torch.nn.Module) -> None:
-        """Layers of the cache are numbered as they arrive, so they must arrive in the order of the model."""
-        later = [known for known in self._layers if list(self.names).index(known) > list(self.names).index(module)]
-        if later:
-            raise ValueError(
-                f"it runs after {self.names[later[-1]]}; give capture the part of the model whose layers run in order"
-            )
+    def _source_of(self, module: torch.nn.Module, turn: int) -> LayerSource:
+        source = replace(self._sources[module], call=turn)
+        return replace(source, kind="cross") if module in self._across else source
 
-    def _read_sight(self, call: Call) -> Sight:
+    def _check_order(self, module: torch.nn.Module, source: LayerSource) -> None:
+        """Layers of one stack are numbered as they arrive, so they must arrive in the order of the model."""
+        for other, turn in reversed(self._layers):
+            of_other = self._source_of(other, turn)
+            alike = (of_other.stack, of_other.kind, turn) == (source.stack, source.kind, source.call)
+            if alike and self._order[other] > self._order[module]:
+                raise ValueError(
+                    f"it runs after {self.names[other]}; give capture the part of the model whose layers run in order"
+                )
+
+    def _first_step(self, module: torch.nn.Module, call: Call, source: LayerSource) -> Step:
+        """What the first call of a layer sees, and where its keys begin."""
+        why_not = None
+        try:
+            sight: Sight | None = self._read_sight(call, is_cross=source.kind == "cross")
+        except ValueError as error:
+            sight, why_not = None, str(error)
+        if source.kind == "cross":
+            return Step(call.key.shape[2], 0, sight, why_not)
+        n_used = used_keys(call) if sight is None else sight.n_keys
+        total = self._n_keys_so_far(module, call, n_used)
+        first_key = total - n_used
+        if sight is not None and first_key:
+            import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+            shown = torch.ones(1, n_used, dtype=torch.bool) if sight.key_mask is None else sight.key_mask
+            forgotten = torch.zeros(len(shown), first_key, dtype=torch.bool)
+            sight = replace(sight, n_keys=total, key_mask=torch.cat([forgotten, shown], dim=1))
+        return Step(total, first_key, sight, why_not)
+
+    def _n_keys_so_far(self, module: torch.nn.Module, call: Call, n_used: int) -> int:
+        """How many keys the text has, also where the layer's cache keeps only the last ones."""
+        cache = self._caches.get(module)
+        if cache is None or call.n_queries == n_used:
+            return n_used
+        cache = getattr(cache, "self_attention_cache", cache)
+        return max([n_used, *(_length_of(layer) for layer in getattr(cache, "layers", ()))])
+
+    def _read_sight(self, call: Call, *, is_cross: bool) -> Sight:
         if call.mask is None:
-            return read_sight(call)
+            return read_sight(call, is_cross=is_cross)
         known = self._sights.setdefault(call.mask, {})
         version = 0 if call.mask.is_inference() else call.mask._version  # inference mode does not count changes
-        key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal)
+        key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal, is_cross)
         if key not in known:
-            known[key] = read_sight(call)
+            try:
+                known[key] = read_sight(call, is_cross=is_cross)
+            except ValueError as error:
+                known[key] = error
+        if isinstance(known[key], ValueError):
+            raise known[key]
         found: Sight = known[key]
         return found
 
-    def _check_continues(self, layer: _Layer, call: Call) -> None:
-        """The call's keys must be those of the layer, or their end, and then its queries' own.
+    def _piece(self, call: Call, step: Step, source: LayerSource, *, is_first: bool) -> Piece:
+        """The chosen heads of a call, in the form in which the store can keep what the function computed.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the function computed something else than its queries, keys and mask give.
         """
-        import torch  # noqa: PLC0415
-
-        n_before, n_new, n_given = layer.sight.n_keys, call.query.shape[2], call.key.shape[2]
-        if call.query.shape[0] != layer.last_keys.shape[0]:
-            raise ValueError(
-                f"a layer must keep its batch size, got {call.query.shape[0]} after {layer.last_keys.shape[0]}"
-            )
-        n_old = min(n_given, n_before + n_new) - n_new
-        if n_old <= 0 or not layer.sight.causal or (n_old < n_before and layer.sight.window is None):
-            raise ValueError(
-                f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
-                f"continue the {n_before} before: open another capture for another text; generate with use_cache=True; "
-                "a layer that a model runs several times in one forward cannot be captured"
-            )
-        n_known = min(n_old, layer.last_keys.shape[2])
-        now = call.key[:, :, n_old - n_known : n_old]
-        before = layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]
-        if not torch.equal(now.nan_to_num(), before.nan_to_num()):
-            raise ValueError(
-                f"one capture holds one run over a text, got other keys before position {n_before} than there were: "
-                "beam search reorders them (use num_beams=1), and another text needs another capture"
-            )
-
-    def _piece(self, call: Call, key: torch.Tensor, sight: Sight, first_key: int) -> Piece:
-        """The chosen heads of a call, in CPU memory."""
-        query, sinks = call.query, call.sinks
-        n_heads, n_key_heads = query.shape[1], key.shape[1]
+        heads = selected(self._heads, call.query.shape[1], "heads")
         if self._heads is not None:
-            heads = selected(self._heads, n_heads, "heads")
-            query = query[:, heads]
-            key = key[:, key_heads_for(heads, n_heads, n_key_heads)]
-            sinks = None if sinks is None else sinks[heads]
+            source = replace(source, heads=tuple(heads))
+        has_sinks, found = True, None
+        if call.has_dropout:
+            self._had_dropout = True
+        elif call.output is None and call.weights is None:
+            raise ValueError(
+                f"{call.reason or 'its function is not one of transformers'}: it returned neither weights nor an output "
+                "[batch, query, head, item] to compare with"
+            )
+        else:
+            found = difference(call, step.seen, step.n_given)
+            if found is not None and call.sinks is not None and call.weights is not None:
+                has_sinks = difference(call, step.seen, step.n_given, sinks=False) is not None
+                found = found if has_sinks else None
+        if found is not None and call.weights is None:
+            because = f"{call.reason}; " if call.reason else ""
+            raise ValueError(
+                f"{because}its function did not compute the softmax of its queries, keys and mask: the {found}. Run "
+                "the model with output_attentions=True under eager attention, and pass what it returns to "
+                "AttentionCache.from_attentions"
+            )
+        why_not = step.why_not
+        if call.bias is not None:
+            why_not = "it adds a position bias to the scores (position_bias)"
+        if found is not None:
+            why_not = f"its function returned other weights than its queries, keys and mask give: the {found}"
         return Piece(
-            query=_on_cpu(query),
-            key=_on_cpu(key),
-            sight=sight,
-            first_key=first_key,
-            scale=call.scale,
-            softcap=call.softcap,
-            sinks=None if sinks is None else sinks.float().cpu().numpy().astype(np.float32),
+            call=call,
+            step=step,
+            source=source,
+            heads=heads,
+            has_sinks=has_sinks,
+            is_as_returned=found is not None,
+            why_not_factored=why_not,
+            is_first=is_first,
         )
 
+    # ---- the end
 
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in CPU memory, float64 narrowed."""
-    return (tensor.float() if str(tensor.dtype) == "torch.float64" else tensor).cpu()
+    def finish(self) -> None:
+        """Make every layer whole, and say what is missing.
+
+        Raises:
+            ValueError: some layers ran, but not all of those asked for by number; beam search reordered their texts; or
+                attention ran that cannot be heard.
+        """
+        if self._was_reordered:
+            raise ValueError(f"the capture is not of one text in each item of the batch: {_BEAM_SEARCH}")
+        ran = {module for module, _ in self._layers}
+        missing = [name for module, name in self.names.items() if module not in ran]
+        if self._was_chosen and self._layers and missing:
+            raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
+        self._progress.begin("joining", len(self._layers))
+        self._store.finish(self._progress.advance)
+        unheard = [path for module, path in self.unheard.items() if module in self._ran]
+        if unheard and not self._was_chosen:
+            raise ValueError(
+                f"{type(self._model).__name__} was captured in part: {_listed(unheard)} ran and "
+                f"{'does' if len(unheard) == 1 else 'do'} not use transformers' attention interface. Run the model with "
+                "output_attentions=True under eager attention for them; to capture the others alone, choose them with "
+                "layers=, or give capture their part of the model"
+            )
+        self._warn(missing)
+
+    def _warn(self, missing: list[str]) -> None:
+        what = ""
+        if not self.names:
+            return
+        if not self._layers:
+            where = "in another thread than the capture" if self._ran_elsewhere else "another object than the one given"
+            what = (
+                f"the capture saw no attention of this {type(self._model).__name__}: was it {where} that ran? A copy, a "
+                "compiled or wrapped model, or a pipeline's own model must be given to capture itself"
+            )
+            if self._ran_elsewhere:
+                what = f"the capture saw no attention of this {type(self._model).__name__}: it ran {where}"
+        elif missing:
+            what = (
+                f"{len(missing)} of {len(self.names)} attention layers did not run in this capture: {_listed(missing)}"
+            )
+        elif self._had_dropout:
+            what = (
+                "the model ran with dropout: the capture holds the weights before dropout, which could not be compared "
+                "with what the model computed; model.eval() switches dropout off"
+            )
+        if what:
+            warnings.warn(what, CaptureWarning, stacklevel=6)
+
+
+def _length_of(layer: Any) -> int:
+    """How many keys one layer of a cache has seen; 0 if it is not of attention."""
+    try:
+        return int(layer.get_seq_length())
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return 0
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -1,0 +1,128 @@
+"""The attention modules of a model: which use the attention interface, which only look like it, and where each stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from inspect import unwrap
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+from attncache.layer_source import Kind, LayerSource, Stack
+
+if TYPE_CHECKING:
+    import torch
+
+_INTERFACE = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention", re.IGNORECASE)
+_MODALITIES: tuple[tuple[Stack, re.Pattern[str]], ...] = (
+    ("vision", re.compile(r"vision|visual|image|pixel|(^|_)vit($|_)|video", re.IGNORECASE)),
+    ("audio", re.compile(r"audio|speech|sound|acoustic", re.IGNORECASE)),
+)
+_TEXT = re.compile(r"text|language|llm|decoder|(^|_)lm($|_)|^model$|^transformer$", re.IGNORECASE)
+_LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+_NO_SOFTMAX = re.compile(
+    r"linear|delta|mamba|ssm|recurr|rwkv|conv|lightning|retention|gated|gla|norm|drop|hyena|fourier|pool", re.IGNORECASE
+)
+
+
+def attention_modules(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
+    """The modules of a model that use the attention interface, in the order of its layers, each with its path."""
+    paths = {module: path for path, module in model.named_modules()}
+    kinds = {kind for kind in set(map(type, paths)) if _uses_interface(kind)}
+    found = {module: path for module, path in paths.items() if type(module) in kinds}
+    numbers = [getattr(module, "layer_idx", None) for module in found]
+    if all(isinstance(number, int) for number in numbers) and len(set(numbers)) == len(numbers):
+        return dict(sorted(found.items(), key=lambda item: item[0].layer_idx))
+    return found
+
+
+def _uses_interface(kind: type) -> bool:
+    """Whether a method of the class asks for an attention function; seen in its code, before anything runs."""
+    methods = (value for base in kind.__mro__ for value in vars(base).values() if callable(value))
+    codes = (getattr(unwrap(method), "__code__", None) for method in methods)
+    return any(isinstance(code, CodeType) and set(code.co_names) >= _INTERFACE for code in codes)
+
+
+def sources_of(model: torch.nn.Module, modules: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, LayerSource]:
+    """Where each attention module stands in the model."""
+    stacks = _stacks(model, modules)
+    kinds: dict[torch.nn.Module, Kind] = {module: _kind(module, path) for module, path in modules.items()}
+    numbers: dict[torch.nn.Module, int] = {}
+    for stack, kind in {(stacks[module], kinds[module]) for module in modules}:
+        numbers |= _numbers({m: path for m, path in modules.items() if (stacks[m], kinds[m]) == (stack, kind)})
+    return {
+        module: LayerSource(path or type(module).__name__, numbers[module], None, kinds[module], stacks[module])
+        for module, path in modules.items()
+    }
+
+
+def _kind(module: torch.nn.Module, path: str) -> Kind:
+    told = getattr(module, "is_cross_attention", None)
+    if isinstance(told, bool):
+        return "cross" if told else "self"
+    own = ".".join(path.split(".")[-3:])  # a name further up says where the stack is
+    return "cross" if _CROSS.search(own) or _CROSS.search(type(module).__name__) else "self"
+
+
+def _numbers(group: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, int]:
+    """The number of each module of one stack: as the module says, or its path, or else in their order."""
+    told = [getattr(module, "layer_idx", None) for module in group]
+    in_path = [re.search(r"(?:^|\.)(\d+)(?:\.|$)", path) for path in group.values()]
+    ways: list[list[Any]] = [told, [int(found[1]) if found else None for found in in_path]]
+    for numbers in ways:
+        if all(type(number) is int and number >= 0 for number in numbers) and len(set(numbers)) == len(numbers):
+            return dict(zip(group, numbers, strict=True))
+    return {module: number for number, module in enumerate(group)}
+
+
+def _stacks(model: torch.nn.Module, modules: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, Stack | None]:
+    """Which of several stacks each module belongs to, by the words in its path; None in a model with one."""
+    found: dict[torch.nn.Module, Stack | None] = {module: _modality(path) for module, path in modules.items()}
+    has_modalities = any(stack is not None for stack in found.values())
+    others = {module: path.split(".") for module, path in modules.items() if found[module] is None}
+    has_both = all(any(word in parts for parts in others.values()) for word in ("encoder", "decoder"))
+    is_encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    for module, parts in others.items():
+        if has_both or is_encoder_decoder:
+            found[module] = "decoder" if "decoder" in parts else "encoder" if "encoder" in parts else None
+        if found[module] is None and has_modalities and any(_TEXT.search(part) for part in parts):
+            found[module] = "text"
+    return found if len(set(found.values())) > 1 else dict.fromkeys(modules)
+
+
+def _modality(path: str) -> Stack | None:
+    for stack, words in _MODALITIES:
+        if any(words.search(part) for part in path.split(".")):
+            return stack
+    return None
+
+
+def unheard_modules(model: torch.nn.Module, heard: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
+    """Modules that look like softmax attention, and cannot be heard, each with its path.
+
+    They are called attention, have at least two layers of weights of their own, and neither hold such a module nor
+    belong to one, heard ones included.
+    """
+    paths = dict(model.named_modules())
+    kept = set(heard.values())
+    found: dict[str, torch.nn.Module] = {}
+    for path, module in paths.items():
+        name = f"{path.rpartition('.')[2]} {type(module).__name__}"
+        if module in heard or not _LOOKS_LIKE_ATTENTION.search(name) or _NO_SOFTMAX.search(name):
+            continue
+        if any(_holds(path, other) or _holds(other, path) for other in kept):
+            continue
+        n_projections = sum(1 for child in module.modules() if child is not module and _is_projection(child))
+        if n_projections >= 2:
+            found[path] = module
+    return {module: path for path, module in found.items() if not any(_holds(path, other) for other in found)}
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return inner != outer and (outer == "" or inner.startswith(outer + "."))
+
+
+def _is_projection(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and getattr(weight, "ndim", 0) == 2 and not type(module).__name__.startswith("Embedding")
