@@ -2,7 +2,7 @@
 
 Covered: dense layers of every dtype and kind of weights, factored ones of every option and grouping of heads, with sums
 known and not, over any selector; rows, columns, edges, top-k and the pattern; shared memory; kinds of attention, sources,
-tokens; files; refusals. Sizes: up to 600 keys, which are three blocks of the sums, and one layer of 131,072.
+tokens; files; a captured model; refusals. Sizes: up to 600 keys, which are three blocks of the sums, and one layer of 131,072.
 Not covered: layers on a device (tests/cuda).
 """
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attncache import AttentionCache, LayerSource, reference
+from attncache import AttentionCache, LayerSource, capture, reference
 from patterns import DTYPES, Array, assert_same, cache_of, make, meaning, rng
 from strategies import kinds, selectors, shapes
 
@@ -152,6 +152,34 @@ def test_a_text_without_its_padding_goes_on_as_the_whole_does() -> None:
     np.testing.assert_allclose(part[0], cache[0][:1, :, 4:, 4:], rtol=1e-5)
 
 
+def test_a_long_text_without_its_padding_keeps_every_bit() -> None:
+    cache = factored((600, 600), (4, 2), "float32", padding=True, sinks=True)
+    for batch, positions in ((0, slice(200, None)), (0, slice(77, 599)), (1, slice(0, 450)), (1, slice(0, 333))):
+        part = cache.part(batch=batch, positions=positions)
+        assert_same(part[0], reference.part([cache[0]], batch=batch, positions=positions)[0])
+        assert part._options(0)[-2:] == (cache._options(0)[-2], False)  # it has its sinks, and no given sums
+
+
+@pytest.mark.parametrize(
+    ("options", "first_seen"),
+    [
+        ({"window": 4}, 3),
+        ({"causal": False, "window": 3}, 3),
+        ({"causal": False, "window": 1}, 5),
+        ({}, 0),
+        ({"causal": False}, 0),
+    ],
+    ids=["causal window", "window on both sides", "neighbours", "causal", "bidirectional"],
+)
+def test_sums_are_kept_for_good_from_the_first_visible_key_that_is_left_out(options: Any, first_seen: int) -> None:
+    cache = factored((3, 9), (4, 2), "float32", **options)  # the first query stands at key 6
+    for first in range(7):
+        assert cache.part(positions=slice(first, None))._options(0)[-1] is (first > first_seen)
+    for end in (7, 8, 9):
+        sees_behind = not options.get("causal", True) and end < 9
+        assert cache.part(positions=slice(0, end))._options(0)[-1] is sees_behind
+
+
 def test_a_text_without_its_beginning_takes_no_more_positions() -> None:
     part = factored((12, 12), (4, 2), "float32").part(positions=slice(4, None))
     with pytest.raises(ValueError, match="pushed without lse"):
@@ -279,6 +307,30 @@ def test_a_kind_chooses_layers_as_transformers_names_them() -> None:
         assert all(np.shares_memory(view, cache[layer]) for view, layer in zip(part, layers, strict=True))
         last = cache.part(kind=kind, layers=-1, heads=0)  # type: ignore[arg-type]
         assert_same(last[0], cache[layers[-1]][:, :1].copy())
+
+
+@pytest.mark.parametrize("store", ["pattern", "qk"])
+def test_kinds_of_a_capture_on_disk_are_the_attentions_of_the_model(store: Any, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="capture needs torch")
+    transformers = pytest.importorskip("transformers", reason="capture needs transformers")
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 8))}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 2}
+    model = transformers.BartModel(transformers.BartConfig(vocab_size=99, d_model=16, **sizes, **heads)).eval()
+    inputs = {"input_ids": torch.randint(3, 99, (2, 9)), "decoder_input_ids": torch.randint(3, 99, (2, 5))}
+    with torch.no_grad():
+        with capture(model, into=tmp_path / "run", store=store, dtype="float32") as disk:
+            model(**inputs)
+        disk.close()
+        model.set_attn_implementation("eager")
+        expected = model(**inputs, output_attentions=True)
+    cache = AttentionCache.load(tmp_path / "run", mmap=False)
+    assert cache.sources == disk.sources
+    for kind in ("encoder", "decoder", "cross"):
+        part = cache.part(kind=kind, batch=1)  # type: ignore[arg-type]
+        assert part.n_layers == 2
+        for layer, pattern in enumerate(expected[f"{kind}_attentions"]):
+            np.testing.assert_allclose(part.rows(layer, heads=None), pattern[1], atol=1e-6)
 
 
 def test_a_kind_that_no_layer_has_is_refused_with_those_there_are() -> None:

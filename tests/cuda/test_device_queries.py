@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import strategies
 import test_contracts
 import test_queries
-from attncache import AttentionCache, TopK
+from attncache import AttentionCache, LayerSource, TopK
 from attncache.cuda import DeviceArray, queries
 from attncache.reference import QUERIES
 from cuda.emulated import load
@@ -326,3 +326,24 @@ def test_patterns_of_one_device_replace_and_join_others(recorder: Recorder) -> N
     assert_same(cache.rows(heads=None), meaning("rows", [first, second], heads=None))
     cache._replace_layer(0, cache_on_device([second]))
     assert_same(cache.rows(), meaning("rows", [second, second]))
+
+
+def test_a_part_of_layers_on_a_device_shares_them_whole_or_asks_for_the_cpu(recorder: Recorder) -> None:
+    first, second = (make("soft", (1, 2, 4, 6), "float32", layer) for layer in range(2))
+    cache = cache_on_device([first, second])
+    part = cache.part(layers=1, heads=slice(None), positions=None)
+    assert part.devices == ("cuda:0",)
+    assert_same(part.rows(heads=None), meaning("rows", [second], heads=None))
+    with pytest.raises(ValueError, match=r"layer 0 lies on cuda:0; cache.cpu\(\) gives a copy"):
+        cache.part(heads=0)
+    assert_same(cache.cpu().part(heads=0)[1], second[:, :1].copy())
+
+
+def test_a_layer_on_a_device_is_refused_with_another_number_of_heads_in_its_source(recorder: Recorder) -> None:
+    cache = AttentionCache()
+    pattern = put(make("soft", (1, 2, 4, 6), "float32"))
+    with pytest.raises(ValueError, match="n_heads=2, got 1"):
+        cache.push(pattern, source=LayerSource(heads=(0,)))
+    assert cache.is_empty
+    cache.push(pattern, source=LayerSource(heads=(4, 5)))
+    assert cache.sources == cache.cpu().sources == (LayerSource(heads=(4, 5)),)
