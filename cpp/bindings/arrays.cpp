@@ -84,6 +84,8 @@ void ReleaseGilForLargeWork::look(std::int64_t done, std::int64_t total) {
     take_gil(state_);
     std::optional<py::error_already_set> error;
     try {
+        // Handlers, finalisers and progress may ask for work: who holds the GIL for it must not be made to wait for it.
+        const Unwatched unwatched;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (progress_ && !progress_.is_none()) progress_(done, total);
     } catch (const py::error_already_set& raised) {
@@ -105,9 +107,21 @@ std::shared_ptr<const void> keep_alive(const py::object& object) {
     return {object.inc_ref().ptr(), [](PyObject* p) {
                 if (!Py_IsInitialized()) return;
                 const py::gil_scoped_acquire gil;
+                const Unwatched unwatched;  // a finaliser may ask for work
                 Py_DECREF(p);
             }};
 }
+
+namespace {
+
+/// The source of a layer that lies over the memory of `array`.
+SourceArray shared_source_of(const py::object& array, DType dtype, DType stored) {
+    const SourceArray source = source_of_array(array, dtype);
+    if (dtype == stored && PyArray_ISCARRAY_RO(reinterpret_cast<PyArrayObject*>(array.ptr()))) return source;
+    throw py::type_error("memory can be shared of an aligned C-contiguous array of the stored dtype alone");
+}
+
+}  // namespace
 
 SourceArray source_of_array(const py::object& array, DType dtype) {
     auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
