@@ -15,7 +15,8 @@ int import_numpy() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, module) {
+// Of the main interpreter alone: in another one pybind11 would wait for ever, and NumPy's state is that of the first.
+PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supported()) {
     if (import_numpy() < 0) throw pybind11::error_already_set();
     attncache::simd::use_environment();
     attncache::num_threads();  // reads its environment variable, so that a wrong one fails here
@@ -28,4 +29,10 @@ PYBIND11_MODULE(_core, module) {
     attncache::python::bind_dlpack(module);
     attncache::python::bind_queries(module);
     attncache::python::bind_settings(module);
+}
+
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__core_of_main();
+    PyErr_SetString(PyExc_ImportError, "attncache must be imported in the main interpreter, not in a subinterpreter");
+    return nullptr;
 }
