@@ -138,7 +138,7 @@ SourceArray source_of_array(const py::object& array, DType dtype) {
 }
 
 Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
-    const SourceArray source = source_of_array(array, dtype);
+    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
     if (shares_memory) return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
     const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr())));
     const auto copy = copy_layer(source, stored);
@@ -147,7 +147,7 @@ Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool sh
 
 std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
                                               bool indexes) {
-    const SourceArray source = source_of_array(array, dtype);
+    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
     const Shape& shape = source.shape;
     indexes = indexes && shape.n_heads > 0;  // the mean of no heads is NaN: nothing to keep
     std::shared_ptr<const Layer> layer;
@@ -210,12 +210,21 @@ PyObject* new_array(std::span<const npy_intp> dims, int typenum) {
     return array;
 }
 
+void refuse_masked(PyObject* array, const char* argument) {
+    if (PyArray_CheckExact(array)) return;
+    const py::object mask = py::getattr(py::handle(array), "mask", py::none());
+    if (mask.is_none() || !py::cast<bool>(py::bool_(mask.attr("any")()))) return;
+    throw py::value_error(std::string(argument) + " must have no masked items, got a numpy.ma array with some; pass " +
+                          argument + ".filled(0) or another array without a mask");
+}
+
 py::object result_array(PyObject* out, std::span<const npy_intp> dims) {
     if (out == nullptr || out == Py_None) return py::reinterpret_steal<py::object>(new_array(dims, NPY_FLOAT));
     auto* const array = reinterpret_cast<PyArrayObject*>(out);
     if (!PyArray_Check(out)) {
         throw py::type_error(std::string("out must be a NumPy array, got ") + Py_TYPE(out)->tp_name);
     }
+    refuse_masked(out, "out");
     const bool fits = PyArray_NDIM(array) == static_cast<int>(dims.size()) &&
                       std::equal(dims.begin(), dims.end(), PyArray_DIMS(array));
     if (PyArray_TYPE(array) == NPY_FLOAT && fits && PyArray_ISCARRAY(array)) {

@@ -2,6 +2,9 @@
 #define ATTNCACHE_IMPORTS_NUMPY
 #include "numpy_api.hpp"
 
+#include <new>
+#include <stdexcept>
+
 #include "attncache/simd.hpp"
 #include "attncache/threads.hpp"
 #include "bind.hpp"
@@ -21,6 +24,15 @@ PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supp
     attncache::simd::use_environment();
     attncache::num_threads();  // reads its environment variable, so that a wrong one fails here
     module.attr("__version__") = ATTNCACHE_VERSION;
+    pybind11::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) std::rethrow_exception(thrown);
+        } catch (const std::bad_alloc&) {
+            attncache::python::set_no_memory();
+        } catch (const std::length_error&) {
+            attncache::python::set_no_memory();
+        }
+    });
     auto store = attncache::python::bind_store(module);
     attncache::python::bind_factored(store);
     attncache::python::bind_disk(store);
