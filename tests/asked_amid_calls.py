@@ -163,6 +163,13 @@ class Garbage:
         self.finalise()
 
 
+def collect_soon(*_: int) -> Callable[[], None]:
+    """Makes the collector run, not here but when the long call looks for signals next."""
+    gc.set_threshold(1)
+    gc.enable()
+    return lambda: None  # a new object, and no bytecode after it that could run the collector
+
+
 def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[..., Any] = AttentionCache.lse) -> None:
     """Asks once amid the call on a layer without sums, which is made anew until it has come to that."""
     asked, failed = [], []
@@ -190,9 +197,7 @@ def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[.
             cache.lse(0, progress=lambda _done, _total, cache=cache: amid(cache))
         else:
             Garbage(lambda cache=cache: amid(cache))  # type: ignore[misc]
-            gc.set_threshold(1)
-            gc.enable()
-            call(cache, 0)
+            cache.lse(0, progress=collect_soon)
             gc.disable()
     if failed:
         raise failed[0]

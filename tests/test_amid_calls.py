@@ -51,7 +51,7 @@ def test_the_sums_that_are_just_being_made_may_be_asked_for(way: str, tmp_path: 
     run(f"{way} the same", tmp_path)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "progress"])
+@pytest.mark.parametrize("way", WAYS[:1])
 def test_everything_may_be_asked_amid_a_query(way: str, tmp_path: Path) -> None:
     run(f"{way} columns", tmp_path)
 
