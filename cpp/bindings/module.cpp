@@ -16,18 +16,16 @@ int import_numpy() {
     return 0;
 }
 
-bool is_main_interpreter() {
-    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
-    PyErr_SetString(PyExc_ImportError, "attncache must be imported in the main interpreter, not in a subinterpreter");
-    return false;
-}
+constexpr const char* kNotHere = "attncache must be imported in the main interpreter, not in a subinterpreter";
+
+bool is_main_interpreter() { return PyInterpreterState_Get() == PyInterpreterState_Main(); }
 
 }  // namespace
 
 // Of the main interpreter alone: in another one pybind11 would wait for ever, and NumPy's state is that of the first.
 PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supported()) {
-    if (!is_main_interpreter())
-        throw pybind11::error_already_set();  // from 3.13 on the first check runs in the main one
+    // From 3.13 on, PyInit__core itself runs in the main interpreter, whoever imports.
+    if (!is_main_interpreter()) throw pybind11::import_error(kNotHere);
     if (import_numpy() < 0) throw pybind11::error_already_set();
     attncache::simd::use_environment();
     attncache::num_threads();  // reads its environment variable, so that a wrong one fails here
@@ -51,4 +49,8 @@ PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supp
     attncache::python::bind_settings(module);
 }
 
-extern "C" PYBIND11_EXPORT PyObject* PyInit__core() { return is_main_interpreter() ? PyInit__core_of_main() : nullptr; }
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+    if (is_main_interpreter()) return PyInit__core_of_main();
+    PyErr_SetString(PyExc_ImportError, kNotHere);
+    return nullptr;
+}
