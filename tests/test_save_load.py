@@ -339,6 +339,21 @@ def twice_in_itself() -> list[Any]:
     return value
 
 
+def shared(n: int, leaf: Any) -> Any:
+    """A list of 2^n times the leaf, in n lists."""
+    for _ in range(n):
+        leaf = [leaf, leaf]
+    return leaf
+
+
+def test_metadata_that_share_come_back_as_what_they_say(tmp_path: Path) -> None:
+    cache = tokened()
+    cache.metadata = {"a": shared(10, {"b": (1, None)})}
+    cache.save(tmp_path / "cache.safetensors")
+    found = AttentionCache.load(tmp_path / "cache.safetensors").metadata["a"]
+    assert found == cache.metadata["a"] == shared(10, {"b": [1, None]})
+
+
 def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
     cache = tokened()
     cache.metadata = {"a": nested(99)}
@@ -355,6 +370,18 @@ def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
         ({"a": float("nan")}, ValueError, r"metadata\['a'\] must be a JSON value"),
         ({"a": nested(100)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
         ({"a": nested(100_000)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
+        (
+            {"a": {"b": [{1: "x"}]}},
+            TypeError,
+            r"metadata\['a'\] must have names that are strings in its mappings, got 1",
+        ),
+        ({"a": {None: 1}}, TypeError, r"metadata\['a'\] must have names that are strings in its mappings, got None"),
+        ({"a": {1.5: 1}}, TypeError, r"metadata\['a'\] must have names that are strings in its mappings, got 1.5"),
+        ({"a": shared(60, 1)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON, with 'a'"),
+        ({"a": shared(20, "x" * 200)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON"),
+        ({"a": shared(20, 10**3000)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON"),
+        ({"b": 1, "a": shared(60, {"b": ()})}, ValueError, "characters of JSON, with 'a'"),
+        ({"a": [shared(99, 1)]}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
         ({"a": twice_in_itself()}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
     ],
 )

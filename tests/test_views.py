@@ -137,15 +137,16 @@ def test_an_iterator_outlives_its_cache() -> None:
     assert_same(tuple(iterator), tuple(patterns))
 
 
-class Owner(bytearray):
+class Owner(np.ndarray[Any, Any]):
     """Memory that can be watched."""
 
 
 def borrowed(read_only: bool) -> tuple[AttentionCache, weakref.ref[Owner], Array]:
     pattern = make("soft", (1, 2, 3, 4))
-    owner = Owner(pattern.tobytes())
-    source = np.frombuffer(owner, np.float32).reshape(pattern.shape)
-    source.setflags(write=not read_only)
+    owner = Owner(pattern.shape, np.float32)
+    owner[...] = pattern
+    owner.setflags(write=not read_only)
+    source = owner.view(np.ndarray)
     cache = AttentionCache()
     cache.push(source, copy=None if read_only else False)
     assert address(cache[0]) == address(source)

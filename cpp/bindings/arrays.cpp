@@ -84,6 +84,8 @@ void ReleaseGilForLargeWork::look(std::int64_t done, std::int64_t total) {
     take_gil(state_);
     std::optional<py::error_already_set> error;
     try {
+        // Handlers, finalisers and progress may ask for work: who holds the GIL for it must not be made to wait for it.
+        const Unwatched unwatched;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (progress_ && !progress_.is_none()) progress_(done, total);
     } catch (const py::error_already_set& raised) {
@@ -105,9 +107,21 @@ std::shared_ptr<const void> keep_alive(const py::object& object) {
     return {object.inc_ref().ptr(), [](PyObject* p) {
                 if (!Py_IsInitialized()) return;
                 const py::gil_scoped_acquire gil;
+                const Unwatched unwatched;  // a finaliser may ask for work
                 Py_DECREF(p);
             }};
 }
+
+namespace {
+
+/// The source of a layer that lies over the memory of `array`.
+SourceArray shared_source_of(const py::object& array, DType dtype, DType stored) {
+    const SourceArray source = source_of_array(array, dtype);
+    if (dtype == stored && PyArray_ISCARRAY_RO(reinterpret_cast<PyArrayObject*>(array.ptr()))) return source;
+    throw py::type_error("memory can be shared of an aligned C-contiguous array of the stored dtype alone");
+}
+
+}  // namespace
 
 SourceArray source_of_array(const py::object& array, DType dtype) {
     auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
@@ -124,7 +138,7 @@ SourceArray source_of_array(const py::object& array, DType dtype) {
 }
 
 Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
-    const SourceArray source = source_of_array(array, dtype);
+    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
     if (shares_memory) return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
     const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr())));
     const auto copy = copy_layer(source, stored);
@@ -133,7 +147,7 @@ Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool sh
 
 std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
                                               bool indexes) {
-    const SourceArray source = source_of_array(array, dtype);
+    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
     const Shape& shape = source.shape;
     indexes = indexes && shape.n_heads > 0;  // the mean of no heads is NaN: nothing to keep
     std::shared_ptr<const Layer> layer;
@@ -196,12 +210,21 @@ PyObject* new_array(std::span<const npy_intp> dims, int typenum) {
     return array;
 }
 
+void refuse_masked(PyObject* array, const char* argument) {
+    if (PyArray_CheckExact(array)) return;
+    const py::object mask = py::getattr(py::handle(array), "mask", py::none());
+    if (mask.is_none() || !py::cast<bool>(py::bool_(mask.attr("any")()))) return;
+    throw py::value_error(std::string(argument) + " must have no masked items, got a numpy.ma array with some; pass " +
+                          argument + ".filled(0) or another array without a mask");
+}
+
 py::object result_array(PyObject* out, std::span<const npy_intp> dims) {
     if (out == nullptr || out == Py_None) return py::reinterpret_steal<py::object>(new_array(dims, NPY_FLOAT));
     auto* const array = reinterpret_cast<PyArrayObject*>(out);
     if (!PyArray_Check(out)) {
         throw py::type_error(std::string("out must be a NumPy array, got ") + Py_TYPE(out)->tp_name);
     }
+    refuse_masked(out, "out");
     const bool fits = PyArray_NDIM(array) == static_cast<int>(dims.size()) &&
                       std::equal(dims.begin(), dims.end(), PyArray_DIMS(array));
     if (PyArray_TYPE(array) == NPY_FLOAT && fits && PyArray_ISCARRAY(array)) {

@@ -9,10 +9,13 @@
 
 namespace attncache::python {
 
-/// A Python object that shares memory, to be the base of views of it.
+/// What capsules of ours are called.
+constexpr const char* kCapsuleName = "attncache";
+
+/// A Python object that shares memory that nobody writes any more, to be the base of views of it.
 template <class T>
 py::object capsule_of(std::shared_ptr<T> shared) {
-    return py::capsule(new std::shared_ptr<T>(std::move(shared)),
+    return py::capsule(new std::shared_ptr<T>(std::move(shared)), kCapsuleName,
                        [](void* p) { delete static_cast<std::shared_ptr<T>*>(p); });
 }
 
@@ -48,6 +51,9 @@ PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, cons
 
 /// A new array to be written by a query.
 PyObject* new_array(std::span<const npy_intp> dims, int typenum);
+
+/// Raises a ValueError for a numpy.ma array with masked items, whose mask would be lost.
+void refuse_masked(PyObject* array, const char* argument);
 
 /// `out` as an array that a result of those dimensions can be written into, or a new one if it is None or nullptr.
 /// TypeError or ValueError if it is not a writable C-contiguous float32 array of that shape.

@@ -13,6 +13,9 @@ void bind_device(py::class_<Store>& store);
 void bind_dlpack(py::module_& module);
 void bind_queries(py::module_& module);
 void bind_settings(py::module_& module);
+/// Sets the MemoryError of whatever the standard library cannot hold.
+inline void set_no_memory() { PyErr_SetString(PyExc_MemoryError, "there is no memory for this many items"); }
+
 void add_hot_calls(const py::class_<Store>& store);
 
 }  // namespace attncache::python

@@ -40,14 +40,53 @@ std::vector<float> floats_of(const py::object& array) {
     return {items, items + PyArray_SIZE(ndarray)};
 }
 
+void check(bool holds, const char* rule) {
+    if (!holds) throw py::value_error(rule);
+}
+
+/// Whether hidden keys are ascending runs of the keys of each batch item, or there are none at all.
+void check_hidden(const std::vector<std::vector<Range>>& hidden_keys, const Shape& keys) {
+    if (hidden_keys.empty()) return;
+    check(static_cast<std::int64_t>(hidden_keys.size()) == keys.batch_size, "hidden keys must be of each batch item");
+    for (const auto& ranges : hidden_keys) {
+        std::int64_t end = 0;
+        for (const Range& range : ranges) {
+            check(end <= range.begin && range.begin < range.end && range.end <= keys.seq_q,
+                  "hidden keys must be ascending runs of the keys");
+            end = range.end;
+        }
+    }
+}
+
+/// All that the core computes with, checked once more when nothing is read any longer: while Python code was run to
+/// read one option, it may have changed what another was checked against.
+void check_fit(const Rows& query, const Rows& key, const FactoredView& options, const py::object& lse,
+               std::size_t n_lse) {
+    const Shape& queries = query.view.shape;
+    const Shape& keys = key.view.shape;
+    check(queries.batch_size == keys.batch_size, "query and key must have one batch size");
+    check(queries.seq_k == keys.seq_k && keys.seq_k > 0, "query and key must have the same number of items");
+    check(keys.n_heads > 0 && queries.n_heads > 0 && queries.n_heads % keys.n_heads == 0,
+          "the heads of query must be a multiple of those of key");
+    check_hidden(options.hidden_keys, keys);
+    check(options.sinks.empty() || static_cast<std::int64_t>(options.sinks.size()) == queries.n_heads,
+          "sinks must be one for each head");
+    check(lse.is_none() || static_cast<std::int64_t>(n_lse) == queries.batch_size * queries.n_heads * queries.seq_q,
+          "lse must be one for each row");
+}
+
 void push_qk(const py::object& self, const Source& query, const Source& key, float scale, float softcap, bool causal,
              std::int64_t window, const Runs& hidden_keys, const py::object& sinks, const py::object& lse) {
     FactoredView options;
     options.scoring = {scale, softcap, causal, window};
     options.hidden_keys = ranges_of(hidden_keys);
     options.sinks = floats_of(sinks);
-    auto layer =
-        std::make_shared<const FactoredLayer>(rows_of(query), rows_of(key), std::move(options), floats_of(lse));
+    std::vector<float> row_lse = floats_of(lse);
+    Rows queries = rows_of(query);
+    Rows keys = rows_of(key);
+    check_fit(queries, keys, options, lse, row_lse.size());
+    auto layer = std::make_shared<const FactoredLayer>(std::move(queries), std::move(keys), std::move(options),
+                                                       std::move(row_lse));
     store_of(self).layers.push_back(std::make_shared<StoredLayer>(std::move(layer)));
 }
 
@@ -87,11 +126,13 @@ void append_qk(const py::object& self, const py::object& layer, const py::object
     const auto before = factored_at(self, layer);
     const SourceArray queries = source_of_array(query, dtype_named(query_dtype));
     const SourceArray keys = source_of_array(key, dtype_named(key_dtype));
+    const auto hidden = ranges_of(hidden_keys);
     check_more(*before, queries, keys);
+    check_hidden(hidden, keys.shape);
     std::shared_ptr<const FactoredLayer> after;
     {
         const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(key.ptr())));
-        after = before->with_more(queries, keys, ranges_of(hidden_keys));
+        after = before->with_more(queries, keys, hidden);
     }
     // Made before the search, and what it takes the place of let go after it: either may run Python code, which may
     // change the layers.

@@ -11,6 +11,9 @@ namespace {
 
 py::object steal(PyObject* array) { return py::reinterpret_steal<py::object>(array); }
 
+/// Then there is nothing to compute, however large the other axes are.
+bool is_empty(const py::object& array) { return PyArray_SIZE(reinterpret_cast<PyArrayObject*>(array.ptr())) == 0; }
+
 void append(std::vector<npy_intp>& dims, const Indices& indices) {
     if (indices.keeps_axis) dims.push_back(static_cast<npy_intp>(indices.values.size()));
 }
@@ -26,6 +29,7 @@ py::object rows_of(const py::object& store, const py::object& layers, const py::
     check_device_result(on_device, resolved);
     if (resolved.home) return floats_on_device("rows", resolved, {queries.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
+    if (is_empty(result)) return result;
     const auto n_queries = static_cast<std::int64_t>(queries.values.size());
     resolved.use_indexes(store_of(store), [&](const IndexCosts& costs) { return n_queries * costs.row; });
     const ReleaseGilForLargeWork release(resolved.bytes_of(n_queries * resolved.shape.seq_k));
@@ -44,6 +48,7 @@ py::object columns_of(const py::object& store, const py::object& layers, const p
     check_device_result(on_device, resolved);
     if (resolved.home) return floats_on_device("columns", resolved, {keys.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
+    if (is_empty(result)) return result;
     const auto n_keys = static_cast<std::int64_t>(keys.values.size());
     resolved.use_indexes(store_of(store),
                          [&](const IndexCosts& costs) { return std::min(n_keys * costs.column, costs.layer); });
@@ -64,6 +69,7 @@ py::object edges_of(const py::object& store, const py::object& from_positions, c
     check_device_result(on_device, resolved);
     if (resolved.home) return floats_on_device("edges", resolved, {queries.values, keys.values}, on_device, out.ptr());
     py::object result = result_array(out.ptr(), resolved.dims);
+    if (is_empty(result)) return result;
     const auto n_edges = static_cast<std::int64_t>(queries.values.size() * keys.values.size());
     resolved.use_indexes(store_of(store),
                          [&](const IndexCosts& costs) { return std::min(n_edges * costs.edge, costs.layer); });
@@ -97,7 +103,7 @@ py::tuple top_k_of(const py::object& store, const py::object& k, const py::objec
     if (resolved.home) return top_k_on_device(resolved, chosen.values, direction, on_device);
     py::object top_positions = steal(new_array(resolved.dims, NPY_INT64));
     py::object top_weights = steal(new_array(resolved.dims, NPY_FLOAT));
-    {
+    if (!is_empty(top_positions)) {
         const auto n_lines = static_cast<std::int64_t>(chosen.values.size());
         resolved.use_indexes(store_of(store), [&](const IndexCosts& costs) {
             return from ? n_lines * costs.row : std::min(n_lines * costs.column, costs.layer);

@@ -1,4 +1,5 @@
 // Store: layers in push order. The hot calls are added by hot_calls.cpp; docstrings live in the Python face.
+#include <new>
 #include <string>
 
 #include "arrays.hpp"
@@ -62,6 +63,13 @@ void put_layer(const py::object& self, const py::object& at, const py::object& s
     }
 }
 
+void reserve(const py::object& self, const py::object& n_layers) {
+    const std::int64_t n = count(n_layers.ptr(), "n_layers");
+    auto& layers = store_of(self).layers;
+    if (static_cast<std::size_t>(n) > layers.max_size()) throw std::bad_alloc();
+    layers.reserve(static_cast<std::size_t>(n));
+}
+
 std::int64_t index_n_bytes(const py::object& self) {
     std::int64_t bytes = 0;
     for (const auto& stored : store_of(self).layers) {
@@ -87,6 +95,9 @@ void drop_index(const py::object& self) {
         }
     }
 }
+
+/// Whether the base of an array is a capsule of this library.
+bool is_own_memory(const py::object& base) { return PyCapsule_IsValid(base.ptr(), kCapsuleName) != 0; }
 
 constexpr const char* kPolicyNames[] = {"off", "auto", "eager"};
 
@@ -130,9 +141,7 @@ py::class_<Store> bind_store(py::module_& module) {
     store.def(py::init<>())
         .def("_push", push, "array"_a, "dtype"_a, "stored"_a, "shares_memory"_a)
         .def("_put_layer", put_layer, "at"_a, "source"_a, "layer"_a)
-        .def(
-            "_reserve", [](const py::object& self, std::size_t n_layers) { store_of(self).layers.reserve(n_layers); },
-            "n_layers"_a)
+        .def("_reserve", reserve, "n_layers"_a)
         .def("_clear",
              [](const py::object& self) { std::vector<std::shared_ptr<StoredLayer>>().swap(store_of(self).layers); })
         .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
@@ -146,6 +155,7 @@ py::class_<Store> bind_store(py::module_& module) {
         .def_property_readonly("nbytes", n_bytes)
         .def_property_readonly("shapes", shapes)
         .def_property_readonly("dtypes", dtypes);
+    module.def("is_own_memory", is_own_memory, "base"_a);
     return store;
 }
 

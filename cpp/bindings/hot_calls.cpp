@@ -27,7 +27,9 @@ PyObject* guarded(const Call& call) noexcept {
     } catch (const py::builtin_exception& error) {
         error.set_error();
     } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
+        set_no_memory();
+    } catch (const std::length_error&) {
+        set_no_memory();
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
     }
@@ -138,7 +140,7 @@ PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>&
     };
     const auto directly = [&](const StoredLayer& layer, std::int64_t bytes) -> PyObject* {
         py::object result = result_array(out, dims);
-        {
+        if (PyArray_SIZE(reinterpret_cast<PyArrayObject*>(result.ptr())) > 0) {
             const ReleaseGilForLargeWork release(bytes);
             layer.ask([&](const auto& asked) { fill(asked, floats(result.ptr())); });
         }

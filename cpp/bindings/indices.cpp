@@ -5,6 +5,8 @@
 #include <numeric>
 #include <string>
 
+#include "arrays.hpp"
+
 namespace attncache::python {
 namespace {
 
@@ -35,7 +37,16 @@ Indices from_sequence(PyObject* selector, const Axis& axis) {
     return indices;
 }
 
+/// A truth value of Python, NumPy or another library, whose arrays of one item are numbers too.
+bool is_bool(PyObject* value) {
+    if (PyBool_Check(value) || PyArray_IsScalar(value, Bool)) return true;
+    if (PyArray_IsScalar(value, Integer) || PyLong_Check(value)) return false;
+    const py::object dtype = py::getattr(py::handle(value), "dtype", py::none());
+    return !dtype.is_none() && std::string(py::str(dtype)).find("bool") != std::string::npos;
+}
+
 Indices from_array(PyObject* selector, const Axis& axis) {
+    refuse_masked(selector, axis.argument);
     auto* const array = reinterpret_cast<PyArrayObject*>(selector);
     if (PyArray_NDIM(array) != 1 || !PyArray_ISINTEGER(array)) {
         const py::object dtype = py::handle(selector).attr("dtype");
@@ -76,7 +87,7 @@ bool is_foreign_array(PyObject* value) {
 }  // namespace
 
 std::int64_t unusual_number(PyObject* value, const char* argument) {
-    if (PyBool_Check(value) || PyArray_IsScalar(value, Bool) || !PyIndex_Check(value)) {
+    if (!PyIndex_Check(value) || is_bool(value)) {
         raise(PyExc_TypeError, std::string(argument) + " must be an int, got " + type_name(value));
     }
     const Py_ssize_t number = PyNumber_AsSsize_t(value, nullptr);

@@ -45,6 +45,7 @@ void write_block(Plane& mean, const Shape& shape, const IndexMemory& memory, std
 /// Calls work(first, last) for blocks of queries, in parallel.
 template <class Work>
 void for_each_block(const Shape& shape, std::int64_t bytes_per_row, const Work& work) {
+    if (shape.seq_k == 0) return;
     parallel_for((shape.seq_q + kBlock - 1) / kBlock, kBlock * bytes_per_row,
                  [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t block = begin; block < end; ++block) {

@@ -58,8 +58,11 @@ class Pool {
 public:
     /// Runs the job on the caller and `n_helpers` threads; false, having done nothing, if the pool is in use.
     bool try_run(Job& job, int n_helpers) {
-        const std::unique_lock<std::mutex> exclusive(in_use_, std::try_to_lock);
-        if (!exclusive.owns_lock()) return false;
+        if (in_use_.exchange(true, std::memory_order_acquire)) return false;  // by this thread, it may be: no mutex
+        const struct Release {
+            std::atomic<bool>& in_use;
+            ~Release() { in_use.store(false, std::memory_order_release); }
+        } release{in_use_};
         start_threads(n_helpers);
         n_helpers = std::min(n_helpers, static_cast<int>(threads_.size()));
         {
@@ -70,6 +73,8 @@ public:
         }
         wake_.notify_all();
         job.run(watcher_of_this_thread());
+        if (is_of_parent())
+            throw std::runtime_error("a process that forks amid a call cannot go on with it in the child");
         std::unique_lock<std::mutex> lock(mutex_);
         running_ -= wanted_;  // those that have not begun by now find nothing to do
         wanted_ = 0;
@@ -83,8 +88,8 @@ private:
         while (static_cast<int>(threads_.size()) < n) {
             try {
                 threads_.emplace_back([this] { serve(); });
-            } catch (const std::system_error&) {
-                return;  // the system has no more threads to give: go on with those there are
+            } catch (const std::exception&) {
+                return;  // the system has no more threads or memory to give: go on with those there are
             }
             threads_.back().detach();
         }
@@ -103,7 +108,9 @@ private:
         }
     }
 
-    std::mutex in_use_;
+    bool is_of_parent() const;
+
+    std::atomic<bool> in_use_{false};
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_;
     std::condition_variable done_;
@@ -116,6 +123,8 @@ private:
 std::atomic<Pool*> the_pool{nullptr};
 
 void forget_pool_in_child() { the_pool.store(nullptr); }
+
+bool Pool::is_of_parent() const { return the_pool.load() != this; }
 
 Pool& pool() {
     Pool* existing = the_pool.load(std::memory_order_acquire);

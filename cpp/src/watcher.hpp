@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace attncache {
 
@@ -16,5 +17,18 @@ public:
 
 /// The watcher of this thread's work, or nullptr. Set by whoever asks for work, for as long as it takes.
 Watcher*& watcher_of_this_thread();
+
+/// While it lives, nobody watches this thread: for code of others that runs amid the watched work and may ask for work
+/// of its own.
+class Unwatched {
+public:
+    Unwatched() : watcher_(std::exchange(watcher_of_this_thread(), nullptr)) {}
+    ~Unwatched() { watcher_of_this_thread() = watcher_; }
+    Unwatched(const Unwatched&) = delete;
+    Unwatched& operator=(const Unwatched&) = delete;
+
+private:
+    Watcher* watcher_;
+};
 
 }  // namespace attncache

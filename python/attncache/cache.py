@@ -724,7 +724,7 @@ class AttentionCache(Selections):
 
         Raises:
             TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or values
-                nested too deep; on disk also more than 100 MB. The metadata are unchanged after any of these.
+                nested too deep, or more than 100 MB of JSON. The metadata are unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.metadata = {"model": "SmolLM2-135M", "prompt": 17}

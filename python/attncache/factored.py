@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -14,6 +15,7 @@ from attncache.sources import (
     Argument,
     Source,
     StoredDType,
+    check_unmasked,
     checked_copy,
     is_on_device,
     is_torch_tensor,
@@ -213,13 +215,26 @@ def _check_shapes(query: tuple[int, ...], key: tuple[int, ...]) -> None:
 
 def _number(value: Any, name: str) -> float:
     """A finite real number."""
+    if not _is_real(value):
+        raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number or None, got {type(value).__name__}") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(np.float32(number) if abs(number) < 3.4e38 else math.inf):
         raise ValueError(f"{name} must be finite, got {value}")
     return number
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it is a number: no text that float() would read, no truth value, no array of one."""
+    if isinstance(value, bool | str | bytes | bytearray) or getattr(value, "ndim", 0) != 0:
+        return False
+    dtype = str(getattr(value, "dtype", ""))  # of NumPy or of any other library
+    is_number = hasattr(value, "__float__") or hasattr(value, "__index__")
+    return is_number and not any(kind in dtype for kind in ("bool", "complex", "time"))
 
 
 def _scale(scale: Any, head_dim: int) -> float:
@@ -240,9 +255,12 @@ def _window(window: Any) -> int:
     """The window; 0 stands for none."""
     if window is None:
         return 0
-    if isinstance(window, bool) or not hasattr(window, "__index__"):
-        raise TypeError(f"window must be an int or None, got {type(window).__name__}")
-    number = int(window.__index__())
+    try:
+        if not _is_real(window):
+            raise TypeError
+        number = operator.index(window)
+    except TypeError:
+        raise TypeError(f"window must be an int or None, got {type(window).__name__}") from None
     if number < 1:
         raise ValueError(f"window must be at least 1, got {number}")
     return min(number, 2**40)
@@ -250,6 +268,7 @@ def _window(window: Any) -> int:
 
 def _plain_array(values: Any, name: str) -> npt.NDArray[Any]:
     """What NumPy makes of it; a tensor may require grad, be bfloat16, or lie on another device."""
+    check_unmasked(values, name)
     if is_torch_tensor(values):
         values = values.detach().cpu()
         values = values.float().numpy() if values.dtype.is_floating_point else values.numpy()

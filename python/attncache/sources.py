@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from attncache import _core
 
 StoredDType: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
@@ -32,7 +35,7 @@ class Source(NamedTuple):
     Attributes:
         array: the weights in native byte order; bfloat16 as uint16, because NumPy itself has no such dtype.
         dtype: what the items of ``array`` are.
-        is_writable: whether somebody may change the pushed memory later.
+        is_writable: whether somebody may change the pushed memory later, the owner of what it is a view of included.
         is_converted: whether ``array`` is already a copy (of nested lists, or of another byte order).
     """
 
@@ -121,8 +124,7 @@ def read_source(values: Any, argument: Argument = PATTERN) -> Source:
         raise ValueError(
             f"{argument.name} must have the 4 axes {argument.axes}, got shape {source.array.shape}{way_out}"
         )
-    if source.array.shape[3] >= 2**32 or source.array.shape[2] >= 2**32:
-        raise ValueError(f"{argument.name} must have fewer than 2**32 queries and keys, got shape {source.array.shape}")
+    _check_sizes(source.array.shape, argument)
     return source
 
 
@@ -138,6 +140,14 @@ def _check_is_one_array(values: Any, argument: Argument) -> None:
         raise ValueError(
             f"pattern must be one array {argument.axes}, got a {type(values).__name__} of {len(values)}; {_SEVERAL}"
         )
+
+
+def _check_sizes(shape: tuple[int, ...], argument: Argument) -> None:
+    """That lists of heads or batch items fit into memory, and positions into 32 bits; arrays without items may be huge."""
+    if max(shape[2:]) >= 2**32:
+        raise ValueError(f"{argument.name} must have fewer than 2**32 queries and keys, got shape {shape}")
+    if max(shape[:2]) >= 2**24:
+        raise ValueError(f"{argument.name} must have fewer than 2**24 batch items and heads, got shape {shape}")
 
 
 def is_on_device(values: Any) -> bool:
@@ -190,8 +200,11 @@ def _as_array(values: Any, argument: Argument) -> npt.NDArray[Any]:
         raise TypeError(f"{argument.name} must be an array {argument.axes}, got {type(values).__name__}") from error
 
 
-def _from_array(array: npt.NDArray[Any], argument: Argument) -> Source:
-    is_writable = array.flags.writeable
+def _from_array(given: npt.NDArray[Any], argument: Argument) -> Source:
+    check_unmasked(given, argument.name)
+    # An array of our own over the memory: code that runs while other arguments are read cannot change its shape or dtype.
+    array = given.view(np.ndarray)
+    is_writable = _may_be_written(given)
     if array.dtype.name == "bfloat16":  # of ml_dtypes
         return Source(array.view(np.uint16), "bfloat16", is_writable)
     if array.dtype.name not in ("float16", "float32", "float64"):
@@ -199,4 +212,31 @@ def _from_array(array: npt.NDArray[Any], argument: Argument) -> Source:
     is_converted = not array.dtype.isnative
     if is_converted:
         array = array.astype(array.dtype.newbyteorder("="))
-    return Source(np.asarray(array), array.dtype.name, is_writable, is_converted)  # type: ignore[arg-type]
+    return Source(array, array.dtype.name, is_writable, is_converted)
+
+
+def check_unmasked(values: Any, name: str) -> None:
+    """Raise a ValueError for a numpy.ma array with masked items, whose mask would be lost."""
+    masked_arrays = sys.modules.get("numpy.ma")  # if it is not loaded, there are none
+    if masked_arrays is not None and isinstance(values, masked_arrays.MaskedArray) and np.any(values.mask):
+        raise ValueError(
+            f"{name} must have no masked items, got a numpy.ma array with {np.count_nonzero(values.mask)}: "
+            f"a mask cannot be stored; pass {name}.filled(0)"
+        )
+
+
+def _may_be_written(memory: Any) -> bool:
+    """Whether somebody may write the memory of an array, or of what it is a view of; so it is unless that is known."""
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable or (memory.base is None and not memory.flags.owndata):
+            return True
+        if memory.base is None:
+            return False
+        memory = memory.base
+    if isinstance(memory, memoryview):
+        return not memory.readonly or _may_be_written(memory.obj)
+    mapping = getattr(sys.modules.get("mmap"), "mmap", bytes)  # not loaded: it is none
+    if isinstance(memory, mapping):
+        with memoryview(memory) as view:
+            return not view.readonly
+    return not (isinstance(memory, bytes) or _core.is_own_memory(memory))

@@ -93,7 +93,8 @@ public:
     /// The normalisers if they are known, otherwise nullptr.
     const RowSums* known_row_sums() const { return row_sums_.load(std::memory_order_acquire); }
     /// The normalisers: given, or computed in one blocked, parallel pass on the first call and kept. A thread that asks
-    /// while another computes them waits for it. Throws std::bad_alloc, and what a Watcher throws.
+    /// while another computes them waits for it, unless it computes sums itself or the other stands still. Throws
+    /// std::bad_alloc, and what a Watcher throws.
     const RowSums& row_sums() const;
     /// Takes over normalisers that a layer of the same queries, keys and options computed, unless there are some.
     void adopt_row_sums(RowSums rows) const;
@@ -117,6 +118,7 @@ private:
     bool has_given_lse_;
     mutable std::atomic<const RowSums*> row_sums_{nullptr};
     mutable std::atomic<std::int64_t> summing_process_{0};  // in which a thread computes them, or 0
+    mutable std::atomic<std::int64_t> rows_passed_{0};      // by all passes so far
     mutable std::atomic<std::int64_t> rows_summed_{0};
 
     RowSums compute_row_sums() const;

@@ -39,6 +39,43 @@ std::int64_t process_id() {
 #endif
 }
 
+/// How many passes over all rows this thread is in: amid one, a signal handler may ask for sums again.
+thread_local int passes_of_this_thread = 0;
+
+/// One of them, made for all threads if `summing_process` is given, which is free again afterwards.
+class Pass {
+public:
+    explicit Pass(std::atomic<std::int64_t>* summing_process) : summing_process_(summing_process) {
+        ++passes_of_this_thread;
+    }
+    ~Pass() {
+        --passes_of_this_thread;
+        if (summing_process_ != nullptr) summing_process_->store(0);
+    }
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+
+private:
+    std::atomic<std::int64_t>* summing_process_;
+};
+
+/// Ends when work of another thread has stood still for a while.
+class Patience {
+public:
+    bool is_over(std::int64_t done) {
+        const auto now = std::chrono::steady_clock::now();
+        if (done != done_) {
+            done_ = done;
+            since_ = now;
+        }
+        return now - since_ > std::chrono::seconds(2);
+    }
+
+private:
+    std::int64_t done_ = -1;
+    std::chrono::steady_clock::time_point since_;
+};
+
 }  // namespace
 
 bool has_nan(const std::vector<float>& sums) {
@@ -91,22 +128,24 @@ void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const Line
 
 const RowSums& FactoredLayer::row_sums() const {
     const std::int64_t this_process = process_id();
-    while (true) {
-        if (const RowSums* known = known_row_sums()) return *known;
+    Patience patience;
+    while (known_row_sums() == nullptr) {
         std::int64_t summing = 0;
-        if (summing_process_.compare_exchange_strong(summing, this_process)) break;
-        if (summing != this_process) {  // before a fork: that thread does not exist in this process
+        const bool is_mine = summing_process_.compare_exchange_strong(summing, this_process);
+        if (!is_mine && summing != this_process) {  // before a fork: that thread does not exist in this process
             summing_process_.compare_exchange_strong(summing, 0);
+            continue;
+        }
+        // Amid a pass nobody waits: its end may be what the other waits for. Nor for one that a signal handler holds
+        // up.
+        if (is_mine || passes_of_this_thread > 0 || patience.is_over(rows_passed_.load(std::memory_order_relaxed))) {
+            const Pass pass(is_mine ? &summing_process_ : nullptr);
+            if (known_row_sums() == nullptr) adopt_row_sums(compute_row_sums());
             continue;
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
         if (Watcher* const watcher = watcher_of_this_thread()) watcher->look(0, 1);
     }
-    struct Done {
-        std::atomic<std::int64_t>& summing_process;
-        ~Done() { summing_process.store(0); }
-    } done{summing_process_};
-    if (known_row_sums() == nullptr) adopt_row_sums(compute_row_sums());
     return *known_row_sums();
 }
 
@@ -146,6 +185,7 @@ RowSums FactoredLayer::compute_row_sums() const {
             }
             whole.resize(lines.size());
             sum_rows(view_, batch, lines, kernels, whole.data());
+            rows_passed_.fetch_add(static_cast<std::int64_t>(lines.size()), std::memory_order_relaxed);
             for (std::size_t i = 0; i < lines.size(); ++i) {
                 const auto at =
                     static_cast<std::size_t>((batch * shape.n_heads + lines[i].head) * shape.seq_q + lines[i].position);

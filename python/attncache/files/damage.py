@@ -8,9 +8,10 @@ from typing import Any
 
 from attncache.files.checksums import BLOCK, block_checksum, blocks
 from attncache.files.errors import DamagedFileError, damaged
-from attncache.files.memory import Bytes, in_threads
+from attncache.files.memory import Bytes
 from attncache.files.safetensors import PADDING, Header, Tensor
 from attncache.files.schema import metadata_entry
+from attncache.files.threads import in_threads
 
 _Path = str | PathLike[str]
 

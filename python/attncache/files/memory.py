@@ -6,9 +6,7 @@ import errno
 import mmap
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attncache._core import get_num_threads
 from attncache.files.atomic import naming
 from attncache.files.checksums import BLOCK
 from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, check_regular
 from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
+from attncache.files.threads import in_threads
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -129,32 +127,7 @@ def read_into(fd: int, room: Bytes, offset: int) -> None:
 def _read_some(fd: int, room: Bytes, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(fd, [room.data], offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # in one thread, see in_threads
+    os.lseek(fd, offset, os.SEEK_SET)  # in one thread, see threads.py
     found = os.read(fd, len(room))
     room[: len(found)] = np.frombuffer(found, np.uint8)
     return len(found)
-
-
-_WORTH_THREADS = 8 << 20  # bytes: a millisecond's work
-
-
-def in_threads(work: Callable[[Any], Any], pieces: Iterable[Any], n_bytes: int) -> list[Any]:
-    """``work`` of every piece, of ``n_bytes`` together, in as many threads as attncache uses, if that is worth it.
-
-    Pieces are taken as they are needed, so what they hold need not be in memory all at once. The first exception stops what
-    has not begun.
-    """
-    n_threads = get_num_threads() if n_bytes >= _WORTH_THREADS and hasattr(os, "preadv") else 1
-    if n_threads <= 1:
-        return [work(piece) for piece in pieces]
-    done, running = [], deque[Future[Any]]()
-    with ThreadPoolExecutor(n_threads) as pool:
-        try:
-            for piece in pieces:
-                if len(running) == 2 * n_threads:
-                    done.append(running.popleft().result())
-                running.append(pool.submit(work, piece))
-            return done + [each.result() for each in running]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

@@ -16,10 +16,11 @@ from attncache.files.atomic import begin_flush, replacing, reserve, write_at
 from attncache.files.checksums import BLOCK, DIGITS, blocks, hexadecimal
 from attncache.files.damage import damages
 from attncache.files.layer_writing import Part, metadata_of, parts_of
-from attncache.files.memory import Bytes, in_threads, mapped, opened, read, read_header
+from attncache.files.memory import Bytes, mapped, opened, read, read_header
 from attncache.files.safetensors import Header, Plan, plan
 from attncache.files.said import Said, read_said
 from attncache.files.schema import Description, StoredLayer, layers_of, metadata_entry
+from attncache.files.threads import in_threads
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

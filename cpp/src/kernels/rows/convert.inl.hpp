@@ -35,7 +35,7 @@ void convert(const std::byte* source, std::size_t n, std::byte* destination) {
 
 template <class T>
 void copy(const std::byte* source, std::size_t n, std::byte* destination) {
-    std::memcpy(destination, source, n * sizeof(T));
+    if (n > 0) std::memcpy(destination, source, n * sizeof(T));  // of nothing, source may be null
 }
 
 /// The same, past the caches: `convert_block` makes cache-sized pieces, which are then written in whole cache lines
