@@ -23,6 +23,7 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files import DamagedFileError, InUseError
+from attncache.files import directory as disk
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
 from patterns import cache_of
@@ -178,6 +179,30 @@ def test_a_closed_cache_answers_and_takes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_change_amid_a_change_is_refused_and_both_ends_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AttentionCache.create(tmp_path / "run") as cache:
+        write = disk.write_file
+        refused = []
+
+        def amid(*args: Any, **options: Any) -> Any:
+            try:
+                cache.push(np.ones((1, 1, 2, 2), np.float32), check=False)
+            except RuntimeError as error:
+                refused.append(str(error))
+            return write(*args, **options)
+
+        monkeypatch.setattr(disk, "write_file", amid)
+        cache.push(np.zeros((1, 1, 2, 2), np.float32))
+        monkeypatch.undo()
+        cache.push(np.full((1, 1, 2, 2), 0.5, np.float32))
+        assert len(refused) == 1
+        assert "must not be changed amid a change of it" in refused[0]
+        assert [layer.flat[0] for layer in cache] == [0, 0.5]
+    assert [layer.flat[0] for layer in AttentionCache.load(tmp_path / "run")] == [0, 0.5]
+
+
 def test_a_forked_child_may_read_but_not_write(tmp_path: Path) -> None:
     with AttentionCache.create(tmp_path / "run") as cache:
         push_dense(cache, "float16")

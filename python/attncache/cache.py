@@ -332,8 +332,8 @@ class AttentionCache(Selections):
                 the buffer protocol or DLPack in CPU memory. Or an array on a CUDA device, such as a torch tensor, where
                 its layer then stays and is answered (docs/cuda.md): float16, bfloat16 or float32, contiguous along the
                 keys.
-            copy: None copies if the dtype or layout asks for it or if the source is writable; False borrows the
-                memory and keeps its owner alive (who then must not change it); True always copies. An array on a
+            copy: None copies if the dtype or layout asks for it, or if the array or the memory that it is a view of
+                can still be written; False borrows the memory and keeps its owner alive (who then must not change it); True always copies. An array on a
                 device is always borrowed, so True is refused.
             check: whether to look at a few rows and warn, once per cache, with attncache.PatternWarning if they hold
                 negative numbers or sum to more than 1. Layers on a device are not looked at.

@@ -83,7 +83,7 @@ def _push(cache: AttentionCache, number: int) -> None:
     if number % 3 == 2:
         push_factored(cache, number)
     else:
-        cache.push(pattern(number))
+        cache.push(pattern(number), check=False)
 
 
 def _layers() -> tuple[State, ...]:

@@ -66,6 +66,7 @@ class DiskCache(AttentionCache):
             except BaseException:
                 self._lock.close()
                 raise
+        self._is_changing = False
         self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
     @property
@@ -184,9 +185,17 @@ class DiskCache(AttentionCache):
                     f"{self._directory}: the cache must be open to be changed, got one that was closed; "
                     "AttentionCache.create continues it"
                 )
-            if not self._agrees:
-                self._read_again()
-            yield
+            if self._is_changing:  # the lock lets its own thread in again
+                raise RuntimeError(
+                    f"{self._directory}: the cache must not be changed amid a change of it, as from a signal handler"
+                )
+            self._is_changing = True
+            try:
+                if not self._agrees:
+                    self._read_again()
+                yield
+            finally:
+                self._is_changing = False
 
     def _write(self, source: AttentionCache, first: int, *, index: bool = False) -> None:
         """Make the layers of ``source`` those from ``first`` on, on disk and then here."""

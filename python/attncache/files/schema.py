@@ -190,6 +190,9 @@ def _check_main(tensor: Tensor, name: str, path: _Path) -> None:
     if max(tensor.shape[2:]) >= 2**32:
         rule = "must have fewer than 2**32 queries and keys"
         raise damaged(path, f"tensor {tensor.name}", rule, f"shape {list(tensor.shape)}")
+    if max(tensor.shape[:2]) >= 2**24:
+        rule = "must have fewer than 2**24 batch items and heads"
+        raise damaged(path, f"tensor {tensor.name}", rule, f"shape {list(tensor.shape)}")
     if tensor.n_bytes == 0 and max(tensor.shape[:2]) > _MOST_OF_NOTHING:
         rule = f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty"
         raise damaged(path, f"tensor {tensor.name}", rule, f"shape {list(tensor.shape)}")
