@@ -17,6 +17,8 @@ _SHARED = {
     "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0],
 }
 
+_NO_MASK = {"attention_mask": None}
+
 CLASSES: dict[str, str] = {}
 CONFIGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer"), _RESNET),
@@ -57,6 +59,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_self_attention_heads": 4,
         "num_cross_attention_heads": 4,
     },
+    "step3p7": {"text_config": {"sliding_window": 6}},
+    "xmod": {"default_language": "en_XX"},
     "omdet-turbo": {"use_timm_backbone": False, "backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4]}},
     "hunyuan_vl": {"text_config": _SECTIONS},
     "hunyuan_vl_text": _SECTIONS,
@@ -82,6 +86,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
 }
 INPUTS: dict[str, dict[str, Any]] = {  # arguments, or how Inputs makes them
+    "blip_2_qformer": {"encoder_hidden_states": lambda inputs: inputs.random(2, 7, 64)},
     "decision_transformer": {
         "states": lambda inputs: inputs.random(2, 6, 17),
         "actions": lambda inputs: inputs.random(2, 6, 4),
@@ -98,6 +103,14 @@ INPUTS: dict[str, dict[str, Any]] = {  # arguments, or how Inputs makes them
     "musicgen": {"decoder_input_ids": lambda inputs: inputs.integers(90, 8, 9), "decoder_attention_mask": None},
     "musicgen_melody": {"decoder_input_ids": lambda inputs: inputs.integers(90, 8, 9), "decoder_attention_mask": None},
     "perceiver": {"inputs": lambda inputs: inputs.random(2, 12, 64)},
+    **dict.fromkeys(("qwen2_audio_encoder", "voxtral_encoder", "moss_transcribe_diarize_audio"), _NO_MASK),
+    "timesfm": {
+        "past_values": lambda inputs: inputs.random(2, 64),
+        "past_values_padding": lambda inputs: inputs.integers(1, 2, 64),
+        "freq": lambda inputs: inputs.integers(3, 2, 1),
+    },
+    "timesfm2_5": {"past_values": lambda inputs: inputs.random(2, 64)},
+    "video_llama_3_vision": {"merge_sizes": lambda inputs: inputs.integers(1, 2) + 1},
     "oneformer": {"task_inputs": lambda inputs: inputs.integers(90, 2, 77)},
     "lxmert": {
         "visual_feats": lambda inputs: inputs.random(2, 4, 2048),

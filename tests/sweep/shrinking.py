@@ -38,7 +38,7 @@ _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
     8: "num_queries qk_rope_head_dim mamba_chunk_size chunk_size mamba_n_heads num_conv_pos_embedding_groups rotary_dim "
     "n_mamba_groups mamba_num_heads num_memory_blocks window_attention attention_window",
     6: "sliding_window sliding_window_size attention_chunk_size index_topk",
-    4: "mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
+    4: "frames_per_clip mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
     "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_value_heads decoder_num_attention_heads "
     "encoder_num_attention_heads linear_num_heads swa_num_attention_heads cross_num_attention_heads "
     "decoder_self_attention_heads decoder_cross_attention_heads index_n_heads "
@@ -198,6 +198,8 @@ def _shorter(name: str, value: Any, config: Any, depth: int) -> Any:
     depths = [value for field, value in vars(config).items() if DEPTHS.match(field)]
     if name in STAGES:
         return type(value)(min(item, 2) for item in value)
+    if STAGES & set(vars(config)):
+        return value
     if len(value) in depths and len(value) > depth and (not _are_positions(value) or _counts(value)):
         return value[:depth]
     if _INDICES.search(name) and _are_indices(value) and depths and max(value) >= depth:
