@@ -66,6 +66,14 @@ def _grid(inputs: Inputs) -> Any:
     return torch.tensor([[1, 4, 4]] * BATCH)
 
 
+def _places() -> Any:
+    """Row and column of each patch, int64 [batch, patch, 2]."""
+    import torch
+
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    return places.expand(BATCH, *places.shape)
+
+
 def _video(inputs: Inputs) -> Any:
     if inputs.has_text and "pixel_values" in inputs.known and "pixel_values_videos" not in inputs.needed:
         return None
@@ -135,6 +143,7 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "image_grid_hw": lambda inputs: _grid(inputs)[:, 1:],
     "spatial_shapes": lambda inputs: _grid(inputs)[:, 1:],
     "pixel_attention_mask": lambda inputs: _ones(BATCH, 16) if "spatial_shapes" in inputs.known else None,
+    "pixel_position_ids": lambda inputs: _places(),
     "target_sizes": lambda inputs: _grid(inputs)[:, 1:],
     "image_sizes": lambda inputs: _sizes(inputs) if "image_grid_pinpoints" in vars(inputs.config) else None,
     "input_features": _mel_frames,
