@@ -66,7 +66,7 @@ def _grid(inputs: Inputs) -> Any:
     return torch.tensor([[1, 4, 4]] * BATCH)
 
 
-def _places() -> Any:
+def _places(_: Inputs) -> Any:
     """Row and column of each patch, int64 [batch, patch, 2]."""
     import torch
 
@@ -143,7 +143,7 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "image_grid_hw": lambda inputs: _grid(inputs)[:, 1:],
     "spatial_shapes": lambda inputs: _grid(inputs)[:, 1:],
     "pixel_attention_mask": lambda inputs: _ones(BATCH, 16) if "spatial_shapes" in inputs.known else None,
-    "pixel_position_ids": lambda inputs: _places(),
+    "pixel_position_ids": _places,
     "target_sizes": lambda inputs: _grid(inputs)[:, 1:],
     "image_sizes": lambda inputs: _sizes(inputs) if "image_grid_pinpoints" in vars(inputs.config) else None,
     "input_features": _mel_frames,

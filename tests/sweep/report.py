@@ -58,7 +58,9 @@ def summary(records: list[Record]) -> str:
                 f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]"
                 for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1]))
             ]
-    missing = Counter(reason_kind(r["reason"]) for r in records if verdict_of(r) == "not built")
+    missing = Counter(
+        reason_kind(_short(r["reason"] or _failure(r)))[:120] for r in records if verdict_of(r) == "not built"
+    )
     if missing:
         lines += ["", "not built:", *(f"{count:5d}  {reason}" for reason, count in missing.most_common())]
     return "\n".join(lines)
