@@ -152,7 +152,7 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "input_values": _waveform,
     "hiddenstates": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else states(inputs),
     "query_embeds": states,
-    "latents": lambda inputs: states(inputs).mT if inputs.variant else states(inputs),
+    "latents": lambda inputs: states(inputs).mT,
     "image_attention_mask": lambda inputs: _ones(BATCH, inputs.tokens("none").shape[1], 1),
     "past_values": lambda inputs: inputs.random(BATCH, *_history(inputs)),
     "past_observed_mask": lambda inputs: _ones(BATCH, *_history(inputs)),
