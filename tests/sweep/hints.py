@@ -44,7 +44,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "image_token_id": 110,
     },
     "ernie4_5_vl_moe": {"text_config": _EQUAL_SECTIONS},
-    "ernie4_5_vl_moe_text": _EQUAL_SECTIONS,
     "glm5_next": {"text_config": {"index_topk": 16}},
     "glm5_next_text": {"index_topk": 16},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
