@@ -7,43 +7,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 from tests.sweep.building import Built, NotBuiltError
 from tests.sweep.hints import INPUTS
-from tests.sweep.shrinking import FIRST_SPECIAL_ID, is_config
+from tests.sweep.media import MEDIA, SOUNDS, mels, states
+from tests.sweep.settings import BATCH, LENGTH, PADS, setting
+from tests.sweep.shrinking import FIRST_SPECIAL_ID
 
 Padding = Literal["none", "left", "right"]
 
-BATCH, LENGTH, PADS, STEPS = 2, 12, 4, 3
-VARIANTS = 3
 _MISMATCH = re.compile(r"tokens?:? (?:tensor\()?(\d+)\D+features:?\D*(\d+)", re.DOTALL)
 _PLACES = {
     "image": ("image_token_id", "image_token_index", "media_placeholder_token_id", "boi_token_id"),
     "video": ("video_token_id", "video_token_index"),
     "audio": ("audio_token_id", "audio_token_index", "audio_token_idx", "sound_token_id"),
 }
-
-
-def parts_of(config: Any) -> Iterator[Any]:
-    """A configuration and those inside it, from the outside in."""
-    yield config
-    inside = [value for _, value in sorted(vars(config).items()) if is_config(value)]
-    for part in inside:
-        yield from parts_of(part)
-
-
-def setting(config: Any, *names: str, default: Any = None, within: str = "") -> Any:
-    """The first of these settings that a configuration or a part of it has; parts named like ``within`` come first."""
-    parts = list(parts_of(config))
-    chosen = [part for part in parts if within and within in f"{part.model_type} {type(part).__name__}".lower()]
-    for part in [*chosen, *parts]:
-        for name in names:
-            value = getattr(part, name, None)
-            if value is not None:
-                return value
-    return default
 
 
 class Inputs:
@@ -59,14 +39,14 @@ class Inputs:
     def __init__(self, built: Built, model_type: str, with_media: bool, variant: int = 0) -> None:
         import torch
 
-        self.config = built.model.config
-        self.model = built.model
-        self.variant = variant
-        self.hints = INPUTS.get(model_type, {})
+        self.config: Any = built.model.config
+        self.model: Any = built.model
+        self.variant: int = variant
+        self.hints: dict[str, Any] = INPUTS.get(model_type, {})
         parameters = inspect.signature(built.model.forward).parameters
-        self.known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+        self.known: list[str] = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
         self.needed = {name for name in self.known if parameters[name].default is inspect.Parameter.empty}
-        self.has_text = "input_ids" in self.known
+        self.has_text: bool = "input_ids" in self.known
         self.with_media = with_media or not self.has_text
         self.places: dict[str, int] = dict.fromkeys(_PLACES, 0)
         self.generator = torch.Generator().manual_seed(2)
@@ -120,12 +100,12 @@ class Inputs:
         if name in _TEXTS:
             wanted = "decoder_input_ids" in self.known if name.startswith("decoder_") else self.has_text
             return _TEXTS[name](self, padding) if wanted or name in self.needed or name == "attention_mask" else None
-        if name == "inputs_embeds" and name in self.needed:
-            return _states(self)
-        if name in _MEDIA and (self.with_media or name in self.needed):
-            if "pixel_values" in self.known and name in _SOUNDS and name not in self.needed and self.has_text:
+        if name in {"inputs_embeds", "encoder_hidden_states"}:
+            return states(self) if name in self.needed else None
+        if name in MEDIA and (self.with_media or name in self.needed):
+            if "pixel_values" in self.known and name in SOUNDS and name not in self.needed and self.has_text:
                 return None
-            return _MEDIA[name](self)
+            return MEDIA[name](self)
         return None
 
     def random(self, *shape: int) -> Any:
@@ -208,8 +188,8 @@ def _attention_mask(inputs: Inputs, padding: Padding) -> Any:
     if inputs.has_text:
         return inputs.mask(padding)
     if {"input_values", "input_features"} & set(inputs.known):
-        sounds = _MEDIA["input_values" if "input_values" in inputs.known else "input_features"](inputs)
-        length = sounds.shape[-1] if sounds.dim() == 2 or sounds.shape[-2] == _mels(inputs) else sounds.shape[1]
+        sounds = MEDIA["input_values" if "input_values" in inputs.known else "input_features"](inputs)
+        length = sounds.shape[-1] if sounds.dim() == 2 or sounds.shape[-2] == mels(inputs) else sounds.shape[1]
         mask = inputs.mask("none", length)
         if padding == "right":
             mask[0, -length // 4 :] = 0
@@ -226,121 +206,6 @@ def _boxes(inputs: Inputs, padding: Padding) -> Any:
     return corners if inputs.config.model_type != "bros" else torch.rand(BATCH, length, 8, generator=inputs.generator)
 
 
-def _mels(inputs: Inputs) -> int:
-    if "mels" in inputs.hints:
-        return int(inputs.hints["mels"])
-    names = (
-        "num_mel_bins",
-        "feature_size",
-        "input_feat_per_channel",
-        "n_mels",
-        "num_mels",
-        "feature_projection_input_dim",
-    )
-    return int(setting(inputs.config, *names, "input_size", "input_dim", default=80, within="audio"))
-
-
-def _picture_shape(inputs: Inputs) -> tuple[int, int, int]:
-    size = setting(inputs.config, "image_size", "img_size", "input_size", default=64, within="vision")
-    if isinstance(size, dict):
-        size = (size.get("height"), size.get("width"))
-    high, wide = (size, size) if isinstance(size, int) else size[-2:]
-    channels = setting(inputs.config, "num_channels", "in_channels", "in_chans", default=3, within="vision")
-    return int(channels if isinstance(channels, int) else 3), int(high), int(wide)
-
-
-def _patches_of_grid(inputs: Inputs) -> Any:
-    """Pictures cut in patches, as Qwen2-VL takes them."""
-    config = inputs.config
-    patch = setting(config, "patch_size", default=14, within="vision")
-    frames = setting(config, "temporal_patch_size", "patch_temporal", default=1, within="vision")
-    channels = setting(config, "in_channels", "num_channels", "in_chans", default=3, within="vision")
-    shape = (channels, patch, patch) if inputs.variant == 1 else (channels * frames * patch * patch,)
-    return inputs.random(BATCH * 16, *shape)
-
-
-def _picture(inputs: Inputs) -> Any:
-    known = set(inputs.known)
-    if known & {"image_grid_thw", "grid_thw", "image_grid_hw"}:
-        return _patches_of_grid(inputs)
-    if "spatial_shapes" in known or "pixel_position_ids" in known:
-        patch = setting(inputs.config, "patch_size", default=16, within="vision")
-        return inputs.random(BATCH, 16, 3 * patch * patch)
-    shape = _picture_shape(inputs)
-    if "image_sizes" in known and "image_grid_pinpoints" in vars(inputs.config):
-        return inputs.random(BATCH, 2, *shape)
-    several = int("pixel_attention_mask" in known and inputs.has_text)
-    lead = ([BATCH], [BATCH, 1], [BATCH, 4])[(several + inputs.variant) % VARIANTS]
-    return inputs.random(*lead, *shape)
-
-
-def _grid(inputs: Inputs) -> Any:
-    import torch
-
-    return torch.tensor([[1, 4, 4]] * BATCH)
-
-
-def _video(inputs: Inputs) -> Any:
-    if inputs.has_text and "pixel_values" in inputs.known and "pixel_values_videos" not in inputs.needed:
-        return None
-    frames = setting(inputs.config, "num_frames", "frames_per_clip", "num_image_with_embedding", default=4)
-    return inputs.random(BATCH, frames, *_picture_shape(inputs))
-
-
-def _mel_frames(inputs: Inputs) -> Any:
-    length = 2 * setting(inputs.config, "max_source_positions", default=50, within="audio")
-    time_first = {"input_features_mask", "padding_mask"} & set(inputs.known) or "conformer" in type(
-        inputs.model
-    ).__name__.lower()
-    frames = [length, _mels(inputs)]
-    if inputs.variant == 2:
-        return inputs.random(BATCH, 1, *frames)
-    if time_first == (inputs.variant == 1):
-        frames.reverse()
-    return inputs.random(BATCH, *frames)
-
-
-def _waveform(inputs: Inputs) -> Any:
-    channels = setting(inputs.config, "audio_channels", default=0)
-    if inputs.variant == 2:
-        return inputs.random(BATCH, setting(inputs.config, "max_length", default=100), _mels(inputs))
-    return inputs.random(BATCH, *([channels or 1] if channels or inputs.variant else []), 4000)
-
-
-def _states(inputs: Inputs) -> Any:
-    return inputs.random(BATCH, LENGTH, setting(inputs.config, "hidden_size", "d_model", default=64))
-
-
-def _history(inputs: Inputs) -> tuple[int, ...]:
-    """The shape of the values of a time series, without the batch."""
-    config = inputs.config
-    length = setting(config, "context_length", default=64)
-    if "past_time_features" in inputs.known:
-        return (length + max(config.lags_sequence),)
-    return length, setting(config, "num_input_channels", default=1)
-
-
-def _time_features(inputs: Inputs) -> int:
-    return int(inputs.config.num_time_features)
-
-
-def _sizes(inputs: Inputs) -> Any:
-    import torch
-
-    return torch.tensor([_picture_shape(inputs)[1:]] * BATCH)
-
-
-def _ones(*shape: int) -> Any:
-    import torch
-
-    return torch.ones(*shape, dtype=torch.long)
-
-
-def _frames_mask(inputs: Inputs) -> Any:
-    sounds = _mel_frames(inputs)
-    return _ones(BATCH, sounds.shape[1]).bool()
-
-
 _TEXTS: dict[str, Callable[[Inputs, Padding], Any]] = {
     "input_ids": Inputs.tokens,
     "attention_mask": _attention_mask,
@@ -351,31 +216,4 @@ _TEXTS: dict[str, Callable[[Inputs, Padding], Any]] = {
     "bbox": _boxes,
     "mm_token_type_ids": lambda inputs, padding: inputs.kinds(padding),
     "qformer_input_ids": lambda inputs, _: _plain_tokens(inputs, "none"),
-}
-_SOUNDS = {"input_features", "input_values", "input_features_mask", "feature_attention_mask"}
-_MEDIA: dict[str, Callable[[Inputs], Any]] = {
-    "pixel_values": _picture,
-    "pixel_values_videos": _video,
-    "image_grid_thw": _grid,
-    "grid_thw": _grid,
-    "image_grid_hw": lambda inputs: _grid(inputs)[:, 1:],
-    "spatial_shapes": lambda inputs: _grid(inputs)[:, 1:],
-    "target_sizes": lambda inputs: _grid(inputs)[:, 1:],
-    "image_sizes": lambda inputs: _sizes(inputs) if "image_grid_pinpoints" in vars(inputs.config) else None,
-    "input_features": _mel_frames,
-    "input_features_mask": _frames_mask,
-    "feature_attention_mask": lambda inputs: _ones(BATCH, _mel_frames(inputs).shape[-1]),
-    "input_values": _waveform,
-    "hidden_states": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else _states(inputs),
-    "query_embeds": _states,
-    "latents": lambda inputs: _states(inputs).mT if inputs.variant else _states(inputs),
-    "encoder_hidden_states": _states,
-    "image_attention_mask": lambda inputs: _ones(BATCH, inputs.tokens("none").shape[1], 1),
-    "past_values": lambda inputs: inputs.random(BATCH, *_history(inputs)),
-    "past_observed_mask": lambda inputs: _ones(BATCH, *_history(inputs)),
-    "past_time_features": lambda inputs: inputs.random(BATCH, _history(inputs)[0], _time_features(inputs)),
-    "future_values": lambda inputs: inputs.random(BATCH, inputs.config.prediction_length),
-    "future_time_features": lambda inputs: inputs.random(
-        BATCH, inputs.config.prediction_length, _time_features(inputs)
-    ),
 }

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from tests.sweep.building import Built, NotBuiltError, build
 from tests.sweep.comparing import Comparison, Source, compared
-from tests.sweep.inputs import BATCH, STEPS, VARIANTS, Inputs, Padding
+from tests.sweep.inputs import Inputs, Padding
 from tests.sweep.oracle import Heard, listening_to
+from tests.sweep.settings import BATCH, STEPS, VARIANTS
 from tests.sweep.shrinking import Level
 
 Store = Literal["pattern", "qk"]

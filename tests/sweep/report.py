@@ -38,7 +38,8 @@ def reason_kind(reason: str) -> str:
     reason = re.sub(r"^\w*(Error|Exception): ", "", reason)
     reason = re.sub(r"layer \d+ \([\w.]*\)|(?<![\w.])\w+(\.\w+)+", "…", reason)
     reason = re.sub(r"\b[A-Z]\w+ cannot be captured", "… cannot be captured", reason)
-    return re.sub(r"\[[\d, ]*\]|\b\d[\d.e+-]*", "n", reason)[:160]
+    reason = re.sub(r"…(, …)+", "…", re.sub(r"(no layer and no word of) .*", r"\1 …", reason))
+    return re.sub(r"\[[\d, ]*\]|\b\d[\d.e+-]*", "n", reason)[:260]
 
 
 def summary(records: list[Record]) -> str:
@@ -57,7 +58,9 @@ def summary(records: list[Record]) -> str:
                 f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]"
                 for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1]))
             ]
-    missing = Counter(reason_kind(r["reason"]) for r in records if verdict_of(r) == "not built")
+    missing = Counter(
+        reason_kind(_short(r["reason"] or _failure(r)))[:120] for r in records if verdict_of(r) == "not built"
+    )
     if missing:
         lines += ["", "not built:", *(f"{count:5d}  {reason}" for reason, count in missing.most_common())]
     return "\n".join(lines)
@@ -68,13 +71,16 @@ def markdown(records: list[Record], versions: dict[str, str]) -> str:
     counts = Counter(verdict_of(record) for record in records)
     rows = [f"| {words} | {counts[name]} |" for name, words in VERDICTS.items() if counts[name]]
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    numbers = _numbered(records)
+    heard = [_row(record, numbers) for record in records if verdict_of(record) not in {"not built", "none"}]
     parts = [
         _HEAD.format(versions=told, total=len(records)),
         "| | model types |\n|---|---|\n" + "\n".join(rows),
         _READING,
-        "| type | model | layers | | captured |\n|---|---|---|---|---|\n"
-        + "\n".join(_row(record) for record in records if verdict_of(record) not in {"not built", "none"}),
+        "| type | model | layers | verdict | runs |\n|---|---|---|---|---|\n" + "\n".join(heard),
     ]
+    if numbers:
+        parts += ["## Reasons", "\n".join(f"{number}. {_short(reason)}" for reason, number in numbers.items())]
     nothing = [record["model_type"] for record in records if verdict_of(record) == "none"]
     parts += ["## No attention to hear", _NOTHING, ", ".join(nothing) + "."] if nothing else []
     missing: dict[str, list[str]] = {}
@@ -86,33 +92,51 @@ def markdown(records: list[Record], versions: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(record: Record) -> str:
+def _numbered(records: list[Record]) -> dict[str, int]:
+    """Every kind of reason with its number, the most frequent first."""
+    kinds = Counter(
+        kind
+        for record in records
+        if verdict_of(record) not in {"not built", "none"}
+        for kind in {reason_kind(outcome["reason"]) for outcome in record["outcomes"] if outcome["reason"]}
+    )
+    return {kind: number for number, (kind, _) in enumerate(kinds.most_common(), 1)}
+
+
+def _row(record: Record, numbers: dict[str, int]) -> str:
     outcomes = record["outcomes"]
     layers = max(outcome["layers"] for outcome in outcomes)
-    verdict = verdict_of(record)
-    return f"| {record['model_type']} | {record['model']} | {layers or ''} | {verdict} | {_details(outcomes)} |"
+    details = _details(outcomes, numbers)
+    return f"| {record['model_type']} | {record['model']} | {layers or ''} | {verdict_of(record)} | {details} |"
 
 
-def _details(outcomes: list[Record]) -> str:
-    """Which runs were right, and in words why others were not."""
-    runs: dict[tuple[str, str], list[str]] = {}
+def _details(outcomes: list[Record], numbers: dict[str, int]) -> str:
+    """Which runs were right, and the number of the reason why others were not."""
+    groups: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for outcome in outcomes:
-        why = "" if outcome["verdict"] == "right" else _short(outcome["reason"])
-        runs.setdefault((outcome["verdict"], why), []).append(f"{outcome['run']} ({outcome['store']})")
-    if len(runs) == 1:
-        (verdict, why), _ = next(iter(runs.items()))
-        return "every run" if verdict == "right" else why
+        why = numbers[reason_kind(outcome["reason"])] if outcome["reason"] else 0
+        groups.setdefault((outcome["verdict"], why), []).append((outcome["run"], outcome["store"]))
+    everything = [(outcome["run"], outcome["store"]) for outcome in outcomes]
     texts = []
-    for (verdict, why), names in sorted(runs.items(), key=lambda item: -ORDER.index(item[0][0])):
-        some = "; ".join(_joined(names))
-        texts.append(f"{some}: {verdict}{f', {why}' if why else ''}")
-    return "<br>".join(texts)
+    for (verdict, why), names in sorted(groups.items(), key=lambda item: -ORDER.index(item[0][0])):
+        where = _where(names, everything)
+        reason = f" [{why}]" if why else ""
+        texts.append(f"{where}{reason}" if verdict == "right" else f"{where}: {verdict}{reason}")
+    return "; ".join(texts)
 
 
-def _joined(names: list[str]) -> list[str]:
-    """Both stores of a run as one name."""
-    runs = Counter(name.rpartition(" (")[0] for name in names)
-    return [run if count == 2 else next(n for n in names if n.startswith(f"{run} (")) for run, count in runs.items()]
+def _where(names: list[tuple[str, str]], everything: list[tuple[str, str]]) -> str:
+    """Some of the runs in few words."""
+    if len(names) == len(everything):
+        return "all"
+    for store in ("pattern", "qk"):
+        if names == [name for name in everything if name[1] == store]:
+            return f"store {store}"
+    stores: dict[str, list[str]] = {}
+    for run, store in names:
+        stores.setdefault(run, []).append(store)
+    texts = [run if len(kept) == 2 else f"{run} ({kept[0]})" for run, kept in stores.items()]
+    return " / ".join(text.replace(", ", " ") for text in texts)
 
 
 def _failure(record: Record) -> str:
@@ -124,7 +148,7 @@ def _short(reason: str) -> str:
     first = reason.partition(" | ")[0]
     first = re.sub(r"^(small|shallow)(, with media)?: ", "", first).replace("|", "/").replace("`", "'")
     first = re.sub(r"(please|You can install).*", "", first, flags=re.IGNORECASE).strip(" .;")
-    return first if len(first) <= 200 else first[:200] + "…"
+    return first if len(first) <= 260 else first[:260] + "…"
 
 
 _HEAD = """# Which models are captured
@@ -146,10 +170,12 @@ _READING = """## How to read it
 
 Each type runs under SDPA and under eager attention where it has both, plain and padded at the left and at the right where
 it takes a mask, and with `generate` where it generates; multimodal models with a picture or a sound where one can be made.
-"layers" is how many the cache holds. The last column says which runs are right: every weight of every layer is that of the
-call of its module, up to the rounding of float32, no attention is missing, and the model's output has the same bits as
-without the capture. A run that is refused raised an error with the reason that is shown, and changed nothing."""
+"layers" is how many the cache holds. A run is right if every weight of every layer is that of the call of its module, up to
+the rounding of float32, no attention is missing without a warning, and the model's output has the same bits as without the
+capture. A run that is refused raised an error. "partly" is right where it does not refuse. The last column says what came
+of which runs, without a word where they are right; numbers are those of the reasons below the table."""
 
-_NOTHING = "These models ran, and no attention was heard: convolutions, recurrences, Fourier transforms and the like."
+_NOTHING = """These models ran, and nothing was heard that is a pattern over tokens: convolutions, recurrences, Fourier transforms, and
+attention that is computed in pieces or without a softmax (Longformer's diagonals, Reformer's buckets)."""
 
 _MISSING = "These could not be made small and run by the general rules; the reason is the first error."

@@ -29,7 +29,7 @@ _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
     "attention_hidden_size moe_shared_expert_intermediate_size shared_experts_intermediate_size dff n_inner "
     "adapter_out_dim perceiver_resampler_hidden_size decoder_dim dense_intermediate_size num_position_embeddings "
     "encoder_intermediate_size projection_hidden_size",
-    32: "num_conv_pos_embeddings conv_pos_kernel_size mamba_d_state ssm_state_size state_size "
+    32: "num_pos_feats num_conv_pos_embeddings conv_pos_kernel_size mamba_d_state ssm_state_size state_size "
     "num_mel_bins_unused num_query_tokens resampler_n_latents perceiver_resampler_num_latents latent_query_num",
     16: "head_dim d_kv d_head dim_head q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim index_head_dim "
     "linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim attention_head_dim kv_channels "
@@ -38,7 +38,7 @@ _SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
     8: "num_queries qk_rope_head_dim mamba_chunk_size chunk_size mamba_n_heads num_conv_pos_embedding_groups rotary_dim "
     "n_mamba_groups mamba_num_heads num_memory_blocks window_attention attention_window",
     6: "sliding_window sliding_window_size attention_chunk_size index_topk",
-    4: "mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
+    4: "frames_per_clip mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
     "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_value_heads decoder_num_attention_heads "
     "encoder_num_attention_heads linear_num_heads swa_num_attention_heads cross_num_attention_heads "
     "decoder_self_attention_heads decoder_cross_attention_heads index_n_heads "
@@ -161,6 +161,8 @@ def _smaller(name: str, value: Any, config: Any, *, level: Level, ids: dict[int,
     """What a field becomes; the same object where it stays."""
     if _TOKEN.search(name):
         return _moved(value, ids)
+    if name == "image_size" and _are_indices(value):
+        return type(value)(_smaller(name, side, config, level=level, ids=ids, depth=depth) for side in value)
     if isinstance(value, list | tuple):
         return _shorter(name, value, config, depth)
     if name == "head_dim" and value is None and level == "small" and "head_dim" in vars(config):
@@ -198,6 +200,8 @@ def _shorter(name: str, value: Any, config: Any, depth: int) -> Any:
     depths = [value for field, value in vars(config).items() if DEPTHS.match(field)]
     if name in STAGES:
         return type(value)(min(item, 2) for item in value)
+    if STAGES & set(vars(config)):
+        return value
     if len(value) in depths and len(value) > depth and (not _are_positions(value) or _counts(value)):
         return value[:depth]
     if _INDICES.search(name) and _are_indices(value) and depths and max(value) >= depth:
