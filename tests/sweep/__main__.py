@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.sweep.building import model_types
@@ -20,7 +21,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes at once (2)")
     parser.add_argument("--seconds", type=float, default=120, help="how long one type may take (120)")
     parser.add_argument("--markdown", type=Path, help="write this page")
-    parser.add_argument("--json", type=Path, help="write every outcome here")
+    parser.add_argument("--json", type=Path, help="write every outcome here, a line of JSON for each type")
     parser.add_argument("--from-json", type=Path, help="run nothing, and take what an earlier run wrote")
     return parser.parse_args()
 
@@ -30,12 +31,15 @@ def main() -> int:
     arguments = _arguments()
     began = time.perf_counter()
     if arguments.from_json:
-        records: list[Record] = json.loads(arguments.from_json.read_text())
+        lines = arguments.from_json.read_text().splitlines()
+        records: list[Record] = sorted(map(json.loads, lines), key=lambda record: str(record["model_type"]))
     else:
+        if arguments.json:
+            arguments.json.unlink(missing_ok=True)
         types = arguments.types.split(",") if arguments.types else model_types()
-        records = judge_all(types, arguments.jobs, arguments.seconds, _tell)
+        records = judge_all(types, arguments.jobs, arguments.seconds, partial(_tell, kept=arguments.json))
     if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+        arguments.json.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     if arguments.markdown:
         versions = {name: importlib.metadata.version(name) for name in ("attncache", "transformers", "torch")}
         arguments.markdown.write_text(markdown(records, versions))
@@ -43,7 +47,11 @@ def main() -> int:
     return int(any(verdict_of(record) in {"wrong", "silent"} for record in records))
 
 
-def _tell(record: Record) -> None:
+def _tell(record: Record, kept: Path | None) -> None:
+    """Say what came of a type, and keep it, so that a run that is stopped leaves what it found."""
+    if kept:
+        with kept.open("a") as file:
+            file.write(f"{json.dumps(record)}\n")
     reason = record["reason"] or next((o["reason"] for o in record["outcomes"] if o["verdict"] != "right"), "")
     print(f"{record['model_type']:32s} {verdict_of(record):10s} {record['seconds']:6.1f} s  {reason[:140]}", flush=True)
 

@@ -150,7 +150,7 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "input_features_mask": _frames_mask,
     "feature_attention_mask": lambda inputs: _ones(BATCH, _mel_frames(inputs).shape[-1]),
     "input_values": _waveform,
-    "hiddenstates": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else states(inputs),
+    "hidden_states": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else states(inputs),
     "query_embeds": states,
     "latents": lambda inputs: states(inputs).mT,
     "image_attention_mask": lambda inputs: _ones(BATCH, inputs.tokens("none").shape[1], 1),
