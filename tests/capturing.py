@@ -107,11 +107,11 @@ def inputs(padding: str = "none") -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(5, 90, mask.shape, generator=generator), "attention_mask": mask}
 
 
-def go_on(model: Any, ids: torch.Tensor, past: transformers.Cache) -> Any:
+def go_on(model: Any, ids: torch.Tensor, past: transformers.Cache, **options: Any) -> Any:
     """Runs the model on more tokens, after those whose keys and values `past` holds, and adds theirs to it."""
     parameters = inspect.signature(model.forward).parameters
     name = "cache" if "cache" in parameters else "past_key_values"  # as it was called before transformers 5.24
-    return model(ids, use_cache=True, **{name: past})
+    return model(ids, use_cache=True, **{name: past}, **options)
 
 
 class Heard(NamedTuple):

@@ -313,6 +313,18 @@ def test_a_window_that_moved_before_the_capture_began_keeps_its_place(store: Any
     assert_close(cache, [weights[:, :, LENGTH - n_first - 2 :] for weights in whole])
 
 
+@pytest.mark.parametrize("n_first", [1, 3])
+def test_a_bidirectional_start_that_goes_on_is_kept_as_a_pattern(n_first: int) -> None:
+    torch.manual_seed(0)
+    options = {"use_cache": True, "attn_implementation": "eager"}
+    model = transformers.BertGenerationDecoder(transformers.BertGenerationConfig(**SIZES, **options)).eval()
+    past = DynamicCache(config=model.config)
+    with capture(model, dtype="float32") as cache:
+        pieces = [IDS[:, :n_first], *(IDS[:, at : at + 1] for at in range(n_first, 5))]
+        steps = [go_on(model, piece, past, output_attentions=True).attentions for piece in pieces]
+    assert_close(cache, list(AttentionCache.from_attentions(steps)))
+
+
 @pytest.mark.parametrize("n_new", [2, 3])
 def test_beam_search_of_any_length_is_refused(n_new: int) -> None:
     model = llama()

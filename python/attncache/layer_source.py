@@ -126,13 +126,16 @@ def layers_in_words(sources: Sequence[LayerSource | None]) -> str:
     '5 and 9 of the model'
     >>> layers_in_words([LayerSource(stack="decoder"), LayerSource(stack="decoder", kind="cross")])
     '1 decoder, 1 cross'
+    >>> layers_in_words([LayerSource(kind="self"), LayerSource(kind="cross")])
+    '1 self, 1 cross'
     """
     known = [source for source in sources if source is not None]
     if len(known) < len(sources):
         return ""
     groups = Counter(map(group_of, known))
     if groups.keys() - {None}:
-        return ", ".join(f"{n} {'other' if group is None else group}" for group, n in groups.items())
+        rest = "self" if groups.keys() <= {None, "cross"} else "other"
+        return ", ".join(f"{n} {group or rest}" for group, n in groups.items())
     numbers = [source.layer for source in known if source.layer is not None]
     if len(numbers) < len(known) or numbers == list(range(len(numbers))):
         return ""

@@ -98,8 +98,7 @@ def next_step(layer: Layer, call: Call) -> Step:
         return _next_across(layer, call)
     n_old = min(n_given, layer.n_keys + n_new) - n_new
     forgets_keys = layer.sight is None or layer.sight.window is not None
-    is_causal = layer.sight is None or layer.sight.causal
-    if n_old <= 0 or not is_causal or (n_old < layer.n_keys and not forgets_keys):
+    if n_old <= 0 or (n_old < layer.n_keys and not forgets_keys):
         raise ValueError(
             f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
             f"continue the {layer.n_keys} before: open a new capture for each text; generate with use_cache=True"
@@ -114,6 +113,8 @@ def next_step(layer: Layer, call: Call) -> Step:
         )
     total = layer.n_keys + n_new
     first_key = max(total - n_given, 0)
+    if layer.sight is not None and not layer.sight.causal:
+        return Step(total, first_key, None, "queries see keys after them that a later call does not see alike")
     if layer.sight is None:
         return Step(total, first_key, None, "an earlier call of the layer had a mask that they cannot carry")
     if how == "near":

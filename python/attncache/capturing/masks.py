@@ -124,12 +124,13 @@ def _sight_of_backend(call: Call) -> Sight:
     if call.causal and not call.applies_window and 1 < n_queries < n_keys:
         n_keys = n_queries  # SDPA aligns its causal mask to the left: an empty static cache
     window = call.window
-    if window is not None and not call.causal:
+    is_causal = call.causal or n_queries == 1  # nothing comes after a single query
+    if window is not None and not is_causal:
         window = window - 1 if call.applies_window else None  # flash attention counts both sides with itself
     elif window is not None and not call.applies_window and window < n_keys:
         window = None  # SDPA and eager know no window but the mask's
     key_mask = None if call.mask is None else _unless_all(call.mask[:, -n_keys:].bool().cpu())
-    return Sight(call.causal, window, n_keys, key_mask)
+    return Sight(is_causal, window, n_keys, key_mask)
 
 
 def _three_axes(mask: torch.Tensor, call: Call) -> torch.Tensor:

@@ -22,7 +22,8 @@ _MODALITIES: tuple[tuple[Stack, re.Pattern[str]], ...] = (
 _TEXT = re.compile(r"text|language|llm|decoder|(^|_)lm($|_)|^model$|^transformer$", re.IGNORECASE)
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _NO_SOFTMAX = re.compile(
-    r"linear|delta|mamba|ssm|recurr|rwkv|conv|lightning|retention|gated|gla|norm|drop|hyena|fourier|pool", re.IGNORECASE
+    r"linear|delta|mamba|ssm|recurr|rwkv|conv|lightning|retention|gated|gla|norm|drop|hyena|fourier|deformable",
+    re.IGNORECASE,
 )
 
 

@@ -65,7 +65,6 @@ class Recorder:
             for number, (module, path) in enumerate(modules.items())
             if number in wanted
         }
-        self._order = {module: number for number, module in enumerate(modules)}
         self._sources = sources_of(model, modules)
         self.unheard = unheard_modules(model, modules)
         self._was_chosen = layers is not None
@@ -75,7 +74,7 @@ class Recorder:
         progress.begin("capturing", len(self.names))
         self._layers: dict[tuple[torch.nn.Module, int], Layer] = {}
         self._heard: set[torch.nn.Module] = set()  # in the forward that runs
-        self._caches: dict[torch.nn.Module, Any] = {}  # the cache of keys that each module was given
+        self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
         self._in_model = False
@@ -105,7 +104,9 @@ class Recorder:
         if not self._in_model:
             self._calls[module] = 0
         caches = [value for value in (*args, *kwargs.values()) if hasattr(value, "get_seq_length")]
-        self._caches[module] = caches[0] if caches else None
+        if caches:
+            cache = getattr(caches[0], "self_attention_cache", caches[0])
+            self._caches[module] = cache, _length_of(cache, module)
         if any(kwargs.get(name) is not None for name in _CROSS_ARGUMENTS):
             self._across.add(module)
 
@@ -162,7 +163,6 @@ class Recorder:
         layer = self._layers.get((module, turn))
         if layer is None:
             source = self._source_of(module, turn)
-            self._check_order(module, source)
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
             return
@@ -182,16 +182,6 @@ class Recorder:
     def _source_of(self, module: torch.nn.Module, turn: int) -> LayerSource:
         source = replace(self._sources[module], call=turn)
         return replace(source, kind="cross") if module in self._across else source
-
-    def _check_order(self, module: torch.nn.Module, source: LayerSource) -> None:
-        """Layers of one stack are numbered as they arrive, so they must arrive in the order of the model."""
-        for other, turn in reversed(self._layers):
-            of_other = self._source_of(other, turn)
-            alike = (of_other.stack, of_other.kind, turn) == (source.stack, source.kind, source.call)
-            if alike and self._order[other] > self._order[module]:
-                raise ValueError(
-                    f"it runs after {self.names[other]}; give capture the part of the model whose layers run in order"
-                )
 
     def _first_step(self, module: torch.nn.Module, call: Call, source: LayerSource) -> Step:
         """What the first call of a layer sees, and where its keys begin."""
@@ -215,11 +205,13 @@ class Recorder:
 
     def _n_keys_so_far(self, module: torch.nn.Module, call: Call, n_used: int) -> int:
         """How many keys the text has, also where the layer's cache keeps only the last ones."""
-        cache = self._caches.get(module)
-        if cache is None or call.n_queries == n_used:
+        if module not in self._caches or call.n_queries == n_used:
             return n_used
-        cache = getattr(cache, "self_attention_cache", cache)
-        return max([n_used, *(_length_of(layer) for layer in getattr(cache, "layers", ()))])
+        cache, before = self._caches[module]
+        own = _length_of(cache, module)
+        if own and own == before:  # the module reads a cache, and adds its own keys only for itself
+            return max(n_used, own + call.n_queries)
+        return max([n_used, *(_length(layer) for layer in getattr(cache, "layers", ()))])
 
     def _read_sight(self, call: Call, *, is_cross: bool) -> Sight:
         if call.mask is None:
@@ -338,7 +330,14 @@ class Recorder:
             warnings.warn(what, CaptureWarning, stacklevel=6)
 
 
-def _length_of(layer: Any) -> int:
+def _length_of(cache: Any, module: torch.nn.Module) -> int:
+    """How many keys a module's own layer of a cache has seen; 0 if it has none."""
+    number = getattr(module, "layer_idx", None)
+    layers = getattr(cache, "layers", ())
+    return _length(layers[number]) if isinstance(number, int) and 0 <= number < len(layers) else 0
+
+
+def _length(layer: Any) -> int:
     """How many keys one layer of a cache has seen; 0 if it is not of attention."""
     try:
         return int(layer.get_seq_length())
