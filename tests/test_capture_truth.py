@@ -471,6 +471,17 @@ def test_a_capture_whose_model_ran_in_another_thread_says_so() -> None:
         assert capture_of(model, run).is_empty
 
 
+@pytest.mark.parametrize("name", ["model", "_model", "original_model"])
+def test_what_wraps_a_model_says_what_to_pass(name: str) -> None:
+    class Pipeline:
+        pass
+
+    wrapper = Pipeline()
+    setattr(wrapper, name, llama())
+    with pytest.raises(TypeError, match=rf"got Pipeline; pass its \.{name}, and run that"), capture(wrapper):  # type: ignore[arg-type]
+        pass
+
+
 class Patched(torch.nn.Module):
     """Attention by other means in the place of a layer's own, as remote code brings it."""
 

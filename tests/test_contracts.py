@@ -1,4 +1,4 @@
-"""What DESIGN.md promises in words: order, ties, NaN, the limits of k, selectors, errors and their messages, the face.
+"""What docs/queries.md promises in words: order, ties, NaN, the limits of k, selectors, errors and their messages, the face.
 
 Sizes: the smallest at which the rule shows, plus rows of 1 to 129 for order. Tolerance: none.
 Not covered: numbers (test_queries.py), what push accepts (test_push.py), lifetime (test_views.py).
@@ -784,7 +784,7 @@ def test_every_public_method_has_a_signature_and_a_docstring(name: str) -> None:
         assert method.__doc__.strip()
 
 
-def test_signatures_are_those_of_the_design() -> None:
+def test_the_first_arguments_keep_their_places() -> None:
     def parameters(name: str) -> list[tuple[str, Any]]:
         found = inspect.signature(getattr(AttentionCache, name)).parameters.values()
         return [(p.name, p.default) for p in found if p.name not in ("self", "cls") and p.kind != p.KEYWORD_ONLY]

@@ -155,7 +155,7 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
         versions = f"{transformers.__version__} and {torch.__version__}"
         raise ImportError(f"capture needs transformers 5.1 and torch 2.6, or newer, got {versions}")
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_what_to_pass(model)}")
     if store not in ("pattern", "qk"):
         raise ValueError(f"store must be 'pattern' or 'qk', got {store!r}")
     if not isinstance(progress, bool):
@@ -171,6 +171,18 @@ def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) 
     name = type(model).__name__
     if not modules:
         raise ValueError(
-            f"{name} cannot be captured: none of its modules uses transformers' attention interface; run it with "
-            "output_attentions=True, if it has that, and push the dense patterns"
+            f"{name} cannot be captured: none of its modules uses transformers' attention interface{_what_to_pass(model)}; "
+            "run it with output_attentions=True, if it has that, and pass what it returns to "
+            "AttentionCache.from_attentions"
         )
+
+
+def _what_to_pass(given: Any) -> str:
+    """The model inside what another library has wrapped around it, as the end of an error; "" if there is none."""
+    import torch  # noqa: PLC0415
+
+    for name in ("original_model", "_model", "model", "module"):
+        inner = getattr(given, name, None)
+        if isinstance(inner, torch.nn.Module) and attention_modules(inner):
+            return f"; pass its .{name}, and run that"
+    return ""

@@ -197,7 +197,7 @@ def _added(call: Call, sight: Sight | None, rows: torch.Tensor, n_keys: int) -> 
             added = torch.zeros(of_rows.shape, device=of_rows.device).masked_fill(~of_rows, -torch.inf)
         else:
             added = of_rows.float().masked_fill(of_rows <= HIDES, -torch.inf)
-    elif sight is not None:
+    elif sight is not None and not _shows_all(sight, call, n_keys):
         seen = seen_rows(sight, rows, call.n_queries, n_keys)
         added = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)[:, None]
     if call.bias is not None:
@@ -206,6 +206,12 @@ def _added(call: Call, sight: Sight | None, rows: torch.Tensor, n_keys: int) -> 
         bias = bias.masked_fill(bias <= HIDES, -torch.inf)
         added = bias if added is None else added + bias
     return added
+
+
+def _shows_all(sight: Sight, call: Call, n_keys: int) -> bool:
+    """Whether every query sees every key, as the step of a generation does."""
+    is_plain = sight.window is None and sight.key_mask is None and n_keys == sight.n_keys
+    return is_plain and (call.n_queries == 1 or not sight.causal)
 
 
 def _unit_of(tensor: torch.Tensor | None) -> float:
