@@ -31,8 +31,8 @@ from attncache import AttentionCache, CaptureWarning, capture, progress
 from attncache.capturing.calls import Call
 from attncache.capturing.interface import Heard, listening
 from attncache.capturing.masks import continued, read_sight
-from attncache.capturing.selection import selected
 from attncache.factored import key_heads_for
+from attncache.taking import indices
 from capturing import (
     BATCH,
     CAUSAL,
@@ -240,7 +240,7 @@ def test_layers_selects_among_the_models_layers_in_their_order(layers: Any, stor
     model = make("llama: grouped heads")
     with capture(model, store) as every, capture(model, store, layers) as some:
         model(**inputs())
-    numbers = sorted(set(selected(layers, N_LAYERS, "layers")))
+    numbers = sorted(set(indices(layers, N_LAYERS, "layers", "n_layers")))
     assert some.n_layers == len(numbers)
     for number, pattern in zip(numbers, dense(some), strict=True):
         assert np.array_equal(pattern, dense(every)[number])
@@ -253,7 +253,7 @@ def test_heads_selects_query_heads_with_their_key_heads_and_sinks(name: str, hea
     model = make(name)
     with capture(model, store, dtype="float32") as every, capture(model, store, None, heads, "float32") as some:
         model(**inputs())
-    wanted = selected(heads, N_HEADS, "heads")
+    wanted = list(indices(heads, N_HEADS, "heads", "n_heads"))
     for whole, pattern in zip(dense(every), dense(some), strict=True):
         assert pattern.shape == (BATCH, len(wanted), LENGTH, LENGTH)
         assert np.array_equal(pattern, whole[:, wanted])
@@ -283,11 +283,11 @@ def test_chosen_heads_keep_as_few_key_heads_as_an_even_grouping_allows(heads: li
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"layers": 4}, IndexError, "layers 4 is out of range for n_layers=4"),
-        ({"layers": [0, -5]}, IndexError, "layers -5 is out of range for n_layers=4"),
+        ({"layers": 4}, IndexError, "layer 4 is out of range for n_layers=4"),
+        ({"layers": [0, -5]}, IndexError, "layer -5 is out of range for n_layers=4"),
         ({"layers": "all"}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got str"),
         ({"layers": True}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got bool"),
-        ({"heads": 4}, IndexError, "heads 4 is out of range for n_heads=4"),
+        ({"heads": 4}, IndexError, "head 4 is out of range for n_heads=4"),
         ({"heads": 1.0}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got float"),
         ({"store": "keys"}, ValueError, "store must be 'pattern' or 'qk', got 'keys'"),
         ({"dtype": "int8"}, ValueError, "dtype must be None, 'float16', 'bfloat16' or 'float32', got 'int8'"),

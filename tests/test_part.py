@@ -426,10 +426,10 @@ def test_positions_apart_from_each_other_need_the_dense_pattern(options: Any, po
 def test_a_selector_that_does_not_fit_is_refused_as_by_rows() -> None:
     cache = factored((5, 5), (4, 2), "float32")
     for options, error, message in (
-        ({"layers": 1}, IndexError, "layers 1 is out of range for n_layers=1"),
-        ({"heads": [0, 4]}, IndexError, "heads 4 is out of range for n_heads=4"),
+        ({"layers": 1}, IndexError, "layer 1 is out of range for n_layers=1"),
+        ({"heads": [0, 4]}, IndexError, "head 4 is out of range for n_heads=4"),
         ({"batch": -4}, IndexError, "batch -4 is out of range for batch_size=3"),
-        ({"positions": 5}, IndexError, "positions 5 is out of range for seq_k=5"),
+        ({"positions": 5}, IndexError, "position 5 is out of range for seq_k=5"),
         ({"heads": "mean"}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got str"),
         ({"layers": 1.0}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got float"),
         ({"batch": [True]}, TypeError, "batch must be None, an int, a slice or a sequence of ints, got bool"),
@@ -442,5 +442,5 @@ def test_a_selector_that_does_not_fit_is_refused_as_by_rows() -> None:
 
 def test_an_empty_cache_has_an_empty_part() -> None:
     assert AttentionCache().part().is_empty
-    with pytest.raises(IndexError, match="layers 0 is out of range for n_layers=0"):
+    with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
         AttentionCache().part(layers=0)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import index
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from attncache.cache import AttentionCache
 from attncache.factored_parts import push_factored_part
 from attncache.layer_source import LayerSource, group_of
 from attncache.selections import Selector
-from attncache.taking import Chosen, taken
+from attncache.taking import Chosen, indices, taken
 from attncache.tokens import Shape, Tokens
 
 KINDS = ("self", "cross", "encoder", "decoder", "vision", "audio", "text")
@@ -49,35 +46,6 @@ def part_of(
     part._tokens = _tokens_of_part(whole._tokens, whole.shapes, numbers, chosen, selection, axis=3)
     part._query_tokens = _tokens_of_part(whole._query_tokens, whole.shapes, numbers, chosen, selection, axis=2)
     return part
-
-
-def indices(selector: Selector, size: int, argument: str, size_name: str) -> Sequence[int]:
-    """The indices that a selector picks out of ``size``, counted from the start.
-
-    Args:
-        selector: as for ``rows``; an int picks one.
-        size: how many there are.
-        argument, size_name: what errors call the selector and the size.
-
-    Raises:
-        IndexError: an index is out of range. TypeError: the selector is of another kind.
-    """
-    if selector is None:
-        return range(size)
-    if isinstance(selector, slice):
-        return range(*selector.indices(size))
-    items: Any = selector if isinstance(selector, Iterable) and np.ndim(selector) else [selector]
-    return [_one(item, size, argument, size_name) for item in items]
-
-
-def _one(item: Any, size: int, argument: str, size_name: str) -> int:
-    if isinstance(item, bool | np.bool_) or not hasattr(item, "__index__"):
-        rule = "None, an int, a slice or a sequence of ints"
-        raise TypeError(f"{argument} must be {rule}, got {type(item).__name__}")
-    number = index(item)
-    if not -size <= number < size:
-        raise IndexError(f"{argument} {number} is out of range for {size_name}={size}")
-    return number % size
 
 
 def _snapshot(cache: AttentionCache) -> AttentionCache:

@@ -1,11 +1,44 @@
-"""Takes chosen indices along the axes of an array, as a view wherever they are evenly spaced; for parts of caches."""
+"""Resolves selectors into indices, and takes these along the axes of an array; for parts of caches and for captures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
+
+from attncache.selections import Selector
+
+
+def indices(selector: Selector, size: int, argument: str, size_name: str) -> Sequence[int]:
+    """The indices that a selector picks out of ``size``, counted from the start.
+
+    Args:
+        selector: as for ``rows``; an int picks one.
+        size: how many there are.
+        argument, size_name: what errors call the selector and the size.
+
+    Raises:
+        IndexError: an index is out of range. TypeError: the selector is of another kind.
+    """
+    if selector is None:
+        return range(size)
+    if isinstance(selector, slice):
+        return range(*selector.indices(size))
+    items: Any = selector if isinstance(selector, Iterable) and np.ndim(selector) else [selector]
+    return [_one(item, size, argument, size_name) for item in items]
+
+
+def _one(item: Any, size: int, argument: str, size_name: str) -> int:
+    if isinstance(item, bool | np.bool_) or not hasattr(item, "__index__"):
+        rule = "None, an int, a slice or a sequence of ints"
+        raise TypeError(f"{argument} must be {rule}, got {type(item).__name__}")
+    number = index(item)
+    if not -size <= number < size:
+        raise IndexError(f"{argument.removesuffix('s')} {number} is out of range for {size_name}={size}")
+    return number % size
 
 
 class Chosen(NamedTuple):

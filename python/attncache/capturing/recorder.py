@@ -13,13 +13,13 @@ from attncache.capturing.growth import Layer, Step, is_repeated, next_step, reme
 from attncache.capturing.interface import Heard
 from attncache.capturing.masks import Sight, read_sight, used_keys
 from attncache.capturing.modules import sources_of, unheard_modules
-from attncache.capturing.selection import selected
 from attncache.capturing.stores import LayerStore, Piece
 from attncache.capturing.weights import difference
 from attncache.layer_source import LayerSource
 from attncache.notices import CaptureWarning
 from attncache.progress import Progress
 from attncache.selections import Selector
+from attncache.taking import indices
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class Recorder:
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
-        wanted = set(selected(layers, len(modules), "layers"))
+        wanted = set(indices(layers, len(modules), "layers", "n_layers"))
         self._model = model
         self.names = {
             module: f"layer {number} ({path or type(module).__name__})"
@@ -235,7 +235,7 @@ class Recorder:
         Raises:
             ValueError: the function computed something else than its queries, keys and mask give.
         """
-        heads = selected(self._heads, call.query.shape[1], "heads")
+        heads = list(indices(self._heads, call.query.shape[1], "heads", "n_heads"))
         if self._heads is not None:
             source = replace(source, heads=tuple(heads))
         has_sinks, found = True, None
