@@ -459,6 +459,13 @@ def test_a_capture_in_which_nothing_ran_says_so() -> None:
     assert seen[0].filename == __file__
 
 
+def test_a_capture_without_with_says_how_it_is_used() -> None:
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'top_k' before it begins: with attncache\.capture\(model\)"
+    ):
+        capture(llama()).top_k(3)  # type: ignore[attr-defined]
+
+
 def test_a_capture_whose_model_ran_in_another_thread_says_so() -> None:
     model = llama()
 

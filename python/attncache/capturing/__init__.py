@@ -8,9 +8,10 @@ decides which of them a call belongs to, growth.py how it goes on with it, and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy.typing as npt
 
@@ -27,7 +28,26 @@ if TYPE_CHECKING:
     import torch
 
 
-@contextmanager
+class Capture(AbstractContextManager["AttentionCache"]):
+    """A capture that begins with its ``with`` statement and ends with it."""
+
+    def __init__(self, context: AbstractContextManager[AttentionCache]) -> None:
+        self._context = context
+
+    def __enter__(self) -> AttentionCache:
+        return self._context.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._context.__exit__(kind, error, traceback)  # which lets every exception pass
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"a capture has no attribute {name!r} before it begins: with attncache.capture(model) as cache: model(..)"
+        )
+
+
 def capture(
     model: torch.nn.Module,
     store: Literal["pattern", "qk"] = "pattern",
@@ -37,7 +57,7 @@ def capture(
     *,
     progress: bool = False,
     into: str | PathLike[str] | None = None,
-) -> Iterator[AttentionCache]:
+) -> Capture:
     """Capture the attention of a Hugging Face model while it runs.
 
     The model keeps its attention backend, and computes the same bits as without a capture (compiled code runs
@@ -66,8 +86,8 @@ def capture(
             so that memory holds one at a time. The steps of a ``generate`` join their layers at the end, until when
             memory holds what they add.
 
-    Yields:
-        An AttentionCache with one layer for each chosen layer that has run, in the order in which they ran: patterns
+    Returns:
+        A context manager. It gives an AttentionCache with one layer for each chosen layer that has run, in the order in which they ran: patterns
         [batch, head, query, key], or their queries and keys. Its ``sources`` name their modules. With ``into`` it is the
         directory's cache, open until its ``close``.
 
@@ -90,6 +110,20 @@ def capture(
             model(**tokenizer("They sat on the bank", return_tensors="pt"))
         cache.top_k(5, positions=-1)
     """
+    return Capture(_captured(model, store, (layers, heads), dtype, progress=progress, into=into))
+
+
+@contextmanager
+def _captured(
+    model: torch.nn.Module,
+    store: Literal["pattern", "qk"],
+    chosen: tuple[Selector, Selector],
+    dtype: npt.DTypeLike | StoredDType | None,
+    *,
+    progress: bool,
+    into: str | PathLike[str] | None,
+) -> Iterator[AttentionCache]:
+    """``capture``, with the chosen layers and heads as one value."""
     _check_arguments(model, store, progress)
     stored = stored_dtype(dtype)
     modules = attention_modules(model)
@@ -98,7 +132,7 @@ def capture(
     with ExitStack() as after_failure:
         cache = AttentionCache(stored) if into is None else _empty_directory(into, stored, after_failure)
         layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache, into is not None)
-        recorder = Recorder(model, modules, layers, heads, layers_of_cache, progress=shown)
+        recorder = Recorder(model, modules, *chosen, layers_of_cache, progress=shown)
         try:
             with _hooked(model, recorder), listening(recorder):
                 yield cache
@@ -166,7 +200,7 @@ def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) 
     """Refuse models without layers to capture.
 
     Raises:
-        ValueError: nothing in the model can be captured, or not as one stack of layers.
+        ValueError: nothing in the model can be captured.
     """
     name = type(model).__name__
     if not modules:

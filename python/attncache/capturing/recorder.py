@@ -327,7 +327,7 @@ class Recorder:
                 "with what the model computed; model.eval() switches dropout off"
             )
         if what:
-            warnings.warn(what, CaptureWarning, stacklevel=6)
+            warnings.warn(what, CaptureWarning, stacklevel=7)
 
 
 def _length_of(cache: Any, module: torch.nn.Module) -> int:
