@@ -11,11 +11,13 @@ import errno
 import os
 import re
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -66,7 +68,6 @@ class DiskCache(AttentionCache):
             except BaseException:
                 self._lock.close()
                 raise
-        self._is_changing = False
         self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
     @property
@@ -185,17 +186,25 @@ class DiskCache(AttentionCache):
                     f"{self._directory}: the cache must be open to be changed, got one that was closed; "
                     "AttentionCache.create continues it"
                 )
-            if self._is_changing:  # the lock lets its own thread in again
+            if self._is_amid_change():
                 raise RuntimeError(
                     f"{self._directory}: the cache must not be changed amid a change of it, as from a signal handler"
                 )
-            self._is_changing = True
-            try:
-                if not self._agrees:
-                    self._read_again()
-                yield
-            finally:
-                self._is_changing = False
+            if not self._agrees:
+                self._read_again()
+            yield
+
+    def _is_amid_change(self) -> bool:
+        """Whether this thread is writing this cache further down its stack, and a handler or finaliser came between.
+
+        The stack says so whatever interrupts the writing, where a flag could stay behind.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code in _WRITES and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def _write(self, source: AttentionCache, first: int, *, index: bool = False) -> None:
         """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
@@ -244,6 +253,9 @@ class DiskCache(AttentionCache):
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
         self._agrees = True
+
+
+_WRITES = (DiskCache._write.__code__, DiskCache._publish.__code__)
 
 
 def _refuse_borrowing(copy: Any) -> None:
