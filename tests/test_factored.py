@@ -613,7 +613,7 @@ def test_ctrl_c_ends_long_work_and_leaves_the_layer_as_it_was(ask: str, ctrl_c: 
 
 
 def test_threads_that_need_the_sums_at_once_wait_for_one_pass() -> None:
-    query, key = layer(2000, 2000, batch=1, heads=8, key_heads=1, head_dim=64)
+    query, key = layer(800, 800, batch=1, heads=8, key_heads=1, head_dim=64)
     cache = cache_of(query, key)
     told: list[int] = []
     answers: list[Array] = []
