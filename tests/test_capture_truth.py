@@ -515,6 +515,17 @@ def test_a_layer_that_did_not_run_is_named_and_the_others_keep_their_numbers() -
     assert [source.layer for source in cache.sources if source] == [1, 2]
 
 
+def test_one_warning_names_all_that_a_capture_missed() -> None:
+    model = llama(3)
+    model.pooled_attention = torch.nn.MultiheadAttention(32, 4)
+    model.model.layers[0].self_attn = Patched(model.model.layers[0].self_attn)
+    x = torch.zeros(3, 1, 32)
+    words = r"pooled_attention ran and does not use .*interface\. 1 of 3 attention layers did not run"
+    with pytest.warns(CaptureWarning, match=words) as seen:
+        capture_of(model, lambda: (model(IDS), model.pooled_attention(x, x, x)))
+    assert len(seen) == 1
+
+
 def git() -> Any:
     torch.manual_seed(0)
     vision = {name: SIZES[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}

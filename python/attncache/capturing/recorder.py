@@ -303,31 +303,28 @@ class Recorder:
         self._warn(missing, f"{_listed(unheard)} ran and {why}" if unheard else "")
 
     def _warn(self, missing: list[str], unheard: str) -> None:
-        """Say in one warning what the capture did not hear; ``unheard`` says it of modules beside the layers."""
-        what = unheard
+        """Say in one warning all that the capture did not hear; ``unheard`` says it of modules beside the layers."""
+        name = type(self._model).__name__
+        what = [unheard] if unheard else []
         if not self.names:
             return
-        if not self._layers:
-            where = "in another thread than the capture" if self._ran_elsewhere else "another object than the one given"
-            what = (
-                f"the capture saw no attention of this {type(self._model).__name__}: was it {where} that ran? A copy, a "
-                "compiled or wrapped model, or a pipeline's own model must be given to capture itself"
+        if not self._layers and self._ran_elsewhere:
+            what.append(f"the capture saw no attention of this {name}: it ran in another thread than the capture")
+        elif not self._layers:
+            what.append(
+                f"the capture saw no attention of this {name}: was it another object than the one given that ran? A copy, "
+                "a compiled or wrapped model, or a pipeline's own model must be given to capture itself"
             )
-            if self._ran_elsewhere:
-                what = f"the capture saw no attention of this {type(self._model).__name__}: it ran {where}"
-        elif unheard:
-            pass
         elif missing:
-            what = (
-                f"{len(missing)} of {len(self.names)} attention layers did not run in this capture: {_listed(missing)}"
-            )
-        elif self._had_dropout:
-            what = (
+            n_missing = f"{len(missing)} of {len(self.names)}"
+            what.append(f"{n_missing} attention layers did not run in this capture: {_listed(missing)}")
+        if self._had_dropout:
+            what.append(
                 "the model ran with dropout: the capture holds the weights before dropout, which could not be compared "
                 "with what the model computed; model.eval() switches dropout off"
             )
         if what:
-            warnings.warn(what, CaptureWarning, stacklevel=7)
+            warnings.warn(". ".join(what), CaptureWarning, stacklevel=7)
 
 
 def _length_of(cache: Any, module: torch.nn.Module) -> int:
