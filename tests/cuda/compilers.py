@@ -30,6 +30,7 @@ NO_DISASSEMBLER = (
 )
 NO_GXX = "no g++: the kernels are emulated with it"
 OTHER_LIBRARY = "ATTNCACHE_EMULATED_LIBRARY"  # names one with a planted bug, which the tests are to see
+DEVICE_ALONE = "ATTNCACHE_DEVICE_ALONE"  # if set, nothing is emulated: tests run on a real device or not at all
 
 
 def folders() -> Iterator[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attncache.cuda import library
-from cuda.compilers import NO_GXX, NO_NVCC, OTHER_LIBRARY, find_gxx, find_nvcc
+from cuda.compilers import DEVICE_ALONE, NO_GXX, NO_NVCC, OTHER_LIBRARY, find_gxx, find_nvcc
 from cuda.emulated import build
 from cuda.ptx import library as ptx_library
 from cuda.ptx.library import Built
@@ -22,7 +22,8 @@ from cuda.recording import Recorder
 HERE = Path(__file__).resolve().parent
 LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
 LONG_TESTS = ("under_sanitizers", "[seed2", "-seed2", "[seed3", "-seed3")  # parts of the names of others
-LIBRARIES = ("emulated", "cuda") if library.is_available() else ("emulated",)
+IS_DEVICE_ALONE = bool(os.environ.get(DEVICE_ALONE))
+LIBRARIES = ("cuda",) if IS_DEVICE_ALONE else ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
 def is_named(config: pytest.Config) -> bool:
@@ -36,11 +37,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if is_named(config):
-        return
-    long = [item for item in items if item.path.parent == HERE and any(part in item.name for part in LONG_TESTS)]
-    items[:] = [item for item in items if item not in long]
-    config.hook.pytest_deselected(items=long)
+    def is_left_out(item: pytest.Item) -> bool:
+        if IS_DEVICE_ALONE:
+            return "emulated_library" in getattr(item, "fixturenames", ())
+        return not is_named(config) and any(part in item.name for part in LONG_TESTS)
+
+    left_out = [item for item in items if item.path.parent == HERE and is_left_out(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from attncache import _core
 from attncache.cuda import library
@@ -31,6 +32,8 @@ class Placed:
     """
 
     def __init__(self, array: Array, device: int = 0) -> None:
+        if device >= (n_devices := library.load().number("device_count")):
+            pytest.skip(f"needs {device + 1} devices, got {n_devices}")
         low, high = np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
         self.memory = Memory(library.load(), device, DEFAULT, high - low)
         self.address = self.memory.address + (array.ctypes.data - low if array.size else 0)
