@@ -178,7 +178,9 @@ def build(target: Path) -> Part:
 def parts(options: argparse.Namespace, target: Path) -> list[Part]:
     """Everything the card is asked, in order."""
     no_card = "no card: this is a dry run" if options.dry_run else None
-    python = {} if options.installed else {"PYTHONPATH": str(target)}
+    python = (
+        {} if options.installed else {"PYTHONPATH": os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])}
+    )
     pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rf", "-p", "no:cacheprovider"]
     side_by_side = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     alone = {**python, "ATTNCACHE_DEVICE_ALONE": "" if options.dry_run else "1"}
