@@ -1,160 +1,215 @@
-"""What is measured on a device: each query of patterns that lie there, ours beside what a user of torch writes.
+"""What is measured of dense layers on a device: each query, ours beside what a user of torch writes.
 
-Answers stay on the device (``device_result=True``), so that no copy and no waiting of the host is in the time.
+Answers stay on the device (``device_result=True``) unless the host's time to a NumPy array is measured.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from attncache import AttentionCache, reference
-from benchmarks import contenders
+from attncache import reference
 from benchmarks.answers import Expected
-from benchmarks.case import OURS, TORCH, Case, a_layer, a_line, a_position, line_bytes, mean_bytes, top_bytes
-from benchmarks.worlds import Pattern, Size, World
+from benchmarks.device_case import DeviceCase, Exact, Goal
+from benchmarks.device_worlds import DeviceWorld
 
 K = 10
 LONG_K = 300  # beyond what a block sorts by counting
 
+WHOLE = Goal(share=0.85)
+RANKED = Goal(share=0.5, ratio=2)
+ONE = Goal(ratio=1)
 
-class DeviceWorld(World):
-    """Layers of one size and dtype in the memory of a device, shared by torch's tensors and ours.
-
-    to_device: what brings a CPU tensor there, such as ``torch.Tensor.cuda``.
-    """
-
-    def __init__(
-        self, size: Size, dtype: str, torch: Any, to_device: Any, patterns: list[Pattern] | None = None
-    ) -> None:
-        super().__init__(size, dtype, 1, patterns)
-        self.torch = torch
-        self.tensors = [to_device(tensor) for tensor in self.tensors or ()]
-        self.cache = AttentionCache(index="off")
-        for tensor in self.tensors:
-            self.cache.push(tensor)
-
-    @cached_property
-    def names(self) -> dict[str, Any]:
-        """What the expressions may use."""
-        return {**vars(contenders), "cache": self.cache, "tensors": self.tensors, "torch": self.torch}
+DenseCase: TypeAlias = DeviceCase[DeviceWorld]
 
 
-def on_host(answer: Any) -> Any:
-    """An answer on a device as NumPy arrays, once it is there."""
-    if isinstance(answer, tuple):
-        return tuple(on_host(part) for part in answer)
-    if hasattr(answer, "positions"):
-        return on_host((answer.positions, answer.weights))
-    return answer.cpu().numpy() if hasattr(answer, "cpu") else answer.numpy()
+def next_layer(world: DeviceWorld) -> tuple[int]:
+    """The layers in turn, so that none is asked for while a cache holds it."""
+    return (next(world.turn),)
 
 
-def top_of_layer(k: int) -> Case:
-    """The k heaviest of every query of every head."""
-    return Case(
-        f"top_k, every query of every head, k={k}",
-        "top_k",
+def a_position(world: DeviceWorld) -> tuple[int]:
+    """A random position."""
+    return (int(world.rng.integers(world.size.seq)),)
+
+
+def a_line(world: DeviceWorld) -> tuple[int, int]:
+    """A layer and a random position."""
+    return (*next_layer(world), *a_position(world))
+
+
+def a_pair(world: DeviceWorld) -> tuple[int, int]:
+    """Two random positions."""
+    return (*a_position(world), *a_position(world))
+
+
+def line_bytes(world: DeviceWorld) -> int:
+    """One position of every head read, its float32 mean written."""
+    return world.size.seq * (world.size.heads * world.itemsize + 4)
+
+
+def mean_bytes(world: DeviceWorld) -> int:
+    """A layer read, its float32 head mean written."""
+    return world.size.seq * line_bytes(world)
+
+
+def widened_bytes(world: DeviceWorld) -> int:
+    """A layer read, and written in float32."""
+    return world.size.weights * (world.itemsize + 4)
+
+
+def top_bytes(world: DeviceWorld, lines: int, k: int) -> int:
+    """So many lines read, the int64 position and float32 weight of k of each written."""
+    return lines * (world.size.seq * world.itemsize + k * 12)
+
+
+def whole(name: str, ours: str, torch: str, right: Any, touched: Any, *, goal: Goal = WHOLE) -> DenseCase:
+    """A question about every position of a layer, checked on some; right: the reference's answer to that."""
+    return DeviceCase(
+        name,
         ("layer",),
-        a_layer,
-        {
-            OURS: f"cache.top_k({k}, layers=layer, heads=None, device_result=True)",
-            TORCH: f"torch_heaviest(tensors[layer][0], {k})",
-        },
+        next_layer,
+        ours,
+        torch,
+        lambda world, layer: Exact(right(world, layer), world.size.heads),
+        touched,
+        goal,
+        part=lambda world: world.sample,
+    )
+
+
+def small(  # noqa: PLR0917 - the columns of the table below
+    name: str, arguments: tuple[str, ...], draw: Any, ours: str, torch: str, right: Any, touched: Any
+) -> DenseCase:
+    """A question so small that the host's time matters."""
+    return DeviceCase(
+        name,
+        arguments,
+        draw,
+        ours,
+        torch,
+        lambda world, *drawn: Exact(right(world, *drawn), world.size.heads),
+        touched,
+        ONE,
+        is_small=True,
+    )
+
+
+def top_of_rows(k: int) -> DenseCase:
+    """The k heaviest of every query of every head."""
+    return whole(
+        f"top_k, every query of every head, k={k}",
+        f"cache.top_k({k}, layers=layer, heads=None, device_result=True)",
+        f"torch_heaviest(tensors[layer][0], {k})",
         lambda world, layer: Expected(
             reference.top_k(world.queries(layer, world.sample), k, layers=0, heads=None),
             reference.rows(world.queries(layer, world.sample), 0, heads=None),
         ),
         lambda world: top_bytes(world, world.size.heads * world.size.seq, k),
-        whole=True,
+        goal=RANKED,
     )
 
 
-CASES = (
-    Case(
+WHOLE_LAYERS = (
+    whole(
         "head_mean",
-        "head_mean",
-        ("layer",),
-        a_layer,
-        {
-            OURS: "cache.head_mean(layer, device_result=True)",
-            TORCH: "tensors[layer][0].mean(0, dtype=torch.float32)",
-        },
+        "cache.head_mean(layer, device_result=True)",
+        "tensors[layer][0].mean(0, dtype=torch.float32)",
         lambda world, layer: Expected(reference.rows(world.queries(layer, world.sample), 0)),
         mean_bytes,
-        whole=True,
     ),
-    Case(
+    whole(
+        "rows, every query of every head",
+        "cache.rows(layer, heads=None, device_result=True)",
+        "tensors[layer][0].to(torch.float32, copy=True)",
+        lambda world, layer: Expected(reference.rows(world.queries(layer, world.sample), 0, heads=None)),
+        widened_bytes,
+    ),
+    whole(
+        "columns, every key of the mean",
+        "cache.columns(layer, device_result=True)",
+        "tensors[layer][0].mean(0, dtype=torch.float32).T.contiguous()",
+        lambda world, layer: Expected(reference.columns(world.keys(layer, world.sample), 0)),
+        mean_bytes,
+    ),
+    whole(
+        "columns, every key of every head",
+        "cache.columns(layer, heads=None, device_result=True)",
+        "tensors[layer][0].mT.to(torch.float32, memory_format=torch.contiguous_format, copy=True)",
+        lambda world, layer: Expected(reference.columns(world.keys(layer, world.sample), 0, heads=None)),
+        widened_bytes,
+    ),
+    top_of_rows(K),
+    top_of_rows(LONG_K),
+    whole(
+        f"top_k, every key of every head, k={K}",
+        f"cache.top_k({K}, layers=layer, heads=None, direction='to', device_result=True)",
+        f"torch_heaviest(tensors[layer][0].mT.contiguous(), {K})",
+        lambda world, layer: Expected(
+            reference.top_k(world.keys(layer, world.sample), K, layers=0, heads=None, direction="to"),
+            reference.columns(world.keys(layer, world.sample), 0, heads=None),
+        ),
+        lambda world: top_bytes(world, world.size.heads * world.size.seq, K),
+        goal=Goal(ratio=2),
+    ),
+)
+
+SMALL = (
+    small(
         "rows, one query of every layer",
-        "rows",
         ("position",),
         a_position,
-        {
-            OURS: "cache.rows(positions=position, device_result=True)",
-            TORCH: "torch.stack([t[0, :, position].mean(0, dtype=torch.float32) for t in tensors])",
-        },
+        "cache.rows(positions=position, device_result=True)",
+        "torch.stack([t[0, :, position].mean(0, dtype=torch.float32) for t in tensors])",
         lambda world, position: Expected(
             reference.rows([pattern[:, :, [position]] for pattern in world.patterns], positions=0)
         ),
         lambda world: world.size.layers * line_bytes(world),
     ),
-    Case(
+    small(
+        "rows, one query of one layer",
+        ("layer", "position"),
+        a_line,
+        "cache.rows(layer, position, device_result=True)",
+        "tensors[layer][0, :, position].mean(0, dtype=torch.float32)",
+        lambda world, layer, position: Expected(reference.rows(world.queries(layer, [position]), 0, 0)),
+        line_bytes,
+    ),
+    small(
         "columns, one key of every layer",
-        "columns",
         ("position",),
         a_position,
-        {
-            OURS: "cache.columns(positions=position, device_result=True)",
-            TORCH: "torch.stack([t[0, :, :, position].mean(0, dtype=torch.float32) for t in tensors])",
-        },
+        "cache.columns(positions=position, device_result=True)",
+        "torch.stack([t[0, :, :, position].mean(0, dtype=torch.float32) for t in tensors])",
         lambda world, position: Expected(
             reference.columns([pattern[..., [position]] for pattern in world.patterns], positions=0)
         ),
         lambda world: world.size.layers * line_bytes(world),
     ),
-    Case(
-        "columns, every key of the mean",
-        "columns",
-        ("layer",),
-        a_layer,
-        {
-            OURS: "cache.columns(layer, device_result=True)",
-            TORCH: "tensors[layer][0].mean(0, dtype=torch.float32).T.contiguous()",
-        },
-        lambda world, layer: Expected(reference.columns(world.keys(layer, world.sample), 0)),
-        mean_bytes,
-        whole=True,
-    ),
-    Case(
+    small(
         f"top_k, one query of every head, k={K}",
-        "top_k",
         ("layer", "position"),
         a_line,
-        {
-            OURS: f"cache.top_k({K}, layers=layer, positions=position, heads=None, device_result=True)",
-            TORCH: f"torch_heaviest(tensors[layer][0, :, position], {K})",
-        },
+        f"cache.top_k({K}, layers=layer, positions=position, heads=None, device_result=True)",
+        f"torch_heaviest(tensors[layer][0, :, position], {K})",
         lambda world, layer, position: Expected(
             reference.top_k(world.queries(layer, [position]), K, layers=0, positions=0, heads=None),
             reference.rows(world.queries(layer, [position]), 0, 0, heads=None),
         ),
-        lambda world: top_bytes(world, world.size.heads),
+        lambda world: top_bytes(world, world.size.heads, K),
     ),
-    top_of_layer(K),
-    top_of_layer(LONG_K),
-    Case(
+    small(
         "edges, one pair in every layer and head",
-        "edges",
         ("query", "key"),
-        lambda world: (*a_position(world), *a_position(world)),
-        {
-            OURS: "cache.edges(query, key, device_result=True)",
-            TORCH: "torch.stack([t[0, :, query, key] for t in tensors]).float()",
-        },
+        a_pair,
+        "cache.edges(query, key, device_result=True)",
+        "torch.stack([t[0, :, query, key] for t in tensors]).float()",
         lambda world, query, key: Expected(
             np.stack([pattern[0, :, query, key] for pattern in world.patterns]).astype(np.float32)
         ),
         lambda world: world.size.layers * world.size.heads * (world.itemsize + 4),
     ),
 )
+
+CASES = WHOLE_LAYERS + SMALL
