@@ -288,7 +288,7 @@ def main() -> int:
         print(f"missing: {each}", flush=True)
     if lacking and not options.dry_run:
         return 2
-    target = options.out / "package"
+    target = ROOT / "build" / "on_gpu" / "package"
     chosen = [part for part in parts(options, target) if options.only is None or part.name in options.only]
     outcomes = []
     with (options.out / "log.txt").open("w", encoding="utf-8") as log:
