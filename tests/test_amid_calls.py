@@ -2,7 +2,7 @@
 
 Covered: every kind of call, small and large, the sums that the long call is just making, other threads that ask meanwhile or
 are waited for, and fork. Each case is a process with a watchdog, so that a hang is a failure (asked_amid_calls.py). Sizes: as many queries
-and keys of 4 heads as take half a second.
+and keys of 4 heads as take a quarter of a second of two threads.
 Not covered: handlers that raise (test_factored.py has Ctrl-C).
 """
 

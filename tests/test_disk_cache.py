@@ -24,8 +24,11 @@ import pytest
 from attncache import AttentionCache, LayerSource
 from attncache.files import DamagedFileError, InUseError
 from attncache.files import directory as disk
+from attncache.files.containers import open_container
+from attncache.files.contents import contents_of, read_patterns
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
+from attncache.files.verifying import verify
 from patterns import cache_of
 from stored import answers, factored_options, of_a_model, push_dense, push_factored, state
 
@@ -296,8 +299,36 @@ def test_a_directory_that_is_no_cache_says_what_may_open_it(tmp_path: Path) -> N
         words = (
             r"must be a cache, which has manifest\.json, or hold a file of arrays per layer, got a folder with neither"
         )
-        with pytest.raises(ValueError, match=rf"^{path}: {words}; attncache\.open_runs opens a folder of caches"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^{path}: {words}; attncache\.open_runs opens a folder of caches"
+        ):
             AttentionCache.load(path)
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", ".manifest.json.saving"]])
+def test_a_reader_finds_nothing_until_a_directory_is_created(left: list[str], tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).write_bytes(b"7")
+    for read in (AttentionCache.load, read_patterns, contents_of, verify):
+        with pytest.raises(FileNotFoundError, match="got a folder with neither"):
+            read(tmp_path)
+    AttentionCache.create(tmp_path).close()
+    assert AttentionCache.load(tmp_path).is_empty
+
+
+def test_a_directory_that_is_created_while_a_reader_looks_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_at(path: Path, **options: Any) -> Any:
+        with AttentionCache.create(path) as cache:
+            if cache.is_empty:
+                cache.push([[[[1.0]]]])
+        return open_container(path, **options)
+
+    monkeypatch.setattr("attncache.files.opening.open_container", looked_at)
+    assert AttentionCache.load(tmp_path / "a").n_layers == 1
+    assert len(read_patterns(tmp_path / "b").patterns) == 1
+    assert len(contents_of(tmp_path / "c").layers) == 1
 
 
 def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """The fault matrix on one small write path, and that it finds what it is there to find.
 
-Covered: that every fault is reached and that the matrix passes on ``save``; that planted defects (a file written in
-place, one not flushed before its rename, a folder not flushed, litter that stays, an error that is swallowed) are each
-found by the faults that must find them. Not covered: the other write paths, which ``python -m tests.faults`` tries.
+Covered: that every fault is reached and that the matrix passes on ``save``, and on ``create`` that is killed; that planted
+defects (a file written in place, one not flushed before its rename, a folder not flushed, litter that stays, an error that
+is swallowed) are each found by the faults that must find them. Not covered: the other write paths, which
+``python -m tests.faults`` tries.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import attncache
 from attncache.files import atomic
 from tests.faults import matrix, power_loss, short_writes, strace
 from tests.faults.matrix import ERRORS, KILL, Row
-from tests.faults.write_paths import NAME, SAVES, WritePath, made
+from tests.faults.write_paths import DIRECTORIES, NAME, SAVES, WritePath, made
 
 if not strace.works():
     pytest.skip("strace is missing or may not trace here", allow_module_level=True)
@@ -152,6 +153,11 @@ def test_the_matrix_passes_on_a_save_at_every_call(tmp_path: Path) -> None:
     assert row.new > 0
     for name in ("openat", "fallocate", "fsync", "rename"):
         assert failures(OVER, tmp_path, failing(name)) == ""
+
+
+def test_a_directory_whose_creation_is_killed_is_there_or_is_not(tmp_path: Path) -> None:
+    created = DIRECTORIES[0]._replace(steps=DIRECTORIES[0].steps[:1])
+    assert failures(created, tmp_path, kills) == ""
 
 
 def test_the_writes_that_are_shortened_are_all_there_are(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fuzz of ``load`` with some thousands of inputs, always the same; ``python -m tests.fuzz`` runs it for long.
+"""The fuzz of ``load`` with two thousand inputs, always the same; ``python -m tests.fuzz`` runs it for long.
 
 Covered: mutations of bytes, headers, shapes, tensors' names, inner JSON, data and manifests, each with and without right
 checksums; every way of loading; a query of what was loaded; memory, hangs, crashes, and what Python's audit hooks see of
@@ -27,11 +27,11 @@ from tests.fuzz import campaign, trying
 MADE_FROM = campaign.all_bases()
 
 
-def test_eight_thousand_inputs_are_loaded_or_refused() -> None:
-    outcome = campaign.run(range(8000), MADE_FROM)
+def test_two_thousand_inputs_are_loaded_or_refused() -> None:
+    outcome = campaign.run(range(2000), MADE_FROM)
     assert outcome.findings == []
-    assert outcome.inputs == 8000
-    assert outcome.ways["loaded"] > 1000
+    assert outcome.inputs == 2000
+    assert outcome.ways["loaded"] > 250
     assert outcome.ways["DamagedFileError"] > 1000
     assert outcome.ways.keys() <= {
         "loaded",

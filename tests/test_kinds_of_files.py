@@ -172,7 +172,7 @@ def test_ours_are_read_too_and_take_no_axes(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_cache_says_what_it_must_be(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"must be a cache, which has manifest\.json, or hold a file of arrays per layer"
+        FileNotFoundError, match=r"must be a cache, which has manifest\.json, or hold a file of arrays per layer"
     ):
         AttentionCache.load(tmp_path)
     np.save(tmp_path / "layer_0.npy", patterns()[0])

@@ -228,7 +228,7 @@ def test_a_layer_is_found_among_layers_of_different_shapes() -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "edges", "top_k"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_selectors_pick_what_the_reference_picks(name: str, simd_level: str, data: st.DataObject) -> None:
     shape, kind = data.draw(strategies.shapes), data.draw(strategies.kinds)

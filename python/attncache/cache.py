@@ -234,6 +234,7 @@ class AttentionCache(Selections):
             check: as for ``push``, of files by others alone.
 
         Raises:
+            FileNotFoundError: nothing is there, or a folder that holds nothing to load, as before ``create`` is done.
             OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
                 its format or is damaged; the message says where. ValueError: it is no file of attention, or it is not
                 clear which of its arrays and axes are which. MemoryError: no memory to read it. ImportError: it needs

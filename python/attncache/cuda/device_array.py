@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-import weakref
-from collections.abc import Sequence
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +33,7 @@ class Memory:
     def __init__(self, library: Library, device: int, stream: Stream, n_bytes: int) -> None:
         self.library, self.device, self.stream = library, device, stream
         self.address = 0
-        self._strangers: list[bool] = []  # filled once work on other streams may use the memory
+        self._has_strangers = False  # whether work on other streams may use the memory
         if n_bytes == 0:
             return
         if n_bytes >= 2**63:
@@ -43,20 +42,22 @@ class Memory:
         with library.on(device):
             library.call("allocate", n_bytes, stream.handle, ctypes.byref(found))
         self.address = found.value or 0
-        freed = weakref.finalize(self, _free, library, device, stream, self.address, self._strangers)
-        freed.atexit = False  # the end of the process frees it
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0) and not sys.is_finalizing():  # the end of the process frees it
+            self._free()
 
     def is_shared_with_strangers(self) -> None:
         """Work on streams that are not known may use the memory from now on."""
-        self._strangers.append(True)
+        self._has_strangers = True
 
-
-def _free(library: Library, device: int, stream: Stream, address: int, strangers: Sequence[bool]) -> None:
-    with suppress(RuntimeError, MemoryError), library.on(device):  # what fails here, failed before and shows again
-        if strangers:
-            with suppress(RuntimeError, MemoryError):
-                library.call("synchronize_device")
-        library.call("free", address, stream.handle)
+    def _free(self) -> None:
+        library = self.library
+        with suppress(RuntimeError, MemoryError), library.on(self.device):  # what fails here, failed before
+            if self._has_strangers:
+                with suppress(RuntimeError, MemoryError):
+                    library.call("synchronize_device")
+            library.call("free", self.address, self.stream.handle)
 
 
 class DeviceArray:

@@ -215,8 +215,8 @@ def _edges_of_rows(picked: Picked, from_positions: Indices, to_positions: Indice
     _fill_rows(picked, from_positions, scratch.address)
     shape = (1, n_planes, len(from_positions), length)
     pattern = Pattern.over(scratch.address, "float32", shape, (n_planes * plane, plane, row))
-    each = Selection.of([pattern], _all(1), _all(n_planes), False)
-    picked.call("edges", ctypes.byref(each), *listed(_all(len(from_positions))), *listed(to_positions), to)
+    each, lines = Selection.of([pattern], _all(1), _all(n_planes), False), _all(len(from_positions))
+    picked.call("edges", ctypes.byref(each), *listed(lines), *listed(to_positions), to)
 
 
 def _all(n: int) -> Indices:

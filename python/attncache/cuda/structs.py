@@ -59,7 +59,7 @@ class Selection(ctypes.Structure):
         """What those layers and indices pick."""
         array = (Pattern * len(layers))(*layers)
         selection = cls(array, len(layers), *listed(batches), *listed(heads), mean_heads)
-        selection.kept = (batches, heads)  # a pointer in a struct keeps nothing alive
+        selection.kept = (batches, heads)  # an address keeps nothing alive
         return selection
 
 
@@ -79,9 +79,9 @@ class Factored(ctypes.Structure):
     )
 
 
-def listed(indices: Indices) -> tuple[ctypes.c_void_p, int]:
-    """A pointer to indices, which keeps them alive as long as it lives itself, and their number: arguments of a call."""
-    return indices.ctypes.data_as(ctypes.c_void_p), len(indices)
+def listed(indices: Indices) -> tuple[int, int]:
+    """Where indices lie, which the caller keeps alive, and their number: arguments of a call."""
+    return indices.ctypes.data, len(indices)
 
 
 _POINTER, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64

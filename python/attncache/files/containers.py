@@ -87,7 +87,8 @@ def open_container(path: Path, *, is_mapped: bool = True) -> Container:
         is_mapped: whether a safetensors file is mapped; otherwise it is read now.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is no file of arrays, or damaged. ImportError: its reader is not installed.
+        OSError: it cannot be read, or is a folder without files of arrays. ValueError: it is no file of arrays, or damaged.
+        ImportError: its reader is not installed.
     """
     if path.is_dir():
         return _folder(path)
@@ -129,7 +130,8 @@ def files_in(folder: Path) -> list[Path]:
     """The files of a folder that may hold arrays, by their suffixes, in the natural order of their names.
 
     Raises:
-        OSError: it cannot be read. ValueError: there are none.
+        FileNotFoundError: there are none, as in a cache that is being created. OSError: it cannot be read. ValueError: it
+            is a zarr store.
     """
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not found:
@@ -138,7 +140,7 @@ def files_in(folder: Path) -> list[Path]:
                 f"{folder}: is a zarr store, which attncache does not open, because it may name code to be run; "
                 "AttentionCache.from_attentions(zarr.open(path)[name] for name in names).save(target) takes it in"
             )
-        raise ValueError(
+        raise FileNotFoundError(
             f"{folder}: must be a cache, which has manifest.json, or hold a file of arrays per layer, got a folder with "
             "neither; attncache.open_runs opens a folder of caches"
         )

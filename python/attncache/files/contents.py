@@ -13,11 +13,11 @@ import numpy.typing as npt
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.arrays import size_of
-from attncache.files.containers import Container, joined, open_container
+from attncache.files.containers import Container, joined
 from attncache.files.foreign import ForeignLayer, layers_of_others
 from attncache.files.layer_reading import push_layer
 from attncache.files.manifest import Manifest
-from attncache.files.opening import at_one_moment, check_ours, checked_path, is_cache_directory, load, segments_of
+from attncache.files.opening import at_one_moment, check_ours, checked_path, container_at, load, segments_of
 from attncache.files.said import Said
 from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
 from attncache.files.single import OpenFile
@@ -84,11 +84,10 @@ def read_patterns(
     (30, (1, 9, 40, 40))
     """
     path = checked_path(path)
-    if not is_cache_directory(path):
-        container = open_container(path)
-        if not container.is_ours:
-            layers = layers_of_others(container, names, axes, check=check)
-            return PatternFile(tuple(layer.array() for layer in layers), container.tokens, container.metadata)
+    container = container_at(path)
+    if container is not None and not container.is_ours:
+        layers = layers_of_others(container, names, axes, check=check)
+        return PatternFile(tuple(layer.array() for layer in layers), container.tokens, container.metadata)
     check_ours(path, names, axes)
     cache = load(path)
     if "factored" in cache.kinds:
@@ -167,12 +166,12 @@ def contents_of(
     several = [] if isinstance(paths, Path) else list(paths)
     path = paths if isinstance(paths, Path) else several[0]
     if len(several) > 1:
-        container = joined(several, path.parent)
-        return _of_others(container, layers_of_others(container, names, axes, check=check))
-    if is_cache_directory(path):
+        together = joined(several, path.parent)
+        return _of_others(together, layers_of_others(together, names, axes, check=check))
+    container = container_at(path)
+    if container is None:
         check_ours(path, names, axes)
         return at_one_moment(path, lambda manifest: _of_directory(path, manifest))
-    container = open_container(path)
     if not container.is_ours or container.safetensors is None:
         return _of_others(container, layers_of_others(container, names, axes, check=check))
     check_ours(path, names, axes)

@@ -54,11 +54,11 @@ def load(
     _check_bool(mmap, "mmap")
     _check_bool(verify, "verify")
     path = checked_path(path)
-    if is_cache_directory(path):
+    remove_abandoned(path)
+    container = container_at(path, is_mapped=mmap)
+    if container is None:
         check_ours(path, names, axes)
         return _load_directory(path, mmap, verify, index)
-    remove_abandoned(path)
-    container = open_container(path, is_mapped=mmap)
     if not container.is_ours or container.safetensors is None:
         cache = AttentionCache(index=index)
         _fill(cache, container, layers_of_others(container, names, axes, check=check), verify=verify)
@@ -78,6 +78,21 @@ def load(
 def is_cache_directory(path: Path) -> bool:
     """Whether a path is a directory of ``AttentionCache.create``."""
     return path.is_dir() and os.path.lexists(path / MANIFEST)
+
+
+def container_at(path: Path, *, is_mapped: bool = True) -> Container | None:
+    """What is at a path, as ``open_container``; None if that is a cache directory, be it one that was created meanwhile.
+
+    Raises:
+        As ``open_container``.
+    """
+    if not is_cache_directory(path):
+        try:
+            return open_container(path, is_mapped=is_mapped)
+        except (OSError, ValueError):
+            if not is_cache_directory(path):
+                raise
+    return None
 
 
 def check_ours(path: Path, names: str | None, axes: Axes | None) -> None:
