@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     const int chosen = 1 << log2_chosen;
     const int queries = kTile >> log2_chosen;
     const int stride = queries + (kMostChosen >> log2_chosen);
-    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+    for_each_unit(n_units, [&](std::int64_t unit) {
         const auto [plane, in_plane] = divided(unit, n_tiles);
         const auto [query_tile, key_tile] = divided(in_plane, n_key_tiles);  // tiles of the same queries in a sequence
         const std::int64_t first_key = key_tile * chosen;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
             out[(tile.first_line + key) * seq_q + first_query + query] = turned[key * stride + query];
         }
         __syncthreads();  // before the next tile overwrites this one
-    }
+    });
 }
 
 int log2_of_chosen(std::int64_t n_positions) {

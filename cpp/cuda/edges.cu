@@ -32,16 +32,16 @@ __device__ float edge(const Line& line, std::int64_t key, float empty) {
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     edges_kernel(Selection selection, const std::int64_t* keys /* [n_to] */, std::int64_t n_to, std::int64_t n_lines,
                  std::int64_t n_units, Divisor n_tiles, float* out /* [line, to] */) {
-    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+    for_each_unit(n_units, [&](std::int64_t unit) {
         const auto [lines, tile] = divided(unit, n_tiles);
         const std::int64_t index = lines * blockDim.y + threadIdx.y;
         const std::int64_t to = tile * blockDim.x + threadIdx.x;
-        if (index >= n_lines || to >= n_to) continue;
+        if (index >= n_lines || to >= n_to) return;
         const Line line = line_at(selection, index);
         with_item(line.layer->dtype, [&](auto item) {
             out[index * n_to + to] = edge<decltype(item)>(line, keys[to], selection.empty_sum);
         });
-    }
+    });
 }
 
 /// Threads along the listed keys: a power of two, enough for them if they are few.

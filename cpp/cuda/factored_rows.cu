@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ float of_warps[kWarps];
     const std::int64_t n_blocks = quotient_up(lines.seq_k, kKeysOfBlock);
     const std::int64_t n_units = lines.n_heads * lines.n_positions.value * n_tiles.value;
-    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+    for_each_unit(n_units, [&](std::int64_t unit) {
         const auto [line, tile] = divided(unit, n_tiles);
         const auto [listed, position] = divided(line, lines.n_positions);
         const std::int64_t begin = tile * kTile;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
         const std::int64_t end = begin + kTile < lines.seq_k ? begin + kTile : lines.seq_k;
 #pragma unroll 4
         for (std::int64_t key = begin + threadIdx.x; key < end; key += kThreads) row[key] = weight_of(row[key], whole);
-    }
+    });
 }
 
 /// Listed heads in an order in which those that read one key head are together.

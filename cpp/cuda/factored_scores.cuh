@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks)
                            SoftmaxPart* parts /* [line, block of keys] */) {
     __shared__ Bundle bundle;
     const std::int64_t n_blocks = quotient_up(lines.seq_k, kKeysOfBlock);
-    for (std::int64_t unit = blockIdx.x; unit < n_bundles.value * n_blocks; unit += gridDim.x) {
+    for_each_unit(n_bundles.value * n_blocks, [&](std::int64_t unit) {
         const auto [block, bundle_of_block] = divided(unit, n_bundles);  // bundles of the same keys follow each other
         const std::int64_t begin = block * kKeysOfBlock;
         const int n_keys = clipped(lines.seq_k - begin, kKeysOfBlock);
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks)
             if (threadIdx.x % kLanes == 0) parts[line * n_blocks + block] = part;
         }
         __syncthreads();  // before the next bundle overwrites this one
-    }
+    });
 }
 
 }  // namespace

@@ -159,6 +159,13 @@ constexpr std::int64_t kMaxBlocks = ATTNCACHE_CUDA_MAX_BLOCKS;
 /// Memory that a request takes for what is not its result, at most, unless its smallest part needs more.
 constexpr std::int64_t kScratchBytes = ATTNCACHE_CUDA_SCRATCH_BYTES;
 
+/// What a kernel does with `launch`'s units: calls work(unit) for each that is this block's.
+template <class Work>
+__device__ inline void for_each_unit(std::int64_t n_units, const Work& work) {
+#pragma unroll 1  // an unrolled loop first counts its turns: a 64-bit division by the size of the grid
+    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) work(unit);
+}
+
 /// Launches `kernel` over the units of work, a block for each, or for several beyond kMaxBlocks.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), std::int64_t n_units, dim3 block, cudaStream_t stream,

@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     rows_kernel(Selection selection, std::int64_t seq_k, std::int64_t n_lines, std::int64_t n_units, Divisor n_tiles,
                 bool is_out_wide, float* out /* [line, seq_k] */) {
     const std::int64_t tile = kItems * static_cast<std::int64_t>(blockDim.x);
-    for (std::int64_t unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
+    for_each_unit(n_units, [&](std::int64_t unit) {
         const auto [lines, tile_of_row] = divided(unit, n_tiles);
         const std::int64_t index = lines * blockDim.y + threadIdx.y;
-        if (index >= n_lines) continue;
+        if (index >= n_lines) return;
         const std::int64_t begin = tile_of_row * tile;
         const int n_keys = static_cast<int>(seq_k - begin < tile ? seq_k - begin : tile);
         Line line = line_at(selection, index);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                 write_tile<1, Item>(line, n_keys, selection.empty_sum, out_of_tile);
             }
         });
-    }
+    });
 }
 
 /// Threads along a row: a power of two, enough for the row if it is short.

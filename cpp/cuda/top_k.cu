@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                  Ranked* scratch /* [block, k], for more than kSortedByCounting */,
                  std::int64_t* positions /* [line, k] */, float* weights /* [line, k] */) {
     __shared__ Shared shared;
-    for (std::int64_t index = blockIdx.x; index < n_lines; index += gridDim.x) {
+    for_each_unit(n_lines, [&](std::int64_t index) {
         const float* const line = lines + index * length;
         auto* const items = reinterpret_cast<Ranked*>(positions + index * k);  // until they are positions
         find_threshold(line, length, k, shared);
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
             positions[index * k + i] = position;
             weights[index * k + i] = __ldg(line + position);
         }
-    }
+    });
 }
 
 void top_k(const float* device_lines, std::int64_t n_lines, std::int64_t length, std::int64_t k,

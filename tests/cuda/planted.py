@@ -102,7 +102,7 @@ EMULATED = {
     ),
     "one item too many is read": Plant((("rows.cu", READ, READ.replace(">=", ">")),), "outside", tests="rows"),
     "one line too many is written": Plant(
-        (("rows.cu", "if (index >= n_lines) continue;", "if (index > n_lines) continue;"),), "outside", tests="rows"
+        (("rows.cu", "if (index >= n_lines) return;", "if (index > n_lines) return;"),), "outside", tests="rows"
     ),
     "wide reads of rows that lie anywhere": Plant(
         (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned"
