@@ -63,12 +63,14 @@ __host__ __device__ constexpr std::int64_t quotient_up(std::int64_t n, std::int6
     return n / divisor + (n % divisor != 0);
 }
 
+/// Memory of the current device, usable in the order of the stream and given back by cudaFreeAsync; of 0 bytes nullptr.
+void* take(std::size_t n_bytes, cudaStream_t stream);
+
 /// Device memory that is given back, in the order of the stream, when its owner goes out of scope.
 class DeviceMemory {
 public:
-    DeviceMemory(std::int64_t n_bytes, cudaStream_t stream) : stream_(stream) {
-        if (n_bytes > 0) check(cudaMallocAsync(&memory_, static_cast<std::size_t>(n_bytes), stream));
-    }
+    DeviceMemory(std::int64_t n_bytes, cudaStream_t stream)
+        : memory_(take(n_bytes > 0 ? static_cast<std::size_t>(n_bytes) : 0, stream)), stream_(stream) {}
     ~DeviceMemory() {
         if (memory_ != nullptr) static_cast<void>(cudaFreeAsync(memory_, stream_));
     }

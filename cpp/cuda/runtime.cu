@@ -70,7 +70,7 @@ int attncache_cuda_allocate(std::size_t n_bytes, void* stream, void** device_mem
     return status_of([=] {
         require(device_memory != nullptr);
         *device_memory = nullptr;
-        if (n_bytes > 0) check(cudaMallocAsync(device_memory, n_bytes, as_stream(stream)));
+        *device_memory = attncache::cuda::take(n_bytes, as_stream(stream));
     });
 }
 

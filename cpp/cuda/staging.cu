@@ -1,6 +1,7 @@
 // Pinned host memory through which lists reach a device: a copy from pageable memory may make the host wait for the
 // stream, one from pinned memory never does. A block is written again once the device has read it.
 #include <bit>
+#include <deque>
 #include <mutex>
 
 #include "launch.cuh"
@@ -13,15 +14,15 @@ constexpr std::size_t kLeastBytes = 65536;
 struct Block {
     void* memory = nullptr;
     std::size_t n_bytes = 0;
-    Event read;  // what the device has done with it by then; without one, nothing is to be waited for
+    Event read;  // what the device has done with the block by then
+    bool is_waited_for = false;
 
     bool is_free() {
-        if (!read.is_made()) return true;
-        if (cudaEventQuery(read.handle()) != cudaSuccess) {
+        if (is_waited_for && cudaEventQuery(read.handle()) != cudaSuccess) {
             cudaGetLastError();
             return false;
         }
-        read = Event();
+        is_waited_for = false;
         return true;
     }
 };
@@ -31,20 +32,17 @@ public:
     /// A block of at least so many bytes, which is the caller's until it is put back.
     Block take(std::size_t n_bytes) {
         const std::lock_guard lock(mutex_);
-        blocks_.reserve(++n_blocks_);  // so that putting back cannot fail
-        for (Block& block : blocks_) {
-            if (block.n_bytes < n_bytes || !block.is_free()) continue;
-            std::swap(block, blocks_.back());
-            Block taken = std::move(blocks_.back());
-            blocks_.pop_back();
-            --n_blocks_;
+        // The first was put back first: while that is in use, so are most of those behind it.
+        for (auto block = blocks_.begin(); block != blocks_.end() && block->is_free(); ++block) {
+            if (block->n_bytes < n_bytes) continue;
+            Block taken = std::move(*block);
+            blocks_.erase(block);
             return taken;
         }
         Block made;
+        made.read = Event::made();
         made.n_bytes = std::bit_ceil(n_bytes < kLeastBytes ? kLeastBytes : n_bytes);
-        const cudaError_t status = cudaHostAlloc(&made.memory, made.n_bytes, cudaHostAllocPortable);
-        if (status != cudaSuccess) --n_blocks_;
-        check(status);
+        check(cudaHostAlloc(&made.memory, made.n_bytes, cudaHostAllocPortable));
         return made;
     }
 
@@ -55,8 +53,7 @@ public:
 
 private:
     std::mutex mutex_;
-    std::vector<Block> blocks_;
-    std::size_t n_blocks_ = 0;  // these and those that are taken
+    std::deque<Block> blocks_;
 };
 
 /// Never destroyed: when the process ends, the runtime may be gone before this library.
@@ -69,17 +66,13 @@ Blocks& blocks() {
 
 void upload(void* device_to, const void* from, std::size_t n_bytes, cudaStream_t stream) {
     if (n_bytes == 0) return;
-    Event read = Event::made();
     Block block = blocks().take(n_bytes);
     std::memcpy(block.memory, from, n_bytes);
     cudaError_t status = cudaMemcpyAsync(device_to, block.memory, n_bytes, cudaMemcpyHostToDevice, stream);
     if (status == cudaSuccess) {
-        status = cudaEventRecord(read.handle(), stream);
-        if (status == cudaSuccess) {
-            block.read = std::move(read);
-        } else {
-            static_cast<void>(cudaStreamSynchronize(stream));
-        }
+        status = cudaEventRecord(block.read.handle(), stream);
+        block.is_waited_for = status == cudaSuccess;
+        if (!block.is_waited_for) static_cast<void>(cudaStreamSynchronize(stream));
     }
     blocks().put_back(std::move(block));
     check(status);

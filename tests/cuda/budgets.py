@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REGISTERS, REGISTER_STEP, SHARED_BYTES = 65536, 8, 65536
-HOST = frozenset({"runtime.cu", "staging.cu"})  # sources without kernels
+HOST = frozenset({"memory.cu", "runtime.cu", "staging.cu"})  # sources without kernels
 BOUNDED = frozenset({"factored_rows.cu"})  # sources that do not promise bits
 
 

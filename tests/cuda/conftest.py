@@ -89,7 +89,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     yield recorded
     recorded.failing.clear()
     gc.collect()
-    assert recorded.misplaced() == [], "memory is left on the device, or was freed twice"
+    assert recorded.misplaced() == {}, f"memory is left on the device, or was freed twice: {recorded.names()[-20:]}"
 
 
 @pytest.fixture

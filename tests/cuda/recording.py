@@ -43,6 +43,6 @@ class Recorder:
         """The arguments of each call of one function."""
         return [arguments for called, arguments in self.calls if called == name]
 
-    def misplaced(self) -> list[int]:
-        """The addresses that were allocated and not freed, or freed more often."""
-        return [address for address, balance in self.live.items() if balance != 0]
+    def misplaced(self) -> dict[int, int]:
+        """How often more an address was allocated than freed, where that is not as often."""
+        return {address: balance for address, balance in self.live.items() if balance != 0}

@@ -23,9 +23,9 @@ from cuda.compilers import NO_GXX, find_gxx
 from cuda.launching import QUERIES, STREAM, Call, Emulated, indices, right_call
 
 pytestmark = pytest.mark.skipif(find_gxx() is None, reason=NO_GXX)
-ENQUEUED = {"cudaMallocAsync", "cudaMemcpyAsync", "cudaLaunchKernel", "cudaEventRecord", "cudaFreeAsync"}
-BESIDE = {"cudaEventCreateWithFlags", "cudaEventQuery", "cudaEventDestroy", "cudaHostAlloc"}  # of no stream
-UNNEEDED = {"cudaEventQuery", "cudaEventDestroy"}  # the answer is right though they fail
+ENQUEUED = {"cudaMallocFromPoolAsync", "cudaMemcpyAsync", "cudaLaunchKernel", "cudaEventRecord", "cudaFreeAsync"}
+BESIDE = {"cudaEventCreateWithFlags", "cudaEventQuery", "cudaHostAlloc", "cudaGetDevice"}  # of no stream
+UNNEEDED = {"cudaEventQuery"}  # the answer is right though they fail
 SILENT = {"cudaGetLastError"}  # asks nothing of the device
 CODE = 719  # cudaErrorLaunchFailure: no check of an argument gives it
 
@@ -63,7 +63,7 @@ def test_a_query_enqueues_everything_on_the_stream_it_is_given_and_waits_for_not
     assert [
         line for line in uploads if "kind=1 pinned" not in line
     ] == []  # from other memory the host may have to wait
-    assert names(calls).count("cudaMallocAsync") == names(calls).count("cudaFreeAsync")
+    assert names(calls).count("cudaMallocFromPoolAsync") == names(calls).count("cudaFreeAsync")
 
 
 @every_query
@@ -115,10 +115,10 @@ def test_lists_that_the_device_has_not_read_yet_are_not_written_over(emulated: E
 
 @every_query
 def test_a_device_without_memory_is_told_apart(emulated: Emulated, call: Call) -> None:
-    emulated.fail("cudaMallocAsync", 1, 2)
+    emulated.fail("cudaMallocFromPoolAsync", 1, 2)
     status = call.status(emulated)
     assert status in (0, 2)
-    assert (status == 2) == ("cudaMallocAsync" in names(emulated.calls()))
+    assert (status == 2) == ("cudaMallocFromPoolAsync" in names(emulated.calls()))
 
 
 Spoil = Callable[[dict[str, Any]], None]
@@ -267,7 +267,7 @@ SIMPLE: dict[str, tuple[str, Callable[[int], tuple[Any, ...]]]] = {
     "set_device": ("cudaSetDevice", lambda _: (0,)),
     "get_device": ("cudaGetDevice", lambda _: (number(),)),
     "device_of": ("cudaPointerGetAttributes", lambda memory: (memory, number())),
-    "allocate": ("cudaMallocAsync", lambda _: (64, STREAM, ctypes.byref(ctypes.c_void_p()))),
+    "allocate": ("cudaMallocFromPoolAsync", lambda _: (64, STREAM, ctypes.byref(ctypes.c_void_p()))),
     "copy_to_host": ("cudaMemcpyAsync", lambda memory: (ctypes.create_string_buffer(8), memory, 8, STREAM)),
     "copy_to_device": ("cudaMemcpyAsync", lambda memory: (memory, ctypes.create_string_buffer(8), 8, STREAM)),
     "free": ("cudaFreeAsync", lambda memory: (memory, STREAM)),
@@ -326,3 +326,25 @@ def test_every_status_has_words(emulated: Emulated, status: int) -> None:
     assert re.fullmatch(r"[ -~]{5,}", words)
     if status == 35:
         assert "driver" in words
+
+
+@pytest.mark.parametrize("failing", ["cudaMemPoolCreate", "cudaMemGetInfo", "cudaMemPoolSetAttribute"])
+def test_a_pool_that_cannot_be_made_is_made_by_the_next_call(
+    tmp_path: Path, emulated_library: Path, failing: str
+) -> None:
+    copied = tmp_path / "library.so"  # another library, which has no pool yet
+    copied.write_bytes(emulated_library.read_bytes())
+    fresh = Emulated(Library(copied), building.load(copied))
+    fresh.fail(failing, 1, CODE)
+    found = ctypes.c_void_p()
+    assert fresh.library.status("allocate", 64, STREAM, ctypes.byref(found)) == CODE
+    assert found.value is None
+    assert names(fresh.calls()).count("cudaMemPoolDestroy") == (failing != "cudaMemPoolCreate")
+    fresh.clear()
+    fresh.library.call("allocate", 64, STREAM, ctypes.byref(found))
+    assert any(line.startswith("cudaMemPoolSetAttribute") for line in fresh.calls())
+    fresh.clear()
+    fresh.library.call("free", found, STREAM)
+    fresh.library.call("allocate", 64, STREAM, ctypes.byref(found))
+    assert "cudaMemPoolCreate" not in names(fresh.calls())
+    fresh.library.call("free", found, STREAM)

@@ -36,7 +36,13 @@ extern "C" {
 
 void interpreter_set_hooks(const Hooks* given) { hooks = *given; }
 
-int cudaMallocAsync(void** memory, std::size_t n_bytes, void*) { return hooks.allocate(n_bytes, memory); }
+int cudaMemPoolCreate(void** pool, const void*) { return *pool = &hooks, 0; }
+int cudaMemPoolSetAttribute(void*, int, void*) { return 0; }
+int cudaMemPoolDestroy(void*) { return 0; }
+int cudaMemGetInfo(std::size_t* free, std::size_t* total) { return *free = *total = std::size_t{1} << 34, 0; }
+int cudaMallocFromPoolAsync(void** memory, std::size_t n_bytes, void*, void*) {
+    return hooks.allocate(n_bytes, memory);
+}
 int cudaFreeAsync(void* memory, void*) { return hooks.free(memory); }
 int cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, int kind, void*) {
     return hooks.copy(to, from, n_bytes, kind);

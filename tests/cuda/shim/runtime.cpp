@@ -12,6 +12,7 @@
 
 #include <csignal>
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -212,9 +213,32 @@ cudaError_t cudaGetDevice(int* device) {
     return record("cudaGetDevice", "%s", "");
 }
 
-cudaError_t cudaMallocAsync(void** memory, std::size_t n_bytes, cudaStream_t stream) {
-    const cudaError_t status = record("cudaMallocAsync", " %zu stream=%p", n_bytes, static_cast<void*>(stream));
+// A pool is the number of its device and one more.
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+    *pool = reinterpret_cast<cudaMemPool_t>(std::intptr_t{properties->location.id} + 1);
+    return record("cudaMemPoolCreate", " %d", properties->location.id);
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
+    return record("cudaMemPoolSetAttribute", " %p %d %llu", static_cast<void*>(pool), static_cast<int>(attribute),
+                  static_cast<unsigned long long>(*static_cast<std::uint64_t*>(value)));
+}
+
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+    return record("cudaMemPoolDestroy", " %p", static_cast<void*>(pool));
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+    *free = *total = std::size_t{1} << 34;
+    return record("cudaMemGetInfo", "%s", "");
+}
+
+cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t n_bytes, cudaMemPool_t pool, cudaStream_t stream) {
+    const cudaError_t status = record("cudaMallocFromPoolAsync", " %zu stream=%p", n_bytes, static_cast<void*>(stream));
     if (status != cudaSuccess) return status;
+    if (pool != reinterpret_cast<cudaMemPool_t>(std::intptr_t{current_device} + 1)) {
+        return failed(cudaErrorInvalidValue, "a pool that is not that of the current device");
+    }
     *memory = allocate(n_bytes, current_device);
     return *memory == nullptr ? failed(cudaErrorMemoryAllocation, "out of device memory") : cudaSuccess;
 }
