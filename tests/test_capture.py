@@ -317,8 +317,7 @@ def generate(model: Any, padding: str, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("growth", ["dynamic", "static"])
-@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize(("growth", "padding"), [("dynamic", "left"), ("static", "none")])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_generation_is_one_causal_pattern_over_prompt_and_answer(
     name: str, padding: str, growth: str, store: Any
