@@ -16,7 +16,7 @@ from benchmarks import timing
 Way = Literal["device", "enqueue", "complete"]
 
 SLEEP_HZ = 2e9  # at least the clock of any device: a sleep lasts at least as long as it is asked to
-AHEAD_OF_SMALL = 60e-6  # seconds that the device sleeps for each small call, so that the host enqueues ahead of it
+AHEAD = 200e-6  # seconds that the device sleeps for each call, so that the host enqueues ahead of it
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,12 @@ class Clocks:
     """Seconds that one sweep over some calls takes, by what is asked for.
 
     Attributes:
-        whole: on the device, the host enqueueing meanwhile: for calls that keep the device busy.
-        small: on the device, everything enqueued before it begins.
+        device: on the device, everything enqueued before it begins.
         enqueue: on the host, until everything is enqueued.
         complete: on the host; the calls wait for themselves.
     """
 
-    whole: timing.Clock
-    small: timing.Clock
+    device: timing.Clock
     enqueue: timing.Clock
     complete: timing.Clock = timing.seconds
 
@@ -61,18 +59,14 @@ class Clocks:
 def device_clocks(torch: Any) -> Clocks:
     """The clocks of the current device, by events around what a sweep enqueues on the current stream."""
 
-    def between_events(ahead: float) -> timing.Clock:
-        def seconds(sweep: timing.Sweep, calls: timing.Calls) -> float:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            if ahead:
-                torch.cuda._sleep(int(ahead * len(calls) * SLEEP_HZ))
-            begin.record()
-            sweep(calls)
-            end.record()
-            end.synchronize()
-            return float(begin.elapsed_time(end)) / 1e3
-
-        return seconds
+    def between_events(sweep: timing.Sweep, calls: timing.Calls) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(AHEAD * len(calls) * SLEEP_HZ))
+        begin.record()
+        sweep(calls)
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
 
     def enqueueing(sweep: timing.Sweep, calls: timing.Calls) -> float:
         torch.cuda.synchronize()
@@ -80,7 +74,7 @@ def device_clocks(torch: Any) -> Clocks:
         sweep(calls)
         return time.perf_counter() - start
 
-    return Clocks(between_events(0), between_events(AHEAD_OF_SMALL), enqueueing)
+    return Clocks(between_events, enqueueing)
 
 
 def sweep_over(action: Callable[[], object]) -> timing.Sweep:
@@ -98,7 +92,7 @@ def copy_rate(torch: Any, device: Any, plans: Plans, clocks: Clocks) -> float:
     source = torch.zeros(plans.copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     sweeps = {"copy": sweep_over(lambda: target.copy_(source))}
-    return 2 * plans.copied_bytes / timing.interleaved(sweeps, [()], plans.whole, clocks.whole)["copy"].median
+    return 2 * plans.copied_bytes / timing.interleaved(sweeps, [()], plans.whole, clocks.device)["copy"].median
 
 
 def launch_floor(torch: Any, device: Any, plans: Plans, clocks: Clocks) -> dict[Way, timing.Timing]:
@@ -109,7 +103,7 @@ def launch_floor(torch: Any, device: Any, plans: Plans, clocks: Clocks) -> dict[
         return timing.interleaved({"floor": sweep_over(action)}, [()], plan, clock)["floor"]
 
     return {
-        "device": taken(plans.small, clocks.small, lambda: number.add_(1)),
+        "device": taken(plans.small, clocks.device, lambda: number.add_(1)),
         "enqueue": taken(plans.host, clocks.enqueue, lambda: number.add_(1)),
         "complete": taken(plans.host, clocks.complete, lambda: number.add_(1).cpu().numpy()),
     }

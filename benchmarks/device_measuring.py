@@ -62,8 +62,8 @@ def measure(case: DeviceCase[Any], world: Any, plans: Plans, clocks: Clocks) -> 
         )
 
     if not case.is_small:
-        yield timed("device", plans.whole, clocks.whole, case.ours, case.torch)
+        yield timed("device", plans.whole, clocks.device, case.ours, case.torch)
         return
-    yield timed("device", plans.small, clocks.small, case.ours, case.torch)
+    yield timed("device", plans.small, clocks.device, case.ours, case.torch)
     yield timed("enqueue", plans.host, clocks.enqueue, case.ours, case.torch)
     yield timed("complete", plans.host, clocks.complete, *case.completed())

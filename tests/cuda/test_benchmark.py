@@ -44,7 +44,7 @@ def run(place: Place, tmp_path: Path) -> Run:
     from benchmarks.device_table import Report
 
     seconds, plan = timing.seconds, timing.Plan(1e-6, 1e-6, 1, 1)
-    plans, clocks = Plans(plan, plan, plan, copied_bytes=1 << 20), Clocks(seconds, seconds, seconds, seconds)
+    plans, clocks = Plans(plan, plan, plan, copied_bytes=1 << 20), Clocks(seconds, seconds, seconds)
     report, write = Report({"device": "emulated"}), writer(tmp_path / "report.json")
     return Run(place, plans, clocks, report, budget=1e9, write=write)
 

@@ -481,7 +481,15 @@ def test_this_file_passes_under_sanitizers(tmp_path: Path) -> None:
     library = emulated.build(tmp_path, sanitize=sanitizers)
     assert b"__asan_report" in library.read_bytes()
     environment = {**os.environ, "ATTNCACHE_EMULATED_LIBRARY": str(library), **emulated.preloaded(sanitizers)}
-    options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-k", "not seed2 and not seed3 and not bfloat16"]  # which is read as float16 is
+    options = [
+        "-q",
+        "-s",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not seed2 and not seed3 and not bfloat16",
+    ]  # which is read as float16 is
     command = [sys.executable, "-m", "pytest", *options, __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
