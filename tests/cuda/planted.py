@@ -105,7 +105,7 @@ EMULATED = {
         (("rows.cu", "if (index >= n_lines) return;", "if (index > n_lines) return;"),), "outside", tests="rows"
     ),
     "wide reads of rows that lie anywhere": Plant(
-        (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned"
+        (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned", tests="alignment"
     ),
     "wide reads of heads that lie anywhere": Plant(
         (("selection.cuh", "if (pattern.n_heads > 1) steps |= pattern.head_stride;", ""),),
