@@ -5,7 +5,7 @@ thread of a block is a fiber, run in a seeded random order; barriers and warp op
 memory, and writes behind it end a launch with a status and words. What it cannot show: memory ordering of real
 hardware, occupancy, speed.
 
-`python tests/cuda/emulated.py FOLDER` builds the library and prints its path.
+`PYTHONPATH=tests python tests/cuda/emulated.py FOLDER` builds the library and prints its path.
 """
 
 from __future__ import annotations
