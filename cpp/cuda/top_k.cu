@@ -47,9 +47,8 @@ struct Pieces {
 
 template <class Item>
 __device__ inline Pieces pieces_of(const Item* line, int length) {
-    Pieces pieces{length, static_cast<int>(reinterpret_cast<std::uintptr_t>(line) / sizeof(Item)) % kWide<Item>, 0, 0,
-                  0};
-    pieces.n = (length + pieces.skew + kItems - 1) / kItems;
+    const auto skew = static_cast<int>(reinterpret_cast<std::uintptr_t>(line) % 16 / sizeof(Item));
+    Pieces pieces{length, skew, (length + skew + kItems - 1) / kItems, 0, 0};
     while ((pieces.n - 1) >> pieces.shift >= kLanes * kRows) ++pieces.shift;
     pieces.n_rows = (static_cast<unsigned>(pieces.n - 1) >> pieces.shift) / kLanes + 1;
     return pieces;

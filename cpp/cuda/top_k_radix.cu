@@ -23,7 +23,7 @@ namespace {
 constexpr int kThreads = 256;  // also the number of digits, so that each thread counts one
 constexpr int kWarps = kThreads / kLanes;
 constexpr int kDigitBits = 8;
-constexpr int kBlocksPerMultiprocessor = 3;  // at least, so at most 80 registers: 24 warps with 2 reads in flight each
+constexpr int kBlocksPerMultiprocessor = 2;  // at least, so at most 128 registers: 16 warps with 4 reads in flight each
 constexpr std::int64_t kSortedByCounting = kThreads;
 
 /// A key and its position; greater ones come first in the result.
@@ -89,7 +89,7 @@ __device__ inline void find_threshold(const Item* line, std::int64_t length, std
     for (int shift = 32 - kDigitBits; shift >= 0 && !shared.is_found; shift -= kDigitBits) {
         const Threshold found = shared.threshold;
         clear_counts(shared);
-#pragma unroll 2
+#pragma unroll 4
         for (std::int64_t i = part.begin + threadIdx.x % kLanes; i < part.end; i += kLanes) {
             const unsigned key = key_of(weight_at(line, i));
             if ((key & found.mask) == found.bits) atomicAdd(&shared.counts[warp][digit_of(key, shift)], 1U);
@@ -115,7 +115,7 @@ __device__ inline void collect(const Item* line, std::int64_t length, Shared& sh
     const unsigned lane = threadIdx.x % kLanes;
     unsigned n_greater = 0;
     unsigned n_equal = 0;
-#pragma unroll 2
+#pragma unroll 4
     for (std::int64_t i = part.begin + lane; i < part.end; i += kLanes) {
         const unsigned shared_bits = key_of(weight_at(line, i)) & threshold.mask;
         n_greater += shared_bits > threshold.bits;

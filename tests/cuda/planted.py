@@ -161,7 +161,9 @@ EMULATED = {
         (("top_k_radix.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
     ),
     "NaN comes first": Plant(
-        (("top_k.cuh", "if (weight != weight) return 1;", "if (weight != weight) return ~0U;"),), "differ", tests="top_k"
+        (("top_k.cuh", "if (weight != weight) return 1;", "if (weight != weight) return ~0U;"),),
+        "differ",
+        tests="top_k",
     ),
     "-0 is less than +0": Plant((("top_k.cuh", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
     "heads are added backwards": Plant(

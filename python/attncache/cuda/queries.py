@@ -108,7 +108,7 @@ def top_k(
             if lines == "rows" and not chosen.mean and all(layer.kind == "dense" for layer in chosen.layers):
                 chosen.call("top_k_rows", ctypes.byref(_selection(chosen)), *listed(positions), k, *to)
             else:
-                _rank_lines(chosen, lines, positions, k, *to)
+                _rank_lines(chosen, lines, positions, k, to)
         if out is None:
             return found
         for array, host in zip(found, out, strict=True):
@@ -116,9 +116,9 @@ def top_k(
     return None
 
 
-def _rank_lines(picked: Picked, lines: Lines, positions: Indices, k: int, places: int, weights: int) -> None:
+def _rank_lines(picked: Picked, lines: Lines, positions: Indices, k: int, to: tuple[int, int]) -> None:
     """Write the k heaviest of lines that are not stored as they are: each part is computed, then ranked."""
-    length = picked.home.shape[3 if lines == "rows" else 2]
+    length, (places, weights) = picked.home.shape[3 if lines == "rows" else 2], to
     fill = _fill_rows if lines == "rows" else _fill_columns
     for part, some in _parts(picked, positions, length * _FLOAT):
         n_lines = part.n_planes * len(some)
