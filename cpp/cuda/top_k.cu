@@ -22,7 +22,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kLanes;
-constexpr int kBlocksPerMultiprocessor = 8;  // at least, so at most 64 registers: 32 warps with 2 KB in flight each
+constexpr int kBlocksPerMultiprocessor = 7;  // at least, so at most 72 registers: 28 warps with 2 KB in flight each
 constexpr int kItems = 8;                    // of a piece, which a lane reads at once; groups are 1 to kLanes pieces
 constexpr int kAhead = 4;                    // pieces of a lane in flight
 constexpr int kRows = 32;                    // groups that a lane owns, at most
