@@ -10,9 +10,9 @@
 // How: weights become keys, unsigned numbers in the same order. Four passes over 8 bits each, from the top, count the
 // keys that share the bits found so far, and find the bits of the k-th greatest; they end early if what is left is
 // taken as a whole. Two more passes count and collect, in the order of positions, all greater keys and as many equal
-// ones as are wanted: the first, which are the lower positions. The k found are then sorted: up to 256 by counting who
-// is greater, more by a stable radix sort in device memory, 8 bits a pass. Counts are integers and every place follows
-// from counts, so no order of threads shows.
+// ones as are wanted: the first, which are the lower positions. The k found are then sorted by a
+// stable radix sort in device memory, 8 bits a pass. Counts are integers and every place follows from counts, so no
+// order of threads shows.
 #include "top_k.cuh"
 
 #include "block.cuh"
@@ -24,7 +24,6 @@ constexpr int kThreads = 256;  // also the number of digits, so that each thread
 constexpr int kWarps = kThreads / kLanes;
 constexpr int kDigitBits = 8;
 constexpr int kBlocksPerMultiprocessor = 2;  // at least, so at most 128 registers: 16 warps with 4 reads in flight each
-constexpr std::int64_t kSortedByCounting = kThreads;
 
 /// A key and its position; greater ones come first in the result.
 using Ranked = std::uint64_t;
@@ -59,7 +58,6 @@ struct Shared {
     unsigned of_warps[kWarps];
     Threshold threshold;
     bool is_found;
-    Ranked few[kSortedByCounting];
 };
 
 __device__ inline void clear_counts(Shared& shared) {
@@ -147,20 +145,6 @@ __device__ inline void collect(const Item* line, std::int64_t length, Shared& sh
     __syncthreads();
 }
 
-/// Sorts up to kSortedByCounting items: the place of each is the number of greater ones.
-__device__ inline void sort_few(Ranked* items /* [k] */, int k, Shared& shared) {
-    const int i = static_cast<int>(threadIdx.x);
-    if (i < k) shared.few[i] = items[i];
-    __syncthreads();
-    if (i < k) {
-        const Ranked mine = shared.few[i];
-        int place = 0;
-        for (int other = 0; other < k; ++other) place += shared.few[other] > mine;
-        items[place] = mine;
-    }
-    __syncthreads();
-}
-
 /// Makes of the counts of digits the places at which each warp puts its first item of each digit.
 __device__ inline void place_digits(Shared& shared) {
     unsigned place = sum_before<kThreads>(count_of_digit(shared), shared.of_warps);
@@ -196,7 +180,7 @@ __device__ inline void sort_by_digit(const Ranked* items, Ranked* sorted, std::i
     __syncthreads();
 }
 
-__device__ inline void sort_many(Ranked* items /* [k] */, Ranked* scratch /* [k] */, std::int64_t k, Shared& shared) {
+__device__ inline void sort(Ranked* items /* [k] */, Ranked* scratch /* [k] */, std::int64_t k, Shared& shared) {
 #pragma unroll 1
     for (int shift = 0; shift < 32; shift += 2 * kDigitBits) {
         sort_by_digit(items, scratch, k, shift, shared);
@@ -205,7 +189,7 @@ __device__ inline void sort_many(Ranked* items /* [k] */, Ranked* scratch /* [k]
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    radix_kernel(RankedLines lines, std::int64_t k, Ranked* scratch /* [block, k], for more than kSortedByCounting */,
+    radix_kernel(RankedLines lines, std::int64_t k, Ranked* scratch /* [block, k] */,
                  std::int64_t* positions /* [line, k] */, float* weights /* [line, k] */) {
     __shared__ Shared memory;
     Shared& shared = memory;  // g++ does not see the use of a static variable in a generic lambda
@@ -214,11 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         with_line(lines, index, [&](const auto* line) {
             find_threshold(line, lines.length, k, shared);
             collect(line, lines.length, shared, items);
-            if (k <= kSortedByCounting) {
-                sort_few(items, static_cast<int>(k), shared);
-            } else {
-                sort_many(items, scratch + blockIdx.x * k, k, shared);
-            }
+            sort(items, scratch + blockIdx.x * k, k, shared);
             for (std::int64_t i = threadIdx.x; i < k; i += kThreads) {
                 const std::int64_t position = position_of(items[i]);
                 positions[index * k + i] = position;
@@ -232,14 +212,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 void top_k_by_radix(const RankedLines& lines, std::int64_t k, std::int64_t* device_positions, float* device_weights,
                     cudaStream_t stream) {
-    std::int64_t n_blocks = lines.n < kMaxBlocks ? lines.n : kMaxBlocks;
-    std::int64_t n_scratch = 0;
-    if (k > kSortedByCounting) {
-        const std::int64_t n_fit = quotient_up(kScratchBytes, k * static_cast<std::int64_t>(sizeof(Ranked)));
-        n_blocks = n_blocks < n_fit ? n_blocks : n_fit;
-        n_scratch = n_blocks * k;
-    }
-    const DeviceMemory scratch(n_scratch * static_cast<std::int64_t>(sizeof(Ranked)), stream);
+    const std::int64_t n_fit = quotient_up(kScratchBytes, k * static_cast<std::int64_t>(sizeof(Ranked)));
+    const std::int64_t n_most = n_fit < kMaxBlocks ? n_fit : kMaxBlocks;
+    const std::int64_t n_blocks = lines.n < n_most ? lines.n : n_most;
+    const DeviceMemory scratch(product(n_blocks, k, sizeof(Ranked)), stream);
     launch(radix_kernel, n_blocks, dim3(kThreads), stream, lines, k, scratch.as<Ranked>(), device_positions,
            device_weights);
 }
