@@ -25,14 +25,14 @@ constexpr int kWarps = kThreads / kLanes;
 constexpr int kDigitBits = 8;
 constexpr int kBlocksPerMultiprocessor = 2;  // at least, so at most 128 registers: 16 warps with 4 reads in flight each
 
-/// A key and its position; greater ones come first in the result.
+/// A key and its position.
 using Ranked = std::uint64_t;
 
 __device__ inline Ranked ranked(unsigned key, std::int64_t position) {
-    return static_cast<Ranked>(key) << 32 | static_cast<unsigned>(~static_cast<unsigned>(position));
+    return static_cast<Ranked>(key) << 32 | static_cast<unsigned>(position);
 }
 
-__device__ inline std::int64_t position_of(Ranked item) { return static_cast<unsigned>(~static_cast<unsigned>(item)); }
+__device__ inline std::int64_t position_of(Ranked item) { return static_cast<unsigned>(item); }
 
 /// The part of n items that a warp owns.
 struct Part {
@@ -198,7 +198,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         with_line(lines, index, [&](const auto* line) {
             find_threshold(line, lines.length, k, shared);
             collect(line, lines.length, shared, items);
-            sort(items, scratch + blockIdx.x * k, k, shared);
+        });
+        sort(items, scratch + blockIdx.x * k, k, shared);
+        with_line(lines, index, [&](const auto* line) {
             for (std::int64_t i = threadIdx.x; i < k; i += kThreads) {
                 const std::int64_t position = position_of(items[i]);
                 positions[index * k + i] = position;

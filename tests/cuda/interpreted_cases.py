@@ -150,15 +150,15 @@ def top_k_cases() -> Iterator[Case]:
     several = make("extremes", (1, 1, 9, 600))[0, 0]
     yield Case("top_k", "40 of 9 lines, two blocks", ranked(several, 40), blocks=2)
     yield Case("top_k", "590 of 9 lines, two blocks", ranked(several, 590), blocks=2)
-    rows = [make("ties", (2, 3, 4, 600), dtype) for dtype in DTYPES]
-    yield Case("top_k", "40 of 9 rows, two blocks", ranked_rows([make("ties", (1, 9, 1, 600))], [0], 40), blocks=2)
+    rows = [make("ties", (2, 3, 4, 1190), dtype) for dtype in DTYPES]
     for k in (20, 520):
         picked = ranked_rows(rows, [3, 0], k, batches=[1, 0], heads=[2, 0])
         yield Case("top_k", f"{k} of rows of every dtype", picked)
         yield Case("top_k", f"{k} of rows, unaligned", ranked_rows(rows, [3], k, shift=4))
-        yield Case("top_k", f"{k} of rows, two blocks", ranked_rows(rows, [3, 0], k), blocks=2)
+        yield Case("top_k", f"{k} of rows, one block", ranked_rows(rows, [3, 0], k), blocks=1)
     for dtype in DTYPES:
-        yield Case("top_k", f"{dtype}, 9 of 8200 ties", ranked_rows([make("ties", (1, 1, 1, 8200), dtype)], [0], 9))
+        long = make("soft", (1, 1, 1, 8200), dtype)
+        yield Case("top_k", f"{dtype}, 60 of 8200", ranked_rows([long], [0], 60))
 
 
 def normal(dtype: str, *shape: int) -> Array:

@@ -133,18 +133,6 @@ EMULATED = {
     "powers that overflow": Plant(
         (("factored_rows.cu", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
     ),
-    "ties go to the higher position": Plant(
-        (
-            (
-                "top_k_radix.cu",
-                "static_cast<unsigned>(~static_cast<unsigned>(position))",
-                "static_cast<unsigned>(position)",
-            ),
-            ("top_k_radix.cu", "static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
-        ),
-        "differ",
-        tests="top_k",
-    ),
     "ties go to the higher group": Plant(
         (("top_k.cu", "least_of_lanes(mine.key == key ? mine.group : ~0U)", LAST_GROUP),), "differ", tests="top_k"
     ),

@@ -20,13 +20,14 @@ from cuda.interpreted_cases import CASES, Case
 from cuda.machine_code import copied
 from cuda.ptx.faults import Fault
 from cuda.ptx.library import Built, Interpreted, ptx_of
+from patterns import DTYPES
 
 ARCHITECTURE = 90
 PLACE = r"thread \(\d+, \d+, 0\) .*kernel \S+_kernel\S*, PTX line \d+ \(\w+\.\w+:\d+\)|first byte \d+ of the copy"
 MEETING_PLACES = {  # cases that between them pass every barrier of a kernel with more than one unit of work behind it
     "columns": {"float16, 23 keys, mean", "float16, all picked, mean, two blocks"},
-    "top_k": {"10 of 1000, ties", "40 of 9 rows, two blocks"},
-    "top_k_radix": {"1000 of 1500, soft", "4700 of 5000, ties"},
+    "top_k": {"20 of rows, one block", *(f"{dtype}, 60 of 8200" for dtype in DTYPES)},
+    "top_k_radix": {"520 of rows, one block", "4700 of 5000, ties"},
     "factored_rows": {"float16, all heads", "float16, every option, two blocks"},
 }
 
