@@ -105,7 +105,7 @@ __device__ inline void find_threshold(const Item* line, std::int64_t length, std
     }
 }
 
-/// Writes the k heaviest in the order of their positions.
+/// Writes the k heaviest in the order of their positions; the next barrier shows them to the block.
 template <class Item>
 __device__ inline void collect(const Item* line, std::int64_t length, Shared& shared, Ranked* items /* [k] */) {
     const Threshold threshold = shared.threshold;
@@ -142,7 +142,6 @@ __device__ inline void collect(const Item* line, std::int64_t length, Shared& sh
         greater += __popc(greater_lanes);
         equal += __popc(equal_lanes);
     }
-    __syncthreads();
 }
 
 /// Makes of the counts of digits the places at which each warp puts its first item of each digit.
