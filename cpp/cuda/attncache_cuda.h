@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define ATTNCACHE_CUDA_INTERFACE 1 /* changes with every change of this file */
+#define ATTNCACHE_CUDA_INTERFACE 2 /* changes with every change of this file */
 
 enum attncache_cuda_dtype { ATTNCACHE_CUDA_FLOAT16 = 0, ATTNCACHE_CUDA_BFLOAT16 = 1, ATTNCACHE_CUDA_FLOAT32 = 2 };
 enum attncache_cuda_status { ATTNCACHE_CUDA_BAD_ARGUMENT = -1, ATTNCACHE_CUDA_TOO_LARGE = -2 };
@@ -93,9 +93,13 @@ ATTNCACHE_CUDA_API int attncache_cuda_edges(const struct attncache_cuda_selectio
                                             void* stream);
 /* The k <= length heaviest of each of n_lines lines of floats (rows or columns computed before): heaviest first, equal
  * weights (-0 equals +0) to the lower position, NaN after every number (NaNs among themselves by position).
- * int64 and float [line, k]; the weights are those found there, bit for bit. */
+ * int64 and float [line, k]; the weights are those found there, bit for bit. Lines of 2^31 floats are too large. */
 ATTNCACHE_CUDA_API int attncache_cuda_top_k(const float* device_lines, int64_t n_lines, int64_t length, int64_t k,
                                             int64_t* device_positions, float* device_weights, void* stream);
+/* The same of rows as they are stored, without mean_heads: int64 and float [layer, batch, head, position, k]. */
+ATTNCACHE_CUDA_API int attncache_cuda_top_k_rows(const struct attncache_cuda_selection* selection,
+                                                 const int64_t* positions, int64_t n_positions, int64_t k,
+                                                 int64_t* device_positions, float* device_weights, void* stream);
 /* Rows of one factored layer: float [batch, head, position, key]; with mean_heads the mean over the listed heads.
  * Bounded as attncache/factored.hpp says, with the device's expf and tanhf (bounds in CUDA's programming guide). */
 ATTNCACHE_CUDA_API int attncache_cuda_factored_rows(const struct attncache_cuda_factored* layer, const int64_t* batches,

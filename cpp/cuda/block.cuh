@@ -1,4 +1,4 @@
-// Sums over the threads of a block, in one fixed order.
+// What the threads of a block, or the lanes of a warp, find out together: the same whatever their order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,22 @@ namespace attncache::cuda {
 
 constexpr int kLanes = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
+
+/// The greatest of the values of a warp, whose lanes all call it.
+__device__ inline unsigned greatest_of_lanes(unsigned value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(kAllLanes, value);
+#else
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+        const unsigned other = __shfl_xor_sync(kAllLanes, value, lanes);
+        value = other > value ? other : value;
+    }
+    return value;
+#endif
+}
+
+__device__ inline unsigned least_of_lanes(unsigned value) { return ~greatest_of_lanes(~value); }
 
 /// The sum of `count` over the threads before this one. All threads of a block of kThreads call it; `of_warps` is
 /// shared memory that no thread has used since the last barrier, nor uses again before the next.

@@ -45,7 +45,9 @@ KERNELS = {
     "rows_kernel": Budget("rows.cu", threads=128, blocks=4, wide_loads=20, wide_stores=6),
     "columns_kernel": Budget("columns.cu", threads=256, blocks=3),  # single items, neighbours joined by the warp
     "edges_kernel": Budget("edges.cu", threads=128, blocks=8),  # single items wherever they lie
-    "top_k_kernel": Budget("top_k.cu", threads=256, blocks=4),  # lines begin at any float
+    # Four pieces of a line at once: a read of each for the 16-bit types and two for float.
+    "tournament_kernel": Budget("top_k.cu", threads=128, blocks=3, wide_loads=16),
+    "radix_kernel": Budget("top_k_radix.cu", threads=256, blocks=2),  # single items, neighbours joined by the warp
     # Keys are read 16 bytes at a time, and the queries of a bundle from shared memory.
     "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=20),
     "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8),

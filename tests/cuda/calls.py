@@ -170,6 +170,30 @@ class Device:
             self.call("top_k", POINTER(data), *sizes, POINTER(to), POINTER(of), None)
             return self.to_host(to, positions), self.to_host(of, weights)
 
+    def top_k_rows(
+        self,
+        patterns: Sequence[Array],
+        positions: Sequence[int],
+        k: int,
+        *,
+        batches: Sequence[int] = (0,),
+        heads: Sequence[int] | None = None,
+        shift: int = 0,
+        apart: Apart | None = None,
+    ) -> tuple[Array, Array]:
+        """Positions and weights [layer, batch, head, position, k] of the k heaviest of rows as they are stored."""
+        chosen = range(patterns[0].shape[1]) if heads is None else heads
+        dims = len(patterns), len(batches), len(chosen), len(positions), k
+        places, weights = np.empty(dims, np.int64), np.empty(dims, np.float32)
+        with ExitStack() as stack:
+            layers = [stack.enter_context(self.pattern(pattern, shift, apart)) for pattern in patterns]
+            to, of = (stack.enter_context(self.memory(each.nbytes)) for each in (places, weights))
+            lists = indices(batches), len(batches), indices(chosen), len(chosen)
+            selection = Selection((Pattern * len(layers))(*layers), len(layers), *lists, 0)
+            listed = indices(positions), INT64(len(positions))
+            self.call("top_k_rows", ctypes.byref(selection), *listed, INT64(k), POINTER(to), POINTER(of), None)
+            return self.to_host(to, places), self.to_host(of, weights)
+
     def factored_rows(
         self,
         query: Array,

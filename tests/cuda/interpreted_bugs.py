@@ -12,10 +12,8 @@ COUNTED = "if (is_item && before == 0) places[digit] += __popc(same);\n        _
 TURNED = "sums[r];\n        }\n        __syncthreads();"
 NEXT_TILE = "__syncthreads();  // before the next tile overwrites this one"
 INSIDE = "if (first + r * step >= n_keys) continue;\n            float weights"
-HIGHER_FIRST = (
-    ("static_cast<unsigned>(~static_cast<unsigned>(position))", "static_cast<unsigned>(position)"),
-    ("static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
-)
+COMPARED = "__syncwarp();  // before a group is overwritten that other lanes have compared"
+OVERWRITTEN = "key_at(groups, best.group) = key;\n        __syncwarp();"
 LISTED = "line.heads[h] * line.layer->head_stride"
 ANSWER = "answer"  # the checker that is the comparison with the reference
 
@@ -45,25 +43,37 @@ BUGS = {
         "columns.cu", ((NEXT_TILE, f"if (threadIdx.x != 7) {NEXT_TILE}"),), columns, "barrier"
     ),
     "a warp's barrier dropped": Bug(
-        "top_k.cu", ((SCATTERED, SCATTERED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
+        "top_k_radix.cu", ((SCATTERED, SCATTERED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
     ),
     "a warp's second barrier dropped": Bug(
-        "top_k.cu", ((COUNTED, COUNTED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
+        "top_k_radix.cu", ((COUNTED, COUNTED.replace("__syncwarp();", "")),), ranked(ties, 600), "race"
     ),
     "a sum that is not atomic": Bug(
-        "top_k.cu",
+        "top_k_radix.cu",
         (("atomicAdd(&places[digit_at(items[i])], 1U);", "++places[digit_at(items[i])];"),),
         ranked(ties, 600),
         "race",
     ),
     "blocks that share their scratch": Bug(
-        "top_k.cu", (("scratch + blockIdx.x * k", "scratch"),), ranked(ties, 600), "race"
+        "top_k_radix.cu", (("scratch + blockIdx.x * k", "scratch"),), ranked(ties, 600), "race"
     ),
     "read-only loads of what is written": Bug(
-        "top_k.cu",
+        "top_k_radix.cu",
         (("position_of(items[i]);\n", "position_of(__ldg(items + i));\n"),),
-        ranked(plain, 5),
+        ranked(plain, 600),
         "race",
+    ),
+    "a warp's barrier dropped before a group is overwritten": Bug(
+        "top_k.cu", ((COMPARED, ""),), ranked(ties, 30), "race"
+    ),
+    "a warp's barrier dropped before groups are compared": Bug(
+        "top_k.cu", ((OVERWRITTEN, OVERWRITTEN.replace("__syncwarp();", "")),), ranked(plain, 30), "race"
+    ),
+    "groups that are not filled up to the end of their row": Bug(
+        "top_k.cu", (("slot < n_slots", "piece < pieces.n"),), ranked(plain, 5), "uninitialised"
+    ),
+    "an item taken twice": Bug(
+        "top_k.cu", (("place.position > other.position", "place.position >= other.position"),), ranked(ties, 30), ANSWER
     ),
     "one key too many": Bug("rows.cu", ((INSIDE, INSIDE.replace(">=", ">")),), rows, "bounds"),
     "one listed key too many": Bug(
@@ -88,7 +98,7 @@ BUGS = {
         "alignment",
     ),
     "counts that are not cleared": Bug(
-        "top_k.cu", (("shared.counts[w][threadIdx.x] = 0;", ";"),), ranked(plain, 5), "uninitialised"
+        "top_k_radix.cu", (("shared.counts[w][threadIdx.x] = 0;", ";"),), ranked(plain, 600), "uninitialised"
     ),
     "a line that is not written": Bug(
         "rows.cu", (("if (index >= n_lines) return;", "if (index >= n_lines - 1) return;"),), rows, "uninitialised"
@@ -110,12 +120,11 @@ BUGS = {
         factored(*qk, [0, 2], causal=False),
         "race",
     ),
-    "ties to the higher position": Bug("top_k.cu", HIGHER_FIRST, ranked(ties, 30), ANSWER),
     "the last of equal weights": Bug(
-        "top_k.cu",
+        "top_k_radix.cu",
         (("(is_equal && my_equal < threshold.wanted)", "(is_equal && my_equal >= threshold.wanted)"),),
-        ranked(ties, 30),
-        "bounds",
+        ranked(ties, 600),
+        "race",
     ),
     "heads added backwards": Bug(
         "rows.cu", ((LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), rows, ANSWER

@@ -120,15 +120,45 @@ def ranked(lines: Array, k: int) -> Run:
     return run
 
 
+def ranked_rows(
+    patterns: Sequence[Array],
+    positions: Sequence[int],
+    k: int,
+    *,
+    batches: Sequence[int] = (0,),
+    heads: Sequence[int] | None = None,
+    shift: int = 0,
+) -> Run:
+    """The same of rows as they are stored."""
+
+    def run(device: Interpreted) -> None:
+        got = device.top_k_rows(patterns, positions, k, batches=batches, heads=heads, shift=shift)
+        shown = None if heads is None else list(heads)
+        expected = meaning("top_k", patterns, k, None, list(positions), heads=shown, batch=list(batches))
+        assert_same(got, tuple(each.reshape(got[0].shape) for each in expected), "rows")
+
+    return run
+
+
 def top_k_cases() -> Iterator[Case]:
-    sizes = ((1, 1), (33, 5), (256, 256), (257, 257), (1000, 10), (1500, 1), (3000, 2100))
-    for length, k in sizes:
+    sizes = ((1, 1), (33, 5), (257, 257), (1000, 10), (1500, 1))  # by tournament, beyond 512 by radix
+    for length, k in (*sizes, (1500, 1000), (600, 513)):
         for kind in ("soft", "ties", "infinities", "signed_zeros", "nans", "extremes"):
             yield Case("top_k", f"{k} of {length}, {kind}", ranked(make(kind, (1, 1, 2, length))[0, 0], k))
+    yield Case("top_k", "3 of 9000, ties", ranked(make("ties", (1, 1, 1, 9000))[0, 0], 3))
     yield Case("top_k", "4700 of 5000, ties", ranked(make("ties", (1, 1, 1, 5000))[0, 0], 4700))
-    several = make("extremes", (1, 1, 5, 300))[0, 0]
-    yield Case("top_k", "40 of 5 lines, two blocks", ranked(several, 40), blocks=2)
-    yield Case("top_k", "290 of 5 lines, two blocks", ranked(several, 290), blocks=2)
+    several = make("extremes", (1, 1, 9, 600))[0, 0]
+    yield Case("top_k", "40 of 9 lines, two blocks", ranked(several, 40), blocks=2)
+    yield Case("top_k", "590 of 9 lines, two blocks", ranked(several, 590), blocks=2)
+    rows = [make("ties", (2, 3, 4, 1190), dtype) for dtype in DTYPES]
+    for k in (20, 520):
+        picked = ranked_rows(rows, [3, 0], k, batches=[1, 0], heads=[2, 0])
+        yield Case("top_k", f"{k} of rows of every dtype", picked)
+        yield Case("top_k", f"{k} of rows, unaligned", ranked_rows(rows, [3], k, shift=4))
+        yield Case("top_k", f"{k} of rows, one block", ranked_rows(rows, [3, 0], k), blocks=1)
+    for dtype in DTYPES:
+        long = make("soft", (1, 1, 1, 8200), dtype)
+        yield Case("top_k", f"{dtype}, 60 of 8200", ranked_rows([long], [0], 60))
 
 
 def normal(dtype: str, *shape: int) -> Array:

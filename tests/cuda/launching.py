@@ -21,7 +21,7 @@ SHAPE = (2, 4, 6, 8)  # batch, head, query, key
 KEYS = (2, 2, 8, 16)  # batch, key head, key, item
 HEAD_ITEMS = 16
 LINES, LENGTH, K = 3, 40, 5
-QUERIES = ("rows", "columns", "edges", "top_k", "factored_rows")
+QUERIES = ("rows", "columns", "edges", "top_k", "top_k_rows", "factored_rows")
 
 
 @dataclass
@@ -108,6 +108,10 @@ def right_call(emulated: Emulated, query: str) -> Iterator[Call]:
             half = target + 8192
             lines = {"device_lines": source, "n_lines": LINES, "length": LENGTH, "k": K}
             arguments = {**lines, "device_positions": target, "device_weights": half, "stream": STREAM}
+        elif query == "top_k_rows":
+            results = {"device_positions": target, "device_weights": target + 8192, "stream": STREAM}
+            arguments = {"selection": selection([pattern(source, SHAPE)] * 2, [1, 0], [0, 2, 3], 0), **common, "k": K}
+            arguments |= results
         else:
             layer = Factored(pattern(source, (*SHAPE[:2], 3, HEAD_ITEMS)), pattern(source, (1, 2, 6, HEAD_ITEMS)))
             layer.query.batch_size = 1

@@ -79,6 +79,8 @@ READ = "if (first + r * step >= n_keys) continue;\n            float weights"
 TURNED = "sums[r];\n        }\n        __syncthreads();"
 PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 TAKEN = "is_equal && my_equal < threshold.wanted"
+LAST_GROUP = "greatest_of_lanes(mine.key == key ? mine.group : 0)"
+LAST_ITEM = "const unsigned taken = greatest_of_lanes(found == kNone ? 0 : found);"
 LISTED = "line.heads[h] * line.layer->head_stride"
 KEY_STEP = "const std::int64_t stride = lines.key.query_stride"
 WINDOW = "lines.seq_k + lines.seq_q : lines.window"
@@ -98,7 +100,7 @@ EMULATED = {
         tests="columns",
     ),
     "lanes of a warp race": Plant(
-        (("top_k.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
+        (("top_k_radix.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
     ),
     "one item too many is read": Plant((("rows.cu", READ, READ.replace(">=", ">")),), "outside", tests="rows"),
     "one line too many is written": Plant(
@@ -131,21 +133,27 @@ EMULATED = {
     "powers that overflow": Plant(
         (("factored_rows.cu", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
     ),
-    "ties go to the higher position": Plant(
-        (
-            ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(position))", "static_cast<unsigned>(position)"),
-            ("top_k.cu", "static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
-        ),
+    "ties go to the higher group": Plant(
+        (("top_k.cu", "least_of_lanes(mine.key == key ? mine.group : ~0U)", LAST_GROUP),), "differ", tests="top_k"
+    ),
+    "ties go to the higher item of a group": Plant(
+        (("top_k.cu", "const unsigned taken = least_of_lanes(found);", LAST_ITEM),), "differ", tests="top_k"
+    ),
+    "an item is taken twice": Plant(
+        (("top_k.cu", "place.position > other.position", "place.position >= other.position"),), "differ", tests="top_k"
+    ),
+    "a line is taken to begin with a piece": Plant(
+        (("top_k.cu", "piece * kItems - skew", "piece * kItems"),), "misaligned|outside", tests="top_k"
+    ),
+    "of equal weights the last are taken": Plant(
+        (("top_k_radix.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
+    ),
+    "NaN comes first": Plant(
+        (("top_k.cuh", "if (weight != weight) return 1;", "if (weight != weight) return ~0U;"),),
         "differ",
         tests="top_k",
     ),
-    "of equal weights the last are taken": Plant(
-        (("top_k.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
-    ),
-    "NaN comes first": Plant(
-        (("top_k.cu", "if (weight != weight) return 0;", "if (weight != weight) return ~0U;"),), "differ", tests="top_k"
-    ),
-    "-0 is less than +0": Plant((("top_k.cu", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
+    "-0 is less than +0": Plant((("top_k.cuh", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
     "heads are added backwards": Plant(
         (("rows.cu", LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), "differ", tests="rows"
     ),

@@ -76,10 +76,10 @@ def test_a_damaged_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_library_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "PATH", compiled("int attncache_cuda_interface() { return 77; }", tmp_path))
-    assert_not_usable("must have interface version 1, got 77")
+    assert_not_usable("must have interface version 2, got 77")
 
 
-@pytest.mark.parametrize("code", ["int other() { return 0; }", "int attncache_cuda_interface() { return 1; }"])
+@pytest.mark.parametrize("code", ["int other() { return 0; }", "int attncache_cuda_interface() { return 2; }"])
 def test_a_library_without_its_functions_is_named(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "PATH", compiled(code, tmp_path))
     assert_not_usable("damaged or incomplete")

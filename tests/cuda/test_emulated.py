@@ -19,6 +19,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from attncache import reference
 from cuda import emulated
 from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
 from cuda.compilers import NO_GXX, find_gxx
-from patterns import KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
+from patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 
 SEEDS = (1, 2, 3)
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 1000, 2049, 4099)
@@ -95,6 +96,14 @@ def assert_top_k(device: Device, lines: Array, k: int, shift: int = 0) -> None:
     assert_same(device.top_k(lines, k, shift), expected, f"the {k} heaviest of {lines.shape}")
 
 
+def assert_top_k_rows(device: Device, patterns: list[Array], positions: Sequence[int], k: int, **options: Any) -> None:
+    heads, batches = options.get("heads"), options.get("batches", [0])
+    expected = meaning("top_k", patterns, k, None, list(positions), heads=heads, batch=batches)
+    got = device.top_k_rows(patterns, positions, k, **options)
+    shaped = tuple(each.reshape(got[0].shape) for each in expected)
+    assert_same(got, shaped, f"the {k} heaviest of rows of {patterns[0].shape}, {options}")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_head_means_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
     for seq_k in SIZES:
@@ -129,6 +138,54 @@ def test_top_k_takes_any_k_of_a_line(device: Device) -> None:
     lines = np.concatenate([make(kind, (1, 1, 1, 300))[0, 0] for kind in KINDS])
     for k in [*range(70), *range(250, 262), *range(290, 301)]:
         assert_top_k(device, lines, k)
+
+
+@pytest.mark.parametrize("k", [1, 9, 40, 511, 512, 513])  # a tournament takes 512 at most
+def test_top_k_on_both_sides_of_the_tournaments_bound(k: int, device: Device) -> None:
+    for length in (513, 1023, 1025):
+        lines = np.concatenate([make(kind, (1, 1, 1, length))[0, 0] for kind in KINDS])
+        assert_top_k(device, lines, k)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 1023, 1024, 1025, 8185, 8191, 8192, 8193, 16_391, 40_000])
+def test_top_k_of_lines_that_begin_anywhere_and_end_within_a_piece(length: int, dtype: str, device: Device) -> None:
+    for kind in ("ties", "extremes"):
+        pattern = make(kind, (1, 1, 2, length), dtype)
+        for shift in (0, 4, 8, 14):
+            if shift % pattern.itemsize == 0:
+                assert_top_k_rows(device, [pattern], [1, 0], min(9, length), shift=shift)
+
+
+def test_top_k_of_lines_longer_than_a_tournament_takes(device: Device) -> None:
+    line = make("extremes", (1, 1, 1, 262_144), "float16")
+    line[0, 0, 0, [3, 8, 9, 100, 101, 262_143]] = np.inf
+    for length in (262_136, 262_137):  # the longest, and one more
+        assert_top_k_rows(device, [line[..., :length]], [0], 12)
+        assert_top_k_rows(device, [line[..., -length:]], [0], 12)
+
+
+def test_top_k_of_causal_rows_that_are_mostly_zero(dtype: str, device: Device) -> None:
+    pattern = np.tril(np.broadcast_to(make("soft", (1, 1, 12, 700), dtype), (1, 1, 12, 700)))
+    pattern[..., 690:] = -pattern[..., 690:]  # zeros of both signs
+    for k in (1, 5, 40, 600):
+        assert_top_k_rows(device, [pattern], range(12), k)
+
+
+@pytest.mark.parametrize("rest", [np.nan, -np.inf, np.inf, -0.0])
+def test_top_k_of_lines_with_fewer_numbers_than_k(rest: float, dtype: str, device: Device) -> None:
+    pattern = np.full((1, 1, 2, 333), rest, DTYPES[dtype])
+    pattern[0, 0, 0, [5, 100, 332]] = 0.5, 0.0, 0.5
+    pattern[0, 0, 1, [0, 331]] = -np.inf, np.nan
+    for k in (1, 2, 3, 4, 40, 333):
+        assert_top_k_rows(device, [pattern], [0, 1], k)
+
+
+@pytest.mark.parametrize("k", [7, 600])
+def test_top_k_of_rows_picks_layers_batches_heads_and_queries(k: int, device: Device) -> None:
+    layers = [make("ties", (2, 3, 4, 700), dtype, i) for i, dtype in enumerate(("float16", "float32", "bfloat16"))]
+    layers.append(strided(layers[0])["heads inside queries"])
+    layers.append(make("soft", (2, 3, 4, 711), "float16")[..., 3:703])
+    assert_top_k_rows(device, layers, [3, 0, 3], k, batches=[1, 0], heads=[2, 0])
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 2.0**-149])
@@ -217,6 +274,7 @@ def test_items_of_an_axis_that_lie_gigabytes_apart(axis: int, device: Device) ->
     assert_rows(device, [pattern], [2, 0, 1], apart=(axis, FAR))
     assert_columns(device, [pattern], [23, 0], apart=(axis, FAR))
     assert_edges(device, [pattern], [2, 0], [23, 0], apart=(axis, FAR))
+    assert_top_k_rows(device, [pattern], [2, 0, 1], 5, apart=(axis, FAR), heads=[1, 0], batches=[1, 0])
 
 
 def test_keys_of_a_row_that_is_gigabytes_long(device: Device) -> None:
@@ -281,6 +339,7 @@ def test_the_answers_are_those_of_the_cpu(device: Device, dtype: str) -> None:
     assert_same(device.ask("columns", [pattern], [9, 3], batches=[1])[0, 0], expected)
     top = cache.top_k(7, layers=0, heads=None, batch=0)
     rows = device.ask("rows", [pattern], queries)[0, 0].reshape(-1, 50)
+    assert_same(device.top_k_rows([pattern], queries, 7)[0].reshape(top.positions.shape), top.positions)
     positions, weights = device.top_k(rows, 7)
     assert_same(positions.reshape(top.positions.shape), top.positions)
     assert_same(weights.reshape(top.weights.shape), top.weights)
@@ -304,6 +363,8 @@ def test_empty_requests_give_empty_answers_without_a_launch(device: Device) -> N
         assert device.ask("edges", patterns, [], [], **options).size == 0
     assert device.ask("rows", [pattern], []).shape == (1, 1, 2, 0, 4)
     assert device.top_k(np.zeros((3, 5), np.float32), 0)[0].shape == (3, 0)
+    assert device.top_k_rows([pattern], [], 2)[0].shape == (1, 1, 2, 0, 2)
+    assert device.top_k_rows([pattern], [1], 0)[0].shape == (1, 1, 2, 1, 0)
     assert device.top_k(np.zeros((3, 0), np.float32), 0)[0].shape == (3, 0)
     assert device.top_k(np.zeros((0, 5), np.float32), 2)[0].shape == (0, 2)
     assert device.factored_rows(*test_factored.layer(5, 5), []).shape == (1, 6, 0, 5)
@@ -462,6 +523,8 @@ def test_indices_outside_their_axes_are_refused(device: Device) -> None:
     assert status_of(device, "ask", "rows", [pattern], [0], batches=[1]) == BAD_ARGUMENT
     assert status_of(device, "ask", "rows", [pattern, pattern[:, :1]], [0]) == BAD_ARGUMENT
     assert status_of(device, "top_k", np.zeros((2, 3), np.float32), 4) == BAD_ARGUMENT
+    assert status_of(device, "top_k_rows", [pattern], [0], 5) == BAD_ARGUMENT
+    assert status_of(device, "top_k_rows", [pattern], [3], 2) == BAD_ARGUMENT
     assert status_of(device, "factored_rows", *test_factored.layer(3, 3), [3]) == BAD_ARGUMENT
     assert b"cudaLaunchKernel" not in device.library.shim_calls()
 

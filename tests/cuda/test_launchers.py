@@ -192,6 +192,13 @@ TOP_K: dict[str, Spoil] = {
     "no positions": setting(device_positions=None),
     "no weights": setting(device_weights=None),
 }
+TOP_K_ROWS: dict[str, Spoil] = {what: spoil for what, spoil in SELECTIONS.items() if what != "no result"} | {
+    "a mean": in_selection(mean_heads=1),
+    "a negative k": setting(k=-1),
+    "k beyond the row": setting(k=9),
+    "nowhere for positions": setting(device_positions=None),
+    "nowhere for weights": setting(device_weights=None),
+}
 FACTORED: dict[str, Spoil] = {name: spoil for name, spoil in LISTS.items() if name != "a position at the end"} | {
     "no layer": setting(layer=None),
     "a query position at the end": setting(positions=indices(3, 0)),
@@ -213,6 +220,7 @@ RULES = {
     "columns": SELECTIONS | MIXED,
     "edges": SELECTIONS | EDGES,
     "top_k": TOP_K,
+    "top_k_rows": TOP_K_ROWS | MIXED,
     "factored_rows": FACTORED,
 }
 SPOILED = [(query, what) for query, rules in RULES.items() for what in rules]
@@ -244,10 +252,11 @@ def test_lines_beyond_64_bits_are_too_large(emulated: Emulated) -> None:
         ("edges", setting(n_to=0, to=None)),
         ("top_k", setting(k=0)),
         ("top_k", setting(n_lines=0)),
+        ("top_k_rows", setting(k=0)),
         ("factored_rows", setting(n_heads=0, heads=None)),
     ],
     indirect=["call"],
-    ids=["no positions", "no layers", "no keys", "k of 0", "no lines", "no heads"],
+    ids=["no positions", "no layers", "no keys", "k of 0", "no lines", "k of 0 rows", "no heads"],
 )
 def test_an_empty_question_is_answered_without_the_device(emulated: Emulated, call: Call, spoil: Spoil) -> None:
     spoil(call.arguments)

@@ -101,24 +101,32 @@ def top_k(
         out: the int64 and the float32 array for positions and weights, or None as for ``rows``.
     """
     chosen = Picked(*picked)
-    length = chosen.home.shape[3 if lines == "rows" else 2]
-    fill = _fill_rows if lines == "rows" else _fill_columns
     with _running(chosen, is_waited_for=out is not None):
         found = chosen.result(dims, np.int64), chosen.result(dims, np.float32)
         if found[0].nbytes:
-            places, weights = (each.address for each in found)
-            for part, some in _parts(chosen, positions, length * _FLOAT):
-                n_lines = part.n_planes * len(some)
-                scratch = part.scratch(n_lines * length * _FLOAT)
-                fill(part, some, scratch.address)
-                part.call("top_k", scratch.address, n_lines, length, dims[-1], places, weights)
-                places += n_lines * dims[-1] * 8
-                weights += n_lines * dims[-1] * _FLOAT
+            k, to = dims[-1], (found[0].address, found[1].address)
+            if lines == "rows" and not chosen.mean and all(layer.kind == "dense" for layer in chosen.layers):
+                chosen.call("top_k_rows", ctypes.byref(_selection(chosen)), *listed(positions), k, *to)
+            else:
+                _rank_lines(chosen, lines, positions, k, to)
         if out is None:
             return found
         for array, host in zip(found, out, strict=True):
             array.numpy(host)
     return None
+
+
+def _rank_lines(picked: Picked, lines: Lines, positions: Indices, k: int, to: tuple[int, int]) -> None:
+    """Write the k heaviest of lines that are not stored as they are: each part is computed, then ranked."""
+    length, (places, weights) = picked.home.shape[3 if lines == "rows" else 2], to
+    fill = _fill_rows if lines == "rows" else _fill_columns
+    for part, some in _parts(picked, positions, length * _FLOAT):
+        n_lines = part.n_planes * len(some)
+        scratch = part.scratch(n_lines * length * _FLOAT)
+        fill(part, some, scratch.address)
+        part.call("top_k", scratch.address, n_lines, length, k, places, weights)
+        places += n_lines * k * 8
+        weights += n_lines * k * _FLOAT
 
 
 def _floats(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from attncache.sources import StoredDType
 
-INTERFACE = 1  # ATTNCACHE_CUDA_INTERFACE
+INTERFACE = 2  # ATTNCACHE_CUDA_INTERFACE
 BAD_ARGUMENT, TOO_LARGE = -1, -2
 
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -105,5 +105,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "columns": (ctypes.POINTER(Selection), *_LIST, _POINTER, _POINTER),
     "edges": (ctypes.POINTER(Selection), *_LIST, *_LIST, _POINTER, _POINTER),
     "top_k": (_POINTER, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER),
+    "top_k_rows": (ctypes.POINTER(Selection), *_LIST, _COUNT, _POINTER, _POINTER, _POINTER),
     "factored_rows": (ctypes.POINTER(Factored), *_LIST, *_LIST, ctypes.c_int32, *_LIST, _POINTER, _POINTER),
 }
