@@ -135,18 +135,15 @@ __device__ void multiply(const FactoredLines& lines, const Bundle<kLines>& bundl
                          int last_key, std::int64_t first, float (&sums)[kThreadsOfKey * kLines] /* [key, line] */) {
     constexpr int kPart = kCount == 1 ? 1 : kWide<float>;
     const std::int64_t stride = lines.key.query_stride;
-    const Item* rows[kThreadsOfKey];
-#pragma unroll
-    for (int r = 0; r < kThreadsOfKey; ++r) {  // behind the last key, that key again: nobody looks at its scores
-        const int key = first_key + r < last_key ? first_key + r : last_key;
-        rows[r] = reinterpret_cast<const Item*>(keys + key * stride) + first;
-    }
     const int n_items = clipped(lines.head_dim - first, kItemsOfChunk);
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) % kThreadsOfKey * kCount; i < n_items; i += kThreadsOfKey * kCount) {
         float items[kThreadsOfKey][kCount];
 #pragma unroll
-        for (int r = 0; r < kThreadsOfKey; ++r) read(rows[r] + i, items[r]);
+        for (int r = 0; r < kThreadsOfKey; ++r) {  // behind the last key, that key again: nobody looks at its scores
+            const int key = first_key + r < last_key ? first_key + r : last_key;
+            read(reinterpret_cast<const Item*>(keys + key * stride) + first + i, items[r]);
+        }
 #pragma unroll
         for (int c = 0; c < kCount; c += kPart) {
             const int place = place_of(i + c);
