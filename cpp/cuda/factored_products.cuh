@@ -183,8 +183,9 @@ __device__ void make_products(const FactoredLines& lines, Bundle<kLines>& bundle
         float sums[kThreadsOfKey * kLines] = {};
 #pragma unroll 1
         for (std::int64_t first = 0; first < lines.head_dim; first += kItemsOfChunk) {
-            if (step == first_step || lines.head_dim > kItemsOfChunk) {  // otherwise the one chunk is there
-                __syncthreads();                                         // before the next chunk overwrites this one
+            const bool is_there = step > first_step && lines.head_dim <= kItemsOfChunk;
+            if (!is_there) {
+                __syncthreads();  // before the next chunk overwrites this one
                 copy_chunk(lines, bundle, first);
                 __syncthreads();
             }

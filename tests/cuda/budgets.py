@@ -46,7 +46,8 @@ KERNELS = {
     "columns_kernel": Budget("columns.cu", threads=256, blocks=3),  # single items, neighbours joined by the warp
     "edges_kernel": Budget("edges.cu", threads=128, blocks=8),  # single items wherever they lie
     "top_k_kernel": Budget("top_k.cu", threads=256, blocks=4),  # lines begin at any float
-    # Keys are read 16 bytes at a time, and the queries of a bundle from shared memory.
-    "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=20),
-    "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8),
+    # Of each type 8 keys are read before the first is used; queries lie in shared memory. Both instances keep the
+    # budget of the one for 8 lines.
+    "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=24),
+    "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8, wide_loads=4, wide_stores=4),
 }

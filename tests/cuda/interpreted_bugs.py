@@ -17,18 +17,21 @@ HIGHER_FIRST = (
     ("static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
 )
 LISTED = "line.heads[h] * line.layer->head_stride"
+MADE = "if (key >= n_keys) continue;\n#pragma unroll\n        for (int i = 0; i < kCount; ++i) weights"
+WEIGHTS = "factored_weights.cuh"
 ANSWER = "answer"  # the checker that is the comparison with the reference
 
 
 @dataclass(frozen=True)
 class Bug:
-    """Edits of one source (what stands there once, what to put there), and what must find them."""
+    """Edits of one source, or of a file it includes (what stands there once, what to put there), and what must find them."""
 
     source: str
     edits: tuple[tuple[str, str], ...]
     question: Run
     found_by: str
     blocks: int | None = None
+    included: str | None = None
 
 
 heads = make("extremes", (1, 5, 9, 40), "float16")
@@ -95,9 +98,10 @@ BUGS = {
     ),
     "a key that stays a score": Bug(
         "factored_rows.cu",
-        (("key < end; key += kThreads) row[key]", "key < end - 1; key += kThreads) row[key]"),),
+        ((MADE, MADE.replace("n_keys", "n_keys - kCount")),),
         factored(*qk, [0, 2], causal=False),
         ANSWER,
+        included=WEIGHTS,
     ),
     "a barrier dropped in a softmax": Bug(
         "factored_rows.cu",
@@ -109,6 +113,7 @@ BUGS = {
         ),
         factored(*qk, [0, 2], causal=False),
         "race",
+        included=WEIGHTS,
     ),
     "ties to the higher position": Bug("top_k.cu", HIGHER_FIRST, ranked(ties, 30), ANSWER),
     "the last of equal weights": Bug(
@@ -125,5 +130,13 @@ BUGS = {
         (("parts[b].sum * expf(parts[b].greatest - base)", "parts[b].sum"),),
         factored(*qk, [0, 2], causal=False),
         ANSWER,
+        included=WEIGHTS,
+    ),
+    "lines that a bundle lacks": Bug(
+        "factored_rows.cu",
+        (("if (l < bundle.n_lines) read", "read"),),
+        factored(*qk, [0], causal=False),
+        "uninitialised",
+        included="factored_products.cuh",
     ),
 }
