@@ -83,31 +83,33 @@ __device__ inline float weight_of(float score, const Whole& whole) {
     return expf(distance > 88.0F ? 88.0F : distance) * whole.factor;
 }
 
-/// Makes weights of the scores of a tile, kCount at a time. All threads of a block call find_whole() once.
-template <int kCount, class FindWhole>
-__device__ void weigh(float* row /* [n_keys] */, int n_keys, const FindWhole& find_whole) {
-    constexpr int kReads = kKeysOfThread / kCount;
-    const int first = static_cast<int>(threadIdx.x) * kCount;
-    float weights[kReads][kCount];
+/// Reads this thread's scores of a tile, kCount at a time.
+template <int kCount>
+__device__ void read_scores(const float* row /* [n_keys] */, int n_keys, float (&scores)[kKeysOfThread]) {
 #pragma unroll
-    for (int r = 0; r < kReads; ++r) {
-        const int key = first + r * kThreads * kCount;
+    for (int i = 0; i < kKeysOfThread; i += kCount) {
+        const int key = static_cast<int>(threadIdx.x) * kCount + i * kThreads;
         if (key >= n_keys) continue;
         if constexpr (kCount == 1) {
-            weights[r][0] = row[key];
+            scores[i] = row[key];
         } else {  // no read-only load of what this kernel writes
             const float4 four = *reinterpret_cast<const float4*>(row + key);
-            weights[r][0] = four.x, weights[r][1] = four.y, weights[r][2] = four.z, weights[r][3] = four.w;
+            scores[i] = four.x, scores[i + 1] = four.y, scores[i + 2] = four.z, scores[i + 3] = four.w;
         }
     }
-    const Whole whole = find_whole();
+}
+
+/// Writes the weights of the scores that read_scores<kCount> read.
+template <int kCount>
+__device__ void write_weights(const float (&scores)[kKeysOfThread], const Whole& whole, int n_keys, float* row) {
 #pragma unroll
-    for (int r = 0; r < kReads; ++r) {
-        const int key = first + r * kThreads * kCount;
+    for (int i = 0; i < kKeysOfThread; i += kCount) {
+        const int key = static_cast<int>(threadIdx.x) * kCount + i * kThreads;
         if (key >= n_keys) continue;
+        float weights[kCount];
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) weights[r][i] = weight_of(weights[r][i], whole);
-        write(weights[r], row + key);
+        for (int c = 0; c < kCount; ++c) weights[c] = weight_of(scores[i + c], whole);
+        write(weights, row + key);
     }
 }
 
@@ -127,15 +129,20 @@ __global__ void __launch_bounds__(kThreads, 8)
         const float* const lse =
             lines.lse == nullptr ? nullptr : lines.lse + head * lines.seq_q + lines.positions[position];
         const float* const sink = lines.sinks == nullptr ? nullptr : lines.sinks + head;
-        const auto find_whole = [&] {
-            return lse != nullptr ? whole_of_lse(*lse) : whole_of_parts(parts_of_line, n_blocks, sink, of_warps);
-        };
         float* const row = out + listed * head_stride + position * lines.seq_k + begin;
         const int n_keys = clipped(lines.seq_k - begin, kTile);
+        float scores[kKeysOfThread];
         if (is_out_wide) {
-            weigh<kWide<float>>(row, n_keys, find_whole);
+            read_scores<kWide<float>>(row, n_keys, scores);
         } else {
-            weigh<1>(row, n_keys, find_whole);
+            read_scores<1>(row, n_keys, scores);
+        }
+        const Whole whole =
+            lse != nullptr ? whole_of_lse(*lse) : whole_of_parts(parts_of_line, n_blocks, sink, of_warps);
+        if (is_out_wide) {
+            write_weights<kWide<float>>(scores, whole, n_keys, row);
+        } else {
+            write_weights<1>(scores, whole, n_keys, row);
         }
     });
 }

@@ -17,7 +17,7 @@ HIGHER_FIRST = (
     ("static_cast<unsigned>(~static_cast<unsigned>(item))", "static_cast<unsigned>(item)"),
 )
 LISTED = "line.heads[h] * line.layer->head_stride"
-MADE = "if (key >= n_keys) continue;\n#pragma unroll\n        for (int i = 0; i < kCount; ++i) weights"
+MADE = "if (key >= n_keys) continue;\n        float weights"
 WEIGHTS = "factored_weights.cuh"
 ANSWER = "answer"  # the checker that is the comparison with the reference
 
