@@ -1,108 +1,27 @@
 // Rows of a layer of queries and keys: weights e^(score - m) / s, of each head or as the mean over heads.
 //
-// Floor: that of the scores (factored_scores.cuh), where nearly all bytes are, and then the scores of each line read
-// and written once more: 8 bytes * lines * seq_k / bandwidth, mostly in the caches.
+// Floor: that of the scores (factored_scores.cuh), where nearly all bytes are, and of the weights
+// (factored_weights.cuh).
 //
-// How: for a batch item, and for as many positions as a scratch of kScratchBytes holds: queries are widened by the rows
-// kernel, scores computed by bundles and left in the result, and each line's block sums brought to its m and s; then
-// scores become weights. A mean over heads is made by the rows kernel from the lines of all heads.
+// How: for a batch item, and for as many positions as a scratch of kScratchBytes holds: one kernel computes scores by
+// bundles and leaves them in the result, another makes weights of them. A mean over heads is made by the rows kernel
+// from the lines of all heads.
 //
-// Bounded as cpp/include/attncache/factored.hpp says, with expf and tanhf as CUDA's programming guide bounds them. The
-// order of every sum is fixed: the same bits for the same request.
-#include "factored_scores.cuh"
+// Bounded as cpp/include/attncache/factored.hpp says, with expf and tanhf as CUDA's programming guide
+// bounds them. The order of every sum is fixed: the same bits for the same request.
+#include <algorithm>
+
+#include "factored_weights.cuh"
 #include "rows.cuh"
 
 namespace attncache::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / kLanes;
-constexpr int kTile = 16 * kThreads;  // keys of a block of the weights kernel
-
-/// The greater of two, where NaN is never greater.
-__device__ inline float greater_of(float one, float other) { return other > one ? other : one; }
-
-/// The greatest and the sum over a block's threads, known to all of them.
-__device__ inline float greatest_of_block(float greatest, float (&of_warps)[kWarps]) {
-#pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) {
-        greatest = greater_of(greatest, __shfl_xor_sync(kAllLanes, greatest, other));
-    }
-    if (threadIdx.x % kLanes == 0) of_warps[threadIdx.x / kLanes] = greatest;
-    __syncthreads();
-    for (int w = 0; w < kWarps; ++w) greatest = greater_of(greatest, of_warps[w]);
-    __syncthreads();
-    return greatest;
-}
-
-__device__ inline float sum_of_block(float sum, float (&of_warps)[kWarps]) {
-#pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) sum += __shfl_xor_sync(kAllLanes, sum, other);
-    if (threadIdx.x % kLanes == 0) of_warps[threadIdx.x / kLanes] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += of_warps[w];
-    __syncthreads();
-    return sum;
-}
-
-/// m and s of a row whose normaliser was given: as if its sum were 1, or infinite if no key is visible.
-__device__ inline SoftmaxPart whole_of_lse(float lse) {
-    if (isinf(lse)) return {0.0F, INFINITY};
-    return {lse, isnan(lse) ? lse : 1.0F};
-}
-
-/// m and s of a row from the parts of its blocks, and its sink. A row without a visible key: 0 and infinity.
-__device__ inline SoftmaxPart whole_of_parts(const SoftmaxPart* parts, std::int64_t n_blocks, const float* sink,
-                                             float (&of_warps)[kWarps]) {
-    float greatest = sink == nullptr ? kHidden : *sink;
-#pragma unroll 4
-    for (std::int64_t b = threadIdx.x; b < n_blocks; b += kThreads) greatest = greater_of(greatest, parts[b].greatest);
-    greatest = greatest_of_block(greatest, of_warps);
-    const float base = greatest == kHidden ? 0.0F : greatest;
-    float sum = 0;
-#pragma unroll 4
-    for (std::int64_t b = threadIdx.x; b < n_blocks; b += kThreads)
-        sum += parts[b].sum * expf(parts[b].greatest - base);
-    sum = sum_of_block(sum, of_warps);
-    if (sink != nullptr) sum += expf(*sink - base);
-    if (greatest == kHidden && sum == 0) return {0.0F, INFINITY};
-    return {base, sum};
-}
-
-/// e^(score - m) / s. Beyond e^88, which only a given normaliser can ask for, as the CPU has it.
-__device__ inline float weight_of(float score, const SoftmaxPart& whole) {
-    const float distance = score - whole.greatest;
-    return __fdiv_rn(expf(distance > 88.0F ? 88.0F : distance), whole.sum);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    factored_weights_kernel(FactoredLines lines, Divisor n_tiles, std::int64_t head_stride,
-                            const SoftmaxPart* parts /* [line, block] */,
-                            float* out /* [listed head] at head_stride, [position, key]: scores become weights */) {
-    __shared__ float of_warps[kWarps];
-    const std::int64_t n_blocks = quotient_up(lines.seq_k, kKeysOfBlock);
-    const std::int64_t n_units = lines.n_heads * lines.n_positions.value * n_tiles.value;
-    for_each_unit(n_units, [&](std::int64_t unit) {
-        const auto [line, tile] = divided(unit, n_tiles);
-        const auto [listed, position] = divided(line, lines.n_positions);
-        const std::int64_t begin = tile * kTile;
-        const std::int64_t head = lines.heads[listed];
-        const SoftmaxPart whole = lines.lse != nullptr
-                                      ? whole_of_lse(lines.lse[head * lines.seq_q + lines.positions[position]])
-                                      : whole_of_parts(parts + line * n_blocks, n_blocks,
-                                                       lines.sinks == nullptr ? nullptr : lines.sinks + head, of_warps);
-        float* const row = out + listed * head_stride + position * lines.seq_k;
-        const std::int64_t end = begin + kTile < lines.seq_k ? begin + kTile : lines.seq_k;
-#pragma unroll 4
-        for (std::int64_t key = begin + threadIdx.x; key < end; key += kThreads) row[key] = weight_of(row[key], whole);
-    });
-}
-
 /// Listed heads in an order in which those that read one key head are together.
 struct Order {
     std::vector<std::int64_t> heads;
     std::vector<HeadRun> runs;
+    std::int64_t most_heads = 0;  // of a run
 };
 
 Order order_of(const std::int64_t* heads, std::int64_t n_heads, std::int64_t n_key_heads, std::int64_t group) {
@@ -114,6 +33,7 @@ Order order_of(const std::int64_t* heads, std::int64_t n_heads, std::int64_t n_k
         if (listed.empty()) continue;
         order.runs.push_back({static_cast<std::int64_t>(key_head), static_cast<std::int64_t>(order.heads.size()),
                               Divisor::of(static_cast<std::int64_t>(listed.size()))});
+        order.most_heads = std::max(order.most_heads, static_cast<std::int64_t>(listed.size()));
         order.heads.insert(order.heads.end(), listed.begin(), listed.end());
     }
     return order;
@@ -136,8 +56,6 @@ public:
                      std::int64_t head_stride, float* out) const {
         const std::int64_t n_lines = product(n_heads_, n_positions);
         if (product(n_lines, seq_k()) == 0) return;
-        const DeviceMemory queries(product(n_lines, layer_.query.seq_k, sizeof(float)), stream_);
-        rows({&layer_.query, 1, &batch, 1, heads_, n_heads_, 0}, positions, n_positions, queries.as<float>(), stream_);
         const std::int64_t n_blocks = quotient_up(seq_k(), kKeysOfBlock);
         const DeviceMemory parts(product(n_lines, n_blocks, sizeof(SoftmaxPart)), stream_);
         Upload lists;
@@ -147,19 +65,20 @@ public:
         const std::size_t positions_at = lists.add(positions, n_positions);
         const DeviceMemory memory = lists.send(stream_);
         FactoredLines lines = lines_of_batch(batch);
-        lines.queries = queries.as<float>();
         lines.runs = memory.at<HeadRun>(runs_at);
         lines.order = memory.at<std::int64_t>(order_at);
         lines.heads = memory.at<std::int64_t>(heads_at);
         lines.positions = memory.at<std::int64_t>(positions_at);
         lines.n_positions = Divisor::of(n_positions);
-        std::int64_t n_bundles = 0;
-        for (const HeadRun& run : order_.runs) n_bundles += quotient_up(run.n.value * n_positions, kLinesOfBundle);
-        launch(factored_scores_kernel, product(n_bundles, n_blocks), dim3(kScoreThreads), stream_, lines,
-               Divisor::of(n_bundles), head_stride, out, parts.as<SoftmaxPart>());
+        if (product(order_.most_heads, n_positions) <= kFewLines) {
+            launch_scores<kFewLines>(lines, head_stride, out, parts.as<SoftmaxPart>());
+        } else {
+            launch_scores<kLinesOfBundle>(lines, head_stride, out, parts.as<SoftmaxPart>());
+        }
         const Divisor n_tiles = Divisor::of(quotient_up(seq_k(), kTile));
+        const bool is_out_wide = reinterpret_cast<std::uintptr_t>(out) % 16 == 0 && (seq_k() | head_stride) % 4 == 0;
         launch(factored_weights_kernel, product(n_lines, n_tiles.value), dim3(kThreads), stream_, lines, n_tiles,
-               head_stride, parts.as<SoftmaxPart>(), out);
+               head_stride, is_out_wide, parts.as<SoftmaxPart>(), out);
     }
 
     /// Writes the mean over the listed heads at some positions of a batch item: [position, key].
@@ -191,9 +110,19 @@ private:
         return indices;
     }
 
+    template <int kLines>
+    void launch_scores(const FactoredLines& lines, std::int64_t head_stride, float* out, SoftmaxPart* parts) const {
+        const std::int64_t n_of_run = quotient_up(order_.most_heads * lines.n_positions.value, kLines);
+        const Divisor n_bundles = Divisor::of(product(order_.runs.size(), n_of_run));
+        launch(factored_scores_kernel<kLines>, product(n_bundles.value, quotient_up(seq_k(), kKeysOfBlock)),
+               dim3(kScoreThreads), stream_, lines, n_bundles, Divisor::of(n_of_run), head_stride, out, parts);
+    }
+
     /// What does not change from request to request of a batch item.
     FactoredLines lines_of_batch(std::int64_t batch) const {
         FactoredLines lines{};
+        lines.query = layer_of(layer_.query);
+        lines.query.data += batch * layer_.query.batch_stride;
         lines.key = layer_of(layer_.key);
         lines.key.data += batch * layer_.key.batch_stride;
         if (layer_.device_hidden != nullptr) lines.hidden = layer_.device_hidden + batch * seq_k();

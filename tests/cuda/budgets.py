@@ -48,7 +48,8 @@ KERNELS = {
     # Four pieces of a line at once: a read of each for the 16-bit types and two for float.
     "tournament_kernel": Budget("top_k.cu", threads=128, blocks=3, wide_loads=16),
     "radix_kernel": Budget("top_k_radix.cu", threads=256, blocks=2),  # single items, neighbours joined by the warp
-    # Keys are read 16 bytes at a time, and the queries of a bundle from shared memory.
-    "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=20),
-    "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8),
+    # Of each type 8 keys are read before the first is used; queries lie in shared memory. Both instances keep the
+    # budget of the one for 8 lines.
+    "factored_scores_kernel": Budget("factored_rows.cu", threads=128, blocks=3, wide_loads=24),
+    "factored_weights_kernel": Budget("factored_rows.cu", threads=128, blocks=8, wide_loads=4, wide_stores=4),
 }

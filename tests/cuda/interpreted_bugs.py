@@ -15,18 +15,21 @@ INSIDE = "if (first + r * step >= n_keys) continue;\n            float weights"
 COMPARED = "__syncwarp();  // before a group is overwritten that other lanes have compared"
 OVERWRITTEN = "key_at(groups, best.group) = key;\n        __syncwarp();"
 LISTED = "line.heads[h] * line.layer->head_stride"
+MADE = "if (key >= n_keys) continue;\n        float weights"
+WEIGHTS = "factored_weights.cuh"
 ANSWER = "answer"  # the checker that is the comparison with the reference
 
 
 @dataclass(frozen=True)
 class Bug:
-    """Edits of one source (what stands there once, what to put there), and what must find them."""
+    """Edits of one source, or of a file it includes (what stands there once, what to put there), and what must find them."""
 
     source: str
     edits: tuple[tuple[str, str], ...]
     question: Run
     found_by: str
     blocks: int | None = None
+    included: str | None = None
 
 
 heads = make("extremes", (1, 5, 9, 40), "float16")
@@ -105,9 +108,10 @@ BUGS = {
     ),
     "a key that stays a score": Bug(
         "factored_rows.cu",
-        (("key < end; key += kThreads) row[key]", "key < end - 1; key += kThreads) row[key]"),),
+        ((MADE, MADE.replace("n_keys", "n_keys - kCount")),),
         factored(*qk, [0, 2], causal=False),
         ANSWER,
+        included=WEIGHTS,
     ),
     "a barrier dropped in a softmax": Bug(
         "factored_rows.cu",
@@ -119,6 +123,7 @@ BUGS = {
         ),
         factored(*qk, [0, 2], causal=False),
         "race",
+        included=WEIGHTS,
     ),
     "the last of equal weights": Bug(
         "top_k_radix.cu",
@@ -134,5 +139,13 @@ BUGS = {
         (("parts[b].sum * expf(parts[b].greatest - base)", "parts[b].sum"),),
         factored(*qk, [0, 2], causal=False),
         ANSWER,
+        included=WEIGHTS,
+    ),
+    "lines that a bundle lacks": Bug(
+        "factored_rows.cu",
+        (("if (l < bundle.n_lines) read", "read"),),
+        factored(*qk, [0], causal=False),
+        "uninitialised",
+        included="factored_products.cuh",
     ),
 }

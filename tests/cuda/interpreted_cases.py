@@ -201,6 +201,11 @@ def factored_cases() -> Iterator[Case]:
         every = {"scale": 0.7, "window": 290, "softcap": 3.0, "key_mask": mask, "sinks": sinks}
         yield case(f"{dtype}, every option", query, key, [8, 0], batches=[0, 1], **every)
         yield case(f"{dtype}, every option, two blocks", query, key, [8, 0], blocks=2, **every)
+        yield case(f"{dtype}, every option, few lines", query, key, [8], batches=[1, 0], **every)
+        yield case(f"{dtype}, unaligned, few lines", query, key, [8], shift=4)
+    query, key = normal("float16", 1, 4, 5, 264), normal("float16", 1, 2, 40, 264)
+    yield case("items in two chunks, two blocks", query, key, range(5), blocks=2)
+    yield case("items in two chunks, few lines, one block", query, key, [2], blocks=1)
     query, key = normal("float32", 1, 2, 70, 8), normal("float32", 1, 1, 70, 8)
     hidden = np.zeros((1, 70), np.bool_)
     lse = np.asarray(reference.factored(query, key).lse, np.float32)
@@ -219,6 +224,7 @@ def factored_cases() -> Iterator[Case]:
     yield case("a row of NaN", query, key, [7, 8])
     long = normal("float16", 1, 1, 2, 64), normal("float16", 1, 1, 2300, 64)
     yield case("more keys than a tile", *long, [1, 0])
+    yield case("more keys than a tile, results anywhere", long[0], long[1][:, :, :2051], [1, 0])
     longer = (
         normal("float32", 1, 1, 1, 1),
         normal("float32", 1, 1, 196_700, 1),

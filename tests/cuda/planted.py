@@ -123,15 +123,20 @@ EMULATED = {
         (("rows.cu", LISTED, f"static_cast<int>({LISTED})"),), "outside", tests="gigabytes"
     ),
     "steps from key to key in 32 bits": Plant(
-        (("factored_scores.cuh", KEY_STEP, KEY_STEP.replace("std::int64_t", "int")),), "outside", tests="gigabytes"
+        (("factored_products.cuh", KEY_STEP, KEY_STEP.replace("std::int64_t", "int")),), "outside", tests="gigabytes"
     ),
     "windows in 32 bits": Plant(
         (("factored_scores.cuh", WINDOW, WINDOW.replace("lines.window", "static_cast<int>(lines.window)")),),
         "differ",
         tests="billions",
     ),
+    "a chunk is overwritten while it is read": Plant(
+        (("factored_products.cuh", "__syncthreads();  // before", "// before"),),
+        "differ|are off",
+        tests="head_dim",
+    ),
     "powers that overflow": Plant(
-        (("factored_rows.cu", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
+        (("factored_weights.cuh", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
     ),
     "ties go to the higher group": Plant(
         (("top_k.cu", "least_of_lanes(mine.key == key ? mine.group : ~0U)", LAST_GROUP),), "differ", tests="top_k"

@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +388,7 @@ def test_factored_rows_lie_within_the_written_bound_for_every_option(option: str
         assert_within_bound(got, reference.factored(query, key, **options), f"{option} {seq_q} x {seq_k}")
 
 
-@pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 7, 8, 9, 16, 24, 33, 64, 128, 130])
+@pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 7, 8, 9, 16, 24, 33, 64, 72, 128, 130, 256, 257, 264, 520])
 def test_factored_rows_lie_within_the_bound_for_every_head_dim(head_dim: int, dtype: str, device: Device) -> None:
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     query, key = test_factored.layer(5, 70, batch=1, heads=3, key_heads=1, head_dim=head_dim, dtype=kind)
@@ -409,6 +410,52 @@ def test_factored_rows_come_in_the_order_of_the_lists_with_the_same_bits(device:
     whole = device.factored_rows(query, key, range(9), batches=[0, 1], softcap=4.0)
     chosen = device.factored_rows(query, key, [8, 0, 0, 5], batches=[1, 0, 1], heads=[5, 0, 3, 1, 5], softcap=4.0)
     assert_same(chosen, whole[[1, 0, 1]][:, [5, 0, 3, 1, 5]][:, :, [8, 0, 0, 5]])
+
+
+def test_one_query_of_one_head_has_the_bits_that_it_has_among_many(dtype: str, device: Device) -> None:
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    query, key = test_factored.layer(9, 300, batch=1, heads=6, key_heads=2, head_dim=40, dtype=kind)
+    many = device.factored_rows(query, key, range(9), window=90, softcap=3.0)
+    for head, position in ((0, 0), (3, 8), (5, 4)):
+        one = device.factored_rows(query, key, [position], heads=[head], window=90, softcap=3.0)
+        assert_same(one[0, 0, 0], many[0, head, position])
+
+
+@pytest.mark.parametrize("n_lines", [1, 3, 4, 5, 7, 8, 9, 16, 17])
+def test_every_number_of_lines_of_a_key_head_makes_its_bundles(n_lines: int, device: Device) -> None:
+    query, key = test_factored.layer(1, 130, batch=1, heads=n_lines, key_heads=1)
+    assert_within_bound(device.factored_rows(query, key, [0]), reference.factored(query, key), "heads")
+    query, key = test_factored.layer(n_lines, 130, batch=1, heads=2, key_heads=2)
+    assert_within_bound(device.factored_rows(query, key, range(n_lines)), reference.factored(query, key), "queries")
+
+
+def test_key_heads_with_many_and_with_few_heads_make_their_bundles(device: Device) -> None:
+    query, key = test_factored.layer(3, 40, batch=1, heads=12, key_heads=4)
+    whole = device.factored_rows(query, key, range(3))
+    heads = [11, 3, 4, 5, 4, 3, 5, 0, 4]  # six of key head 1, one of key heads 0 and 3, none of key head 2
+    assert_same(device.factored_rows(query, key, range(3), heads=heads), whole[:, heads])
+
+
+@pytest.mark.parametrize("seq_k", [1, 127, 128, 129, 255, 256, 257, 2047, 2048, 2049, 2052])
+def test_keys_around_the_ends_of_steps_blocks_and_tiles(seq_k: int, device: Device) -> None:
+    query, key = test_factored.layer(2, seq_k, batch=1, heads=6, key_heads=2)
+    for options in ({}, {"causal": False}):
+        expected = reference.factored(query, key, **options)
+        assert_within_bound(device.factored_rows(query, key, [0, 1], **options), expected, f"{options}")
+
+
+@pytest.mark.parametrize("window", [1, 7, 100, 128, 129, 256, 400])
+def test_windows_that_leave_parts_of_blocks(window: int, device: Device) -> None:
+    query, key = test_factored.layer(600, 600, batch=1, heads=4, key_heads=2, head_dim=8)
+    positions = [0, 127, 128, 255, 256, 300, 511, 599]
+    for causal in (True, False):
+        expected = reference.factored(query, key, window=window, causal=causal)
+        expected = replace(expected, pattern=expected.pattern[:, :, positions], bound=expected.bound[:, :, positions])
+        got = device.factored_rows(query, key, positions, window=window, causal=causal)
+        assert_within_bound(got, expected, f"causal {causal}")
+        for i, position in enumerate(positions):
+            one = device.factored_rows(query, key, [position], window=window, causal=causal)
+            assert_same(one[:, :, 0], got[:, :, i])
 
 
 def test_means_of_factored_rows_are_the_means_of_their_heads(order: int, device: Device) -> None:

@@ -70,7 +70,7 @@ def test_a_query_enqueues_everything_on_the_stream_it_is_given_and_waits_for_not
 def test_index_lists_travel_in_one_copy_for_each_launch_that_reads_them(emulated: Emulated, call: Call) -> None:
     assert call.status(emulated) == 0
     copies = [line for line in emulated.calls() if line.startswith("cudaMemcpyAsync") and "kind=1" in line]
-    assert len(copies) == {"top_k": 0, "factored_rows": 2}.get(call.query, 1)
+    assert len(copies) == {"top_k": 0}.get(call.query, 1)
 
 
 @every_query

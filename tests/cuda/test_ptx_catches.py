@@ -28,7 +28,11 @@ MEETING_PLACES = {  # cases that between them pass every barrier of a kernel wit
     "columns": {"float16, 23 keys, mean", "float16, all picked, mean, two blocks"},
     "top_k": {"20 of rows, one block", *(f"{dtype}, 60 of 8200" for dtype in DTYPES)},
     "top_k_radix": {"520 of rows, one block", "4700 of 5000, ties"},
-    "factored_rows": {"float16, all heads", "float16, every option, two blocks"},
+    "factored_rows": {
+        "float16, every option, two blocks",
+        "items in two chunks, two blocks",
+        "items in two chunks, few lines, one block",
+    },
 }
 
 pytestmark = [
@@ -46,7 +50,7 @@ def modules(built: Built, source: str, text: str) -> list[str]:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(interpreted_library: Built, name: str, tmp_path: Path) -> None:
     bug = BUGS[name]
-    folder = copied(tmp_path / "sources", *((bug.source, *edit) for edit in bug.edits))
+    folder = copied(tmp_path / "sources", *((bug.included or bug.source, *edit) for edit in bug.edits))
     text = ptx_of(folder / bug.source, ARCHITECTURE, tmp_path)
     device = Interpreted(interpreted_library, modules(interpreted_library, Path(bug.source).stem, text))
     device.most_blocks = bug.blocks
