@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 3) columns_in_sequence_kernel(Planes
             const std::int64_t first = (tile.first_line + key) * planes.seq_q + tile.first_query;
             __stcs(reinterpret_cast<float4*>(planes.out + first) + four, turned[key * kFours + (four ^ key / kCount)]);
         }
-        __syncthreads();  // before the next tile overwrites this one
+        __syncthreads();  // before the next tile takes its place
     });
 }
 

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 8) rows_kernel(Lines lines) {
 }
 
 template <class Item, class Way>
-__global__ void __launch_bounds__(kThreads, 8) rows_by_item_kernel(Lines lines) {
+__global__ void __launch_bounds__(kThreads, 6) rows_by_item_kernel(Lines lines) {
     write_lines<Way, Item>(lines);
 }
 

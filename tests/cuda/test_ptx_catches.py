@@ -20,11 +20,16 @@ from cuda.interpreted_cases import CASES, Case
 from cuda.machine_code import copied
 from cuda.ptx.faults import Fault
 from cuda.ptx.library import Built, Interpreted, ptx_of
+from patterns import DTYPES
 
 ARCHITECTURE = 90
 PLACE = r"thread \(\d+, \d+, 0\) .*kernel \S+_kernel\S*, PTX line \d+ \(\w+\.\w+:\d+\)|first byte \d+ of the copy"
 MEETING_PLACES = {  # cases that between them pass every barrier of a kernel with more than one unit of work behind it
-    "columns": {"float16, 23 keys, mean", "float16, all picked, mean, two blocks"},
+    "columns": {
+        "float16, 23 keys, mean",
+        "float16, all picked, mean, two blocks",
+        *(f"{dtype}, in sequence, {way}, two blocks" for dtype in DTYPES for way in ("mean", "each")),
+    },
     "top_k": {"10 of 1000, soft", "4700 of 5000, ties"},
     "factored_rows": {"float16, all heads", "float16, every option, two blocks"},
 }
@@ -44,7 +49,7 @@ def modules(built: Built, source: str, text: str) -> list[str]:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(interpreted_library: Built, name: str, tmp_path: Path) -> None:
     bug = BUGS[name]
-    folder = copied(tmp_path / "sources", *((bug.source, *edit) for edit in bug.edits))
+    folder = copied(tmp_path / "sources", *((bug.header or bug.source, *edit) for edit in bug.edits))
     text = ptx_of(folder / bug.source, ARCHITECTURE, tmp_path)
     device = Interpreted(interpreted_library, modules(interpreted_library, Path(bug.source).stem, text))
     device.most_blocks = bug.blocks
