@@ -7,9 +7,10 @@
 // Shape: blocks of 256 threads, each owning a tile of listed keys times queries. A thread sums all heads of its results
 // in registers, a tile is turned in shared memory, and written with threads along the queries.
 //   Keys in sequence that lie on 16 bytes: tiles of 4096 results, 128 bytes of keys wide. A thread reads 16 bytes at a
-// time and writes 16; of a mean, it has 8 reads in flight.
+// time and writes 16. Of a mean it has 8 reads under way, so 3 blocks have 96 KiB; of heads on their own 2 (4 of
+// float), so 24 KiB (48) beside twice (once) as much that is written.
 //   Any other list: tiles of 1024 results, `chosen` keys wide, the least power of two that holds the list, 32 at most.
-// A thread reads single items along the list (neighbours in memory, if the list has neighbours), 16 in flight.
+// A thread reads single items along the list (neighbours in memory, if the list has neighbours), 16 under way.
 //
 // Exact: heads are added in the order of the list from +0 and divided as IEEE rounds, without fused products.
 #include "heads.cuh"

@@ -4,8 +4,9 @@
 //   (heads * item + 4) bytes * layers * batches * positions * seq_k / bandwidth for a mean,
 //   (item + 4) bytes * layers * batches * heads * positions * seq_k / bandwidth for heads on their own.
 // Nothing is reused and there is one addition per item: only bytes in flight count. A thread owns keys of one row, all
-// heads of them, in registers. Of a mean it owns 8 keys and reads 8 heads ahead, 16 bytes a read; of heads on their own
-// it owns 32 keys, in pieces of 4 so that a warp's writes of 16 bytes join, and reads all before it writes.
+// heads of them, in registers. Of a mean it owns 8 keys and has 8 reads of 16 bytes under way, so 128 bytes; 6 blocks
+// or more make 96 KiB of a multiprocessor. Of heads on their own it owns 32 keys, in pieces of 4 so that a warp's
+// writes of 16 bytes join, and reads all before it writes: 64 bytes or more of 7 blocks or more, so 56 KiB.
 //
 // Shape: blocks of 128 threads, x along the keys of a row and y over rows, so that short rows fill a block too;
 // a unit of work is 128 / x rows times a tile of x threads' keys. A tile lies in pieces as wide as one read, thread
@@ -31,7 +32,7 @@ struct Lines {
     float* out;       // [line, seq_k]
 };
 
-/// How a thread works: items of a read, reads of a head, heads on their way before they are added.
+/// How a thread works: items of a read, reads of a head, heads that are read before they are added.
 template <int count, int reads, int heads_ahead>
 struct Way {
     static constexpr int kCount = count, kReads = reads, kHeadsAhead = heads_ahead, kItems = count * reads;
@@ -40,7 +41,7 @@ template <class Item>
 using OfMean = Way<kWide<Item>, 8 / kWide<Item>, kWide<Item>>;  // 8 reads under way
 using OfHeads = Way<4, 8, 1>;
 using OfMeanByItem = Way<1, 8, 2>;
-using OfHeadsByItem = Way<1, 16, 1>;
+using OfHeadsByItem = Way<1, 8, 1>;
 
 template <class Way, class Item>
 __device__ void write_lines(const Lines& lines) {
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 6) means_kernel(Lines lines) {
 }
 
 template <class Item>
-__global__ void __launch_bounds__(kThreads, 8) rows_kernel(Lines lines) {
+__global__ void __launch_bounds__(kThreads, 7) rows_kernel(Lines lines) {
     write_lines<OfHeads, Item>(lines);
 }
 

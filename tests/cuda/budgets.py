@@ -42,7 +42,7 @@ class Budget:
 KERNELS = {
     # 8 reads of a thread under way; 8 results of a mean.
     "means_kernel": Budget("rows.cu", threads=128, blocks=6, wide_loads=8, wide_stores=2),
-    "rows_kernel": Budget("rows.cu", threads=128, blocks=8, wide_stores=8),  # reads 8 bytes of 16-bit items
+    "rows_kernel": Budget("rows.cu", threads=128, blocks=7, wide_stores=8),  # reads 8 bytes of 16-bit items
     "rows_by_item_kernel": Budget("rows.cu", threads=128, blocks=6),
     # Of one head, 2 reads are under way; each thread writes 16 results.
     "columns_in_sequence_kernel": Budget("columns.cu", threads=256, blocks=3, wide_loads=2, wide_stores=4),

@@ -26,9 +26,14 @@ ARCHITECTURE = 90
 PLACE = r"thread \(\d+, \d+, 0\) .*kernel \S+_kernel\S*, PTX line \d+ \(\w+\.\w+:\d+\)|first byte \d+ of the copy"
 MEETING_PLACES = {  # cases that between them pass every barrier of a kernel with more than one unit of work behind it
     "columns": {
-        "float16, 23 keys, mean",
-        "float16, all picked, mean, two blocks",
-        *(f"{dtype}, in sequence, {way}, two blocks" for dtype in DTYPES for way in ("mean", "each")),
+        f"{dtype}, {name}"
+        for dtype in DTYPES
+        for name in (
+            "23 keys, mean",
+            "all picked, mean, two blocks",
+            "in sequence, mean, two blocks",
+            "in sequence, each, two blocks",
+        )
     },
     "top_k": {"10 of 1000, soft", "4700 of 5000, ties"},
     "factored_rows": {"float16, all heads", "float16, every option, two blocks"},
