@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kThreads, 3) columns_in_sequence_kernel(Planes
         }
         __syncthreads();
 #pragma unroll
-        for (int i = thread; i < kWideTile / 4; i += kThreads) {
+        for (int w = 0; w < kWideTile / 4 / kThreads; ++w) {
+            const int i = w * kThreads + thread;
             const int key = i / kFours;
             const int four = i % kFours;
             if (key >= tile.n_chosen || four * 4 >= tile.n_queries) continue;
