@@ -3,93 +3,103 @@
 // Floor: every selected item is read once and every result written once, so
 //   (heads * item + 4) bytes * layers * batches * positions * seq_k / bandwidth for a mean,
 //   (item + 4) bytes * layers * batches * heads * positions * seq_k / bandwidth for heads on their own.
-// Nothing is reused and there is one addition per item: only bytes in flight count. A thread owns 8 keys of one row,
-// all heads of them, in registers; it reads 16 bytes of a head at a time, several heads ahead.
+// Nothing is reused and there is one addition per item: only bytes in flight count. A thread owns keys of one row, all
+// heads of them, in registers. Of a mean it owns 8 keys and has 8 reads of 16 bytes under way, so 128 bytes; 6 blocks
+// or more make 96 KiB of a multiprocessor. Of heads on their own it owns 32 keys, in pieces of 4 so that a warp's
+// writes of 16 bytes join, and reads all before it writes: 64 bytes or more of 7 blocks or more, so 56 KiB.
 //
 // Shape: blocks of 128 threads, x along the keys of a row and y over rows, so that short rows fill a block too;
-// a unit of work is 128 / x rows times a tile of 8 x keys. A tile lies in pieces as wide as one read, thread after
-// thread, so that a warp's reads join. Rows that do not lie on 16 bytes go one item a read, through the same code.
+// a unit of work is 128 / x rows times a tile of x threads' keys. A tile lies in pieces as wide as one read, thread
+// after thread. Rows that do not lie on 16 bytes go one item a read, through the same code.
 //
 // Exact: heads are added in the order of the list from +0 and divided as IEEE rounds, without fused products.
 #include "rows.cuh"
 
-#include "items.cuh"
-#include "selection.cuh"
+#include "heads.cuh"
+#include "runs.cuh"
 
 namespace attncache::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kItems = 8;  // keys of a thread: 16 bytes of half, so one read of a head, or two of float
 constexpr int kLeastThreadsOfRow = 8;
-constexpr int kBlocksPerMultiprocessor = 4;  // at least, so at most 128 registers: 16 warps with 2 KB in flight each
 
-/// The mean over the heads of a line at the keys of a tile that this thread owns.
-template <int kCount, class Item>
-__device__ void write_tile(const Line& line,         // from the first key of the tile on, of heads [n_heads]
-                           int n_keys, float empty,  // a multiple of kCount, at most kItems * blockDim.x
-                           float* out /* [n_keys] */) {
-    constexpr int kReads = kItems / kCount;
-    [[maybe_unused]] constexpr int kHeadsAhead = kCount == 1 ? 2 : 4;
+/// What a launch asks of its threads.
+struct Lines {
+    Selection selection;
+    std::int64_t seq_k, n_lines, n_units;
+    Divisor n_tiles;  // of a row
+    float* out;       // [line, seq_k]
+};
+
+/// How a thread works: items of a read, reads of a head, heads that are read before they are added.
+template <int count, int reads, int heads_ahead>
+struct Way {
+    static constexpr int kCount = count, kReads = reads, kHeadsAhead = heads_ahead, kItems = count * reads;
+};
+template <class Item>
+using OfMean = Way<kWide<Item>, 8 / kWide<Item>, kWide<Item>>;  // 8 reads under way
+using OfHeads = Way<4, 8, 1>;
+using OfMeanByItem = Way<1, 8, 2>;
+using OfHeadsByItem = Way<1, 8, 1>;
+
+template <class Way, class Item>
+__device__ void write_lines(const Lines& lines) {
+    constexpr int kCount = Way::kCount;
     const int first = static_cast<int>(threadIdx.x) * kCount;
     const int step = static_cast<int>(blockDim.x) * kCount;
-    float sums[kReads][kCount];
-#pragma unroll
-    for (int r = 0; r < kReads; ++r) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) sums[r][i] = empty;
-    }
-#pragma unroll kHeadsAhead
-    for (std::int64_t h = 0; h < line.n_heads; ++h) {
-        const auto* const items = reinterpret_cast<const Item*>(line.data + line.heads[h] * line.layer->head_stride);
-#pragma unroll
-        for (int r = 0; r < kReads; ++r) {
-            if (first + r * step >= n_keys) continue;
-            float weights[kCount];
-            read(items + first + r * step, weights);
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) sums[r][i] = with_head(sums[r][i], weights[i]);
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < kReads; ++r) {
-        if (first + r * step >= n_keys) continue;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) sums[r][i] = mean_of(sums[r][i], line.n_heads);
-        write(sums[r], out + first + r * step);
-    }
-}
-
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    rows_kernel(Selection selection, std::int64_t seq_k, std::int64_t n_lines, std::int64_t n_units, Divisor n_tiles,
-                bool is_out_wide, float* out /* [line, seq_k] */) {
-    const std::int64_t tile = kItems * static_cast<std::int64_t>(blockDim.x);
-    for_each_unit(n_units, [&](std::int64_t unit) {
-        const auto [lines, tile_of_row] = divided(unit, n_tiles);
-        const std::int64_t index = lines * blockDim.y + threadIdx.y;
-        if (index >= n_lines) return;
+    const std::int64_t tile = static_cast<std::int64_t>(step) * Way::kReads;
+    for_each_unit(lines.n_units, [&](std::int64_t unit) {
+        const auto [group, tile_of_row] = divided(unit, lines.n_tiles);
+        const std::int64_t index = group * blockDim.y + threadIdx.y;
+        if (index >= lines.n_lines) return;
         const std::int64_t begin = tile_of_row * tile;
-        const int n_keys = static_cast<int>(seq_k - begin < tile ? seq_k - begin : tile);
-        Line line = line_at(selection, index);
-        line.data += line.position * line.layer->query_stride;
-        float* const out_of_tile = out + index * seq_k + begin;
-        with_item(line.layer->dtype, [&](auto item) {
-            using Item = decltype(item);
-            line.data += begin * static_cast<std::int64_t>(sizeof(Item));
-            if (is_out_wide && line.layer->is_wide) {
-                write_tile<kWide<Item>, Item>(line, n_keys, selection.empty_sum, out_of_tile);
-            } else {
-                write_tile<1, Item>(line, n_keys, selection.empty_sum, out_of_tile);
-            }
-        });
+        const int n_keys = static_cast<int>(lines.seq_k - begin < tile ? lines.seq_k - begin : tile);
+        const Line line = line_at(lines.selection, index);
+        const std::byte* const row = line.data + line.position * line.layer->query_stride;
+        Place<Item, kCount> places[Way::kReads];
+        float means[Way::kReads][kCount];
+#pragma unroll
+        for (int r = 0; r < Way::kReads; ++r) {
+            places[r] = {reinterpret_cast<const Item*>(row) + begin + first + r * step, first + r * step < n_keys};
+        }
+        read_means<Way::kHeadsAhead>(lines.selection, line, places, means);
+#pragma unroll
+        for (int r = 0; r < Way::kReads; ++r) {
+            if (places[r].is_inside) write(means[r], lines.out + index * lines.seq_k + begin + first + r * step);
+        }
     });
 }
 
+template <class Item>
+__global__ void __launch_bounds__(kThreads, 6) means_kernel(Lines lines) {
+    write_lines<OfMean<Item>, Item>(lines);
+}
+
+template <class Item>
+__global__ void __launch_bounds__(kThreads, 7) rows_kernel(Lines lines) {
+    write_lines<OfHeads, Item>(lines);
+}
+
+template <class Item, class Way>
+__global__ void __launch_bounds__(kThreads, 6) rows_by_item_kernel(Lines lines) {
+    write_lines<Way, Item>(lines);
+}
+
 /// Threads along a row: a power of two, enough for the row if it is short.
-unsigned threads_of_row(std::int64_t seq_k) {
+unsigned threads_of_row(std::int64_t seq_k, int items_of_thread) {
     unsigned threads = kLeastThreadsOfRow;
-    while (threads < kThreads && threads * kItems < seq_k) threads *= 2;
+    while (threads < kThreads && threads * items_of_thread < seq_k) threads *= 2;
     return threads;
+}
+
+template <class Way>
+void launch_lines(Way, void (*kernel)(Lines), Lines lines, cudaStream_t stream) {
+    const unsigned threads = threads_of_row(lines.seq_k, Way::kItems);
+    const dim3 block(threads, kThreads / threads);
+    lines.n_tiles = Divisor::of(quotient_up(lines.seq_k, Way::kItems * threads));
+    lines.n_units = quotient_up(lines.n_lines, block.y) * lines.n_tiles.value;
+    launch(kernel, lines.n_units, block, stream, lines);
 }
 
 }  // namespace
@@ -102,12 +112,24 @@ void rows(const attncache_cuda_selection& selection, const std::int64_t* positio
     if (product(n_lines, pattern.seq_k, sizeof(float)) == 0) return;
     require(device_out != nullptr);
     const SelectionOnDevice lists = on_device(selection, positions, n_positions, stream);
-    const dim3 block(threads_of_row(pattern.seq_k), kThreads / threads_of_row(pattern.seq_k));
-    const Divisor n_tiles = Divisor::of(quotient_up(pattern.seq_k, kItems * block.x));
-    const std::int64_t n_units = quotient_up(n_lines, block.y) * n_tiles.value;
     const bool is_out_wide = reinterpret_cast<std::uintptr_t>(device_out) % 16 == 0 && pattern.seq_k % 4 == 0;
-    launch(rows_kernel, n_units, block, stream, lists.selection, pattern.seq_k, n_lines, n_units, n_tiles, is_out_wide,
-           device_out);
+    const std::int64_t lines_of_layer = n_lines / selection.n_layers;
+    for_each_run(selection, [&](auto item, const Run& run) {
+        using Item = decltype(item);
+        const Lines lines{part_of(lists.selection, run),
+                          pattern.seq_k,
+                          run.n_layers * lines_of_layer,
+                          0,
+                          {},
+                          device_out + run.first * lines_of_layer * pattern.seq_k};
+        const bool is_mean = lists.selection.n_heads_of_result != 1;
+        if (is_out_wide && run.is_wide) {
+            if (is_mean) return launch_lines(OfMean<Item>{}, means_kernel<Item>, lines, stream);
+            return launch_lines(OfHeads{}, rows_kernel<Item>, lines, stream);
+        }
+        if (is_mean) return launch_lines(OfMeanByItem{}, rows_by_item_kernel<Item, OfMeanByItem>, lines, stream);
+        launch_lines(OfHeadsByItem{}, rows_by_item_kernel<Item, OfHeadsByItem>, lines, stream);
+    });
 }
 
 }  // namespace attncache::cuda

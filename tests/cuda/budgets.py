@@ -40,9 +40,12 @@ class Budget:
 
 
 KERNELS = {
-    # The loop over heads is unrolled four times and has a rest: 5 copies of 1 read for each 16-bit type and 2 for
-    # float; each type writes 8 floats.
-    "rows_kernel": Budget("rows.cu", threads=128, blocks=4, wide_loads=20, wide_stores=6),
+    # 8 reads of a thread under way; 8 results of a mean.
+    "means_kernel": Budget("rows.cu", threads=128, blocks=6, wide_loads=8, wide_stores=2),
+    "rows_kernel": Budget("rows.cu", threads=128, blocks=7, wide_stores=8),  # reads 8 bytes of 16-bit items
+    "rows_by_item_kernel": Budget("rows.cu", threads=128, blocks=6),
+    # Of one head, 2 reads are under way; each thread writes 16 results.
+    "columns_in_sequence_kernel": Budget("columns.cu", threads=256, blocks=3, wide_loads=2, wide_stores=4),
     "columns_kernel": Budget("columns.cu", threads=256, blocks=3),  # single items, neighbours joined by the warp
     "edges_kernel": Budget("edges.cu", threads=128, blocks=8),  # single items wherever they lie
     # Four pieces of a line at once: a read of each for the 16-bit types and two for float.

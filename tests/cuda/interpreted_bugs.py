@@ -9,14 +9,18 @@ from patterns import make
 
 SCATTERED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 COUNTED = "if (is_item && before == 0) places[digit] += __popc(same);\n        __syncwarp();"
-TURNED = "sums[r];\n        }\n        __syncthreads();"
+TURNED = "means[r][0];\n        }\n        __syncthreads();"
 NEXT_TILE = "__syncthreads();  // before the next tile overwrites this one"
-INSIDE = "if (first + r * step >= n_keys) continue;\n            float weights"
 COMPARED = "__syncwarp();  // before a group is overwritten that other lanes have compared"
 OVERWRITTEN = "key_at(groups, best.group) = key;\n        __syncwarp();"
-LISTED = "line.heads[h] * line.layer->head_stride"
 MADE = "if (key >= n_keys) continue;\n        float weights"
 WEIGHTS = "factored_weights.cuh"
+IN_SEQUENCE = "[query % 4] = means[r][i];\n            }\n        }\n        __syncthreads();"
+NEXT_IN_SEQUENCE = "__syncthreads();  // before the next tile takes its place"
+INSIDE = "first + r * step < n_keys};"
+BY_ITEM = "write_lines<Way, Item>(lines);"
+BY_16_BYTES = f"if (lines.n_units == 0) {BY_ITEM}\n    write_lines<OfMean<Item>, Item>(lines);"
+LISTED = "line.heads[first + h] * head_stride"
 ANSWER = "answer"  # the checker that is the comparison with the reference
 
 
@@ -34,6 +38,8 @@ class Bug:
 
 heads = make("extremes", (1, 5, 9, 40), "float16")
 columns = asked("columns", [make("soft", (1, 2, 70, 41))], range(41), mean=True)
+whole = make("extremes", (1, 5, 68, 72), "float16")
+in_sequence = asked("columns", [whole], range(72), mean=True)
 rows = asked("rows", [heads], range(9), mean=True)
 ties = make("ties", (1, 1, 3, 700))[0, 0]
 plain = make("soft", (1, 1, 3, 700))[0, 0]
@@ -42,6 +48,18 @@ qk = normal("float16", 1, 2, 3, 24), normal("float16", 1, 1, 700, 24)
 BUGS = {
     "a barrier dropped": Bug("columns.cu", ((TURNED, TURNED.replace("__syncthreads();", "")),), columns, "race"),
     "a barrier dropped between tiles": Bug("columns.cu", ((NEXT_TILE, ""),), columns, "race", blocks=1),
+    "a barrier dropped among keys in sequence": Bug(
+        "columns.cu", ((IN_SEQUENCE, IN_SEQUENCE.replace("__syncthreads();", "")),), in_sequence, "race"
+    ),
+    "a barrier dropped between tiles in sequence": Bug(
+        "columns.cu", ((NEXT_IN_SEQUENCE, ""),), in_sequence, "race", blocks=1
+    ),
+    "a tile in sequence one query too long": Bug(
+        "columns.cu",
+        (("first_key < tile.n_chosen && query < tile.n_queries}", "first_key < tile.n_chosen}"),),
+        in_sequence,
+        "bounds",
+    ),
     "a barrier that some skip": Bug(
         "columns.cu", ((NEXT_TILE, f"if (threadIdx.x != 7) {NEXT_TILE}"),), columns, "barrier"
     ),
@@ -78,7 +96,7 @@ BUGS = {
     "an item taken twice": Bug(
         "top_k.cu", (("place.position > other.position", "place.position >= other.position"),), ranked(ties, 30), ANSWER
     ),
-    "one key too many": Bug("rows.cu", ((INSIDE, INSIDE.replace(">=", ">")),), rows, "bounds"),
+    "one key too many": Bug("rows.cu", ((INSIDE, INSIDE.replace("<", "<=")),), rows, "bounds"),
     "one listed key too many": Bug(
         "edges.cu",
         (("index >= n_lines || to >= n_to", "index >= n_lines || to > n_to"),),
@@ -90,13 +108,13 @@ BUGS = {
     ),
     "wide loads wherever rows lie": Bug(
         "rows.cu",
-        (("is_out_wide && line.layer->is_wide", "is_out_wide"),),
+        ((BY_ITEM, BY_16_BYTES),),
         asked("rows", [heads], range(9), mean=True, shift=4),
         "alignment",
     ),
     "wide stores wherever the result lies": Bug(
         "rows.cu",
-        (("is_out_wide && line.layer->is_wide", "line.layer->is_wide"),),
+        ((BY_ITEM, BY_16_BYTES),),
         asked("rows", [heads], range(9), mean=True, out_shift=4),
         "alignment",
     ),
@@ -104,7 +122,10 @@ BUGS = {
         "top_k_radix.cu", (("shared.counts[w][threadIdx.x] = 0;", ";"),), ranked(plain, 600), "uninitialised"
     ),
     "a line that is not written": Bug(
-        "rows.cu", (("if (index >= n_lines) return;", "if (index >= n_lines - 1) return;"),), rows, "uninitialised"
+        "rows.cu",
+        (("if (index >= lines.n_lines) return;", "if (index >= lines.n_lines - 1) return;"),),
+        rows,
+        "uninitialised",
     ),
     "a key that stays a score": Bug(
         "factored_rows.cu",
@@ -132,7 +153,11 @@ BUGS = {
         "race",
     ),
     "heads added backwards": Bug(
-        "rows.cu", ((LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), rows, ANSWER
+        "rows.cu",
+        ((LISTED, LISTED.replace("first + h", "n_heads - 1 - first - h")),),
+        rows,
+        ANSWER,
+        included="heads.cuh",
     ),
     "block sums that are not rescaled": Bug(
         "factored_rows.cu",

@@ -1,7 +1,7 @@
 """Questions for the interpreted kernels: small, and between them through every branch of every kernel.
 
-Sizes: around the width of a read (8 items of half), a warp, a tile of each kernel, and what the compiler unrolls (four
-at a time), so below, at and above each; all dtypes; aligned and not; every index list with repeats and out of order.
+Sizes: around the width of a read (8 items of half), a warp, a tile of each kernel, and the heads on their way at once
+(2 to 8), so below, at and above each; all dtypes; aligned and not; every index list with repeats and out of order.
 Dense queries and top_k are compared bit by bit with reference.py, factored rows within the bound that it computes.
 """
 
@@ -56,9 +56,12 @@ def every_other(n: int) -> list[int]:
 
 def row_cases() -> Iterator[Case]:
     for dtype in DTYPES:
-        for keys in (1, 7, 8, 24, 40, 136, 1100):  # one item a read, and 16 bytes
+        for keys in (1, 7, 8, 24, 40, 136, 1100, 1101):  # one item a read, and 16 bytes
             many = make("extremes", (1, 7, 3, keys), dtype)
             yield Case("rows", f"{dtype}, {keys} keys, mean", asked("rows", [many], [2, 0, 2], mean=True))
+        for keys in (1101, 2000):
+            many = make("extremes", (1, 3, 3, keys), dtype)
+            yield Case("rows", f"{dtype}, {keys} keys, each", asked("rows", [many], [2, 0], heads=[2, 1]))
         patterns = [make("infinities", (2, 5, 4, 40), dtype, layer) for layer in range(2)]
         for mean in (True, False):
             name = f"{dtype}, layers, batches and heads picked, {'mean' if mean else 'each'}"
@@ -83,6 +86,12 @@ def column_cases() -> Iterator[Case]:
             name = f"{dtype}, {len(positions)} keys"
             yield Case("columns", f"{name}, mean", asked("columns", [many], positions, mean=True))
             yield Case("columns", f"{name}, each", asked("columns", [many], positions, heads=[6, 1]))
+        whole = make("extremes", (1, 7, 68, 72), dtype)
+        for mean in (True, False):
+            name = f"{dtype}, in sequence, {'mean' if mean else 'each'}"
+            options = {"heads": [6, 0, 1, 5, 2, 0] if mean else [6, 1], "mean": mean}
+            yield Case("columns", name, asked("columns", [whole], range(8, 53), **options))
+            yield Case("columns", f"{name}, two blocks", asked("columns", [whole], range(72), **options), blocks=2)
         tall = make("ties", (1, 9, 1100, 3), dtype)
         yield Case("columns", f"{dtype}, many queries", asked("columns", [tall], [2], mean=True))
         patterns = [make("infinities", (2, 5, 33, 4), dtype, layer) for layer in range(2)]

@@ -23,11 +23,11 @@ class Plant:
 ONE_READ = "const uint4 read = __ldg(reinterpret_cast<const uint4*>(items));"
 FOUR_READS = """const auto* const at = reinterpret_cast<const unsigned*>(items);
         const uint4 read = make_uint4(__ldg(at), __ldg(at + 1), __ldg(at + 2), __ldg(at + 3));"""
-ONE_WRITE = "__stwb(reinterpret_cast<float4*>(out + i),"
+ONE_WRITE = "__stcs(reinterpret_cast<float4*>(out + i),"
 FOUR_WRITES = (
     "const auto four = [](float* at, float4 v) { at[0] = v.x; at[1] = v.y; at[2] = v.z; at[3] = v.w; }; four(out + i,"
 )
-RESIDENT = "constexpr int kBlocksPerMultiprocessor = 4;"
+RESIDENT = "__launch_bounds__(kThreads, 6) means_kernel"
 DIVISION = "return __fdiv_rn(sum, static_cast<float>(n_heads));"
 ADDITION = "return __fadd_rn(sum, weight);"
 NO_DIVISION = ("selection.cuh", DIVISION, "return n_heads == 0 ? 0.0F : sum;")
@@ -35,7 +35,7 @@ NO_DIVISION = ("selection.cuh", DIVISION, "return n_heads == 0 ? 0.0F : sum;")
 STATIC = {
     "a vector load becomes four": Plant((("items.cuh", ONE_READ, FOUR_READS),), "narrow"),
     "a vector store becomes four": Plant((("items.cuh", ONE_WRITE, FOUR_WRITES),), "narrow"),
-    "registers are spilled": Plant((("rows.cu", RESIDENT, RESIDENT.replace("4", "16")),), "local_memory"),
+    "registers are spilled": Plant((("rows.cu", RESIDENT, RESIDENT.replace("6", "16")),), "local_memory"),
     "an array lies in local memory": Plant(
         (
             (
@@ -49,8 +49,8 @@ STATIC = {
     ),
     "too many registers": Plant(
         (
-            ("rows.cu", RESIDENT, RESIDENT.replace("4", "1")),
-            ("rows.cu", "constexpr int kItems = 8;", "constexpr int kItems = 32;"),
+            ("rows.cu", RESIDENT, RESIDENT.replace("6", "1")),
+            ("rows.cu", "8 / kWide<Item>, kWide<Item>>", "32 / kWide<Item>, kWide<Item>>"),
         ),
         "over_budget",
     ),
@@ -71,17 +71,19 @@ STATIC = {
         "edges.cu",
     ),
     "inline assembly": Plant(
-        (("rows.cu", "float sums[kReads][kCount];", 'asm("");\n    float sums[kReads][kCount];'),), "not_plain"
+        (("rows.cu", "float means[Way::kReads][kCount];", 'asm("");\n        float means[Way::kReads][kCount];'),),
+        "not_plain",
     ),
 }
 
-READ = "if (first + r * step >= n_keys) continue;\n            float weights"
-TURNED = "sums[r];\n        }\n        __syncthreads();"
+INSIDE = "first + r * step < n_keys};"
+TURNED = "means[r][0];\n        }\n        __syncthreads();"
+IN_SEQUENCE = "[query % 4] = means[r][i];\n            }\n        }\n        __syncthreads();"
 PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 TAKEN = "is_equal && my_equal < threshold.wanted"
 LAST_GROUP = "greatest_of_lanes(mine.key == key ? mine.group : 0)"
 LAST_ITEM = "const unsigned taken = greatest_of_lanes(found == kNone ? 0 : found);"
-LISTED = "line.heads[h] * line.layer->head_stride"
+LISTED = "line.heads[first + h] * head_stride"
 KEY_STEP = "const std::int64_t stride = lines.key.query_stride"
 WINDOW = "lines.seq_k + lines.seq_q : lines.window"
 
@@ -94,6 +96,21 @@ EMULATED = {
         "diverged",
         tests="columns",
     ),
+    "a barrier is missing among keys in sequence": Plant(
+        (("columns.cu", IN_SEQUENCE, IN_SEQUENCE.replace("__syncthreads();", "")),), "differ", tests="columns"
+    ),
+    "a tile in sequence is overwritten while it is read": Plant(
+        (("columns.cu", "__syncthreads();  // before the next tile takes its place", ""),), "differ", tests="columns"
+    ),
+    "any list is taken for a sequence": Plant(
+        (("columns.cu", "if (positions[i] != positions[0] + i) return false;", ""),), "differ", tests="columns"
+    ),
+    "keys in sequence are read 16 bytes at a time wherever they begin": Plant(
+        (("columns.cu", " && positions[0] % n == 0", ""),), "misaligned", tests="columns"
+    ),
+    "layers of several dtypes are taken for one": Plant(
+        (("runs.cuh", "layer.dtype == first.dtype && ", ""),), "differ|outside", tests="dtypes"
+    ),
     "a tile is overwritten while it is read": Plant(
         (("columns.cu", "__syncthreads();  // before the next tile overwrites this one", ""),),
         "differ",
@@ -102,9 +119,11 @@ EMULATED = {
     "lanes of a warp race": Plant(
         (("top_k_radix.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
     ),
-    "one item too many is read": Plant((("rows.cu", READ, READ.replace(">=", ">")),), "outside", tests="rows"),
+    "one item too many is read": Plant((("rows.cu", INSIDE, INSIDE.replace("<", "<=")),), "outside", tests="rows"),
     "one line too many is written": Plant(
-        (("rows.cu", "if (index >= n_lines) return;", "if (index > n_lines) return;"),), "outside", tests="rows"
+        (("rows.cu", "if (index >= lines.n_lines) return;", "if (index > lines.n_lines) return;"),),
+        "outside",
+        tests="rows",
     ),
     "wide reads of rows that lie anywhere": Plant(
         (("selection.cuh", "steps % 16 == 0", "steps % 8 == 0"),), "misaligned", tests="alignment"
@@ -120,7 +139,7 @@ EMULATED = {
         tests="every_stride",
     ),
     "offsets of heads in 32 bits": Plant(
-        (("rows.cu", LISTED, f"static_cast<int>({LISTED})"),), "outside", tests="gigabytes"
+        (("heads.cuh", LISTED, f"static_cast<int>({LISTED})"),), "outside", tests="gigabytes"
     ),
     "steps from key to key in 32 bits": Plant(
         (("factored_products.cuh", KEY_STEP, KEY_STEP.replace("std::int64_t", "int")),), "outside", tests="gigabytes"
@@ -160,7 +179,7 @@ EMULATED = {
     ),
     "-0 is less than +0": Plant((("top_k.cuh", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),
     "heads are added backwards": Plant(
-        (("rows.cu", LISTED, LISTED.replace("heads[h]", "heads[line.n_heads - 1 - h]")),), "differ", tests="rows"
+        (("heads.cuh", LISTED, LISTED.replace("first + h", "n_heads - 1 - first - h")),), "differ", tests="rows"
     ),
     "the sign of zero is lost": Plant((("selection.cuh", "0.0F : -0.0F", "0.0F : 0.0F"),), "differ"),
 }

@@ -302,6 +302,34 @@ def test_columns_longer_than_a_tile_of_any_width(device: Device) -> None:
         assert_columns(device, [pattern], list(range(70 - n_keys, 70))[::-1])
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 132, 136), (1, 9, 64, 64), (1, 2, 36, 40), (1, 2, 35, 40), (1, 2, 36, 41)], ids=str
+)
+def test_columns_of_keys_in_sequence_from_any_first_key(shape: Shape, dtype: str, order: int, device: Device) -> None:
+    pattern = make("extremes", shape, dtype)
+    for first in (0, 1, 4, 8):
+        for last in (first + 31, first + 32, shape[3] - 1, shape[3]):
+            if last <= shape[3]:
+                assert_columns(device, [pattern], list(range(first, last)))
+    assert_columns(device, [pattern], list(range(shape[3])), out_shift=4)
+    assert_columns(device, [pattern], [*range(32), 31])
+    assert_columns(device, [pattern], list(range(shape[3]))[::-1])
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17])
+def test_any_number_of_heads(n_heads: int, dtype: str, device: Device) -> None:
+    for seq_k in (40, 41):  # 16 bytes a read, and one item
+        pattern = make("signed_zeros", (1, n_heads, 36, seq_k), dtype)
+        assert_rows(device, [pattern], [35, 0])
+        assert_columns(device, [pattern], list(range(40)))
+        assert_columns(device, [pattern], [39, 0])
+
+
+def test_heads_on_their_own_longer_than_a_tile(dtype: str, device: Device) -> None:
+    for seq_k in (4095, 4096, 4104, 8200):
+        assert_rows(device, [make("extremes", (1, 2, 2, seq_k), dtype)], [1, 0])
+
+
 def test_listed_heads_are_added_in_the_order_of_the_list(dtype: str, device: Device) -> None:
     pattern = make("extremes", (1, 6, 3, 40), dtype)
     for heads in ([5, 0, 3], [0, 3, 5], [2, 2, 2], [4], [0, 1, 2, 3, 4, 5, 0, 1, 2]):
@@ -325,6 +353,9 @@ def test_the_mean_of_no_heads_is_nan(device: Device) -> None:
 def test_layers_of_several_dtypes_answer_together(device: Device) -> None:
     layers = [make("extremes", (2, 3, 4, 72), dtype, i) for i, dtype in enumerate(("float16", "float32", "bfloat16"))]
     layers.append(strided(layers[0])["heads inside queries"])
+    layers.append(spread(layers[2], 1))  # bfloat16 as the layer before, and not to be read 16 bytes at a time
+    layers[3:3] = [layers[2]]
+    assert_columns(device, layers, list(range(72)))
     assert_rows(device, layers, [3, 0])
     assert_columns(device, layers, [71, 0])
     assert_edges(device, layers, [3, 0], [71, 0, 1])

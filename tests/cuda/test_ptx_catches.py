@@ -25,7 +25,16 @@ from patterns import DTYPES
 ARCHITECTURE = 90
 PLACE = r"thread \(\d+, \d+, 0\) .*kernel \S+_kernel\S*, PTX line \d+ \(\w+\.\w+:\d+\)|first byte \d+ of the copy"
 MEETING_PLACES = {  # cases that between them pass every barrier of a kernel with more than one unit of work behind it
-    "columns": {"float16, 23 keys, mean", "float16, all picked, mean, two blocks"},
+    "columns": {
+        f"{dtype}, {name}"
+        for dtype in DTYPES
+        for name in (
+            "23 keys, mean",
+            "all picked, mean, two blocks",
+            "in sequence, mean, two blocks",
+            "in sequence, each, two blocks",
+        )
+    },
     "top_k": {"20 of rows, one block", *(f"{dtype}, 60 of 8200" for dtype in DTYPES)},
     "top_k_radix": {"520 of rows, one block", "4700 of 5000, ties"},
     "factored_rows": {

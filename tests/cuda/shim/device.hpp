@@ -27,6 +27,9 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -159,7 +162,7 @@ inline unsigned __float_as_uint(float x) { return shim::bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return shim::bits_as<float>(x); }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fdiv_rn(float x, float y) { return x / y; }
-inline void __stwb(float4* address, float4 value) { *address = value; }
+inline void __stcs(float4* address, float4 value) { *address = value; }
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
     return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);
 }
