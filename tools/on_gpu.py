@@ -39,7 +39,8 @@ SANITIZERS = {
     "initcheck": (),
     "synccheck": (),
 }
-FOUND = 99  # the exit status of a sanitizer that found something
+# Host backtraces hold on to Python's frames, and so to all device memory of a test.
+SANITIZING = ("--error-exitcode=99", "--show-backtrace=device")
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 
 
@@ -191,7 +192,7 @@ def parts(options: argparse.Namespace, target: Path) -> list[Part]:
     checks = [
         Part(
             tool,
-            [sanitizer or "compute-sanitizer", "--tool", tool, f"--error-exitcode={FOUND}", *words, *small],
+            [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZING, *words, *small],
             120,
             no_sanitizer,
             alone,

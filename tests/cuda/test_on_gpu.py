@@ -58,7 +58,7 @@ def test_a_dry_run_prints_the_command_lines_of_the_sanitizers(tmp_path: Path) ->
     words = ["--dry-run", "--installed", "--only", "memcheck", "--only", "racecheck", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "compute-sanitizer --tool racecheck --error-exitcode=99" in done.stdout
+    assert "compute-sanitizer --tool racecheck --error-exitcode=99 --show-backtrace=device" in done.stdout
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert [(part["name"], part["verdict"]) for part in results["parts"]] == [
         ("memcheck", NOT_RUN),
