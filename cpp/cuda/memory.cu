@@ -9,7 +9,7 @@
 namespace attncache::cuda {
 namespace {
 
-constexpr std::size_t kKeptPart = 16;  // of a device's memory: what a pool keeps of it at most, unused
+constexpr std::size_t kKeptPart = 8;  // of a device: what its pool keeps at most of what nobody uses
 
 cudaMemPool_t made_pool(int device) {
     cudaMemPoolProps properties{};
