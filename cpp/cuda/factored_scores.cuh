@@ -101,8 +101,14 @@ __device__ void set_up(const FactoredLines& lines, std::int64_t block, const Hea
     bundle.visible[threadIdx.x] = visible_keys(lines, query, begin, n_keys);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kScoreBlocks = 2;  // of 8 lines and a multiprocessor, at least: with 3, ptxas 13.5 spills
+#else
+constexpr int kScoreBlocks = 3;
+#endif
+
 template <int kLines>
-__global__ void __launch_bounds__(kScoreThreads, kLines == kFewLines ? 4 : 3)
+__global__ void __launch_bounds__(kScoreThreads, kLines == kFewLines ? 4 : kScoreBlocks)
     factored_scores_kernel(FactoredLines lines, Divisor n_bundles, Divisor n_bundles_of_run, std::int64_t head_stride,
                            float* out /* [listed head] at head_stride, [position, key] */,
                            SoftmaxPart* parts /* [line, block of keys] */) {

@@ -74,6 +74,8 @@ def row_cases() -> Iterator[Case]:
             steps = asked("rows", [spread(make("extremes", (2, 2, 2, 24), dtype), axis)], [1, 0], batches=[1, 0])
             yield Case("rows", f"{dtype}, only {name} begin off 16 bytes", steps)
         yield Case("rows", f"{dtype}, no heads", asked("rows", patterns, [0], heads=[], mean=True))
+        none = asked("rows", [make("soft", (1, 2, 3, 1101), dtype)], [2, 0, 1], heads=[], mean=True)
+        yield Case("rows", f"{dtype}, no heads, one item a read, two blocks", none, blocks=2)
         yield Case(
             "rows", f"{dtype}, whole", asked("rows", [make("soft", (1, 12, 20, 64), dtype)], range(20), mean=True)
         )
