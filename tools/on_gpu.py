@@ -182,7 +182,18 @@ def parts(options: argparse.Namespace, target: Path) -> list[Part]:
     python = (
         {} if options.installed else {"PYTHONPATH": os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])}
     )
-    pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rf", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "-rfs",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+    ]
     side_by_side = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     alone = {**python, "ATTNCACHE_DEVICE_ALONE": "" if options.dry_run else "1"}
     times = [sys.executable, "-m", "benchmarks.cuda", "--json", options.out / "times.json"]
