@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -256,7 +257,7 @@ def ended(part: Part, process: subprocess.Popen[bytes], log: Path, begin: float,
 def words_of(part: Part) -> str:
     """The command as it can be typed."""
     added = " ".join(f"{name}={value}" for name, value in part.environment.items() if value)
-    return f"{added} {' '.join(map(str, part.command))}".strip()
+    return f"{added} {shlex.join(map(str, part.command))}".strip()
 
 
 def run(chosen: Sequence[Part], seconds: float, folder: Path) -> Iterator[Outcome]:
