@@ -20,7 +20,7 @@
 #include <atomic>
 #include <vector>
 
-#include "attncache/store.hpp"
+#include "attncache/dense.hpp"
 
 namespace attncache {
 
@@ -36,15 +36,15 @@ struct Scoring {
     float softcap = 0;        // 0: none
     bool causal = true;       // query i sees keys up to i + seq_k - seq_q: the last query is aligned with the last key
     std::int64_t window = 0;  // 0: none; causal: the last `window` keys of those, otherwise keys up to `window` away
+    std::vector<std::vector<Range>> hidden_keys = {};  // by batch item, ascending; empty: none is hidden
+    std::vector<float> sinks = {};  // by head: a score that takes part in each sum; empty: none
 };
 
-/// What a factored layer holds: everything but memory.
+/// What a factored layer computes from: everything but memory.
 struct FactoredView {
     PatternView query;  // [batch, head, query, item]
     PatternView key;    // [batch, key head, key, item]; head h reads key head h / (heads / key heads)
     Scoring scoring;
-    std::vector<std::vector<Range>> hidden_keys;  // by batch item, ascending; empty: none is hidden
-    std::vector<float> sinks;                     // by head: a score that takes part in each sum; empty: none
 
     /// The shape of the pattern.
     Shape shape() const { return {query.shape.batch_size, query.shape.n_heads, query.shape.seq_q, key.shape.seq_q}; }
@@ -69,26 +69,26 @@ struct RowSums {
 class GrowingRows;
 
 /// Queries or keys and what keeps their memory alive.
-struct Rows {
+struct Projection {
     PatternView view;  // [batch, head, position, item]
     std::shared_ptr<const void> memory;
     std::shared_ptr<GrowingRows> growing;  // if that memory has room for more positions
 };
 
-/// A layer of queries and keys. Never changes once made but for `row_sums`, which appear; any number of threads may
-/// read.
-class FactoredLayer {
+/// A layer of queries and keys. Never changes once made but for `row_sums`, which appear.
+class FactoredLayer final : public Layer {
 public:
-    /// `options` is a view without its query and key. `lse`, [batch, head, query] or empty, are the normalisers of all
-    /// rows: the log of the sum of e^score, sinks included.
-    FactoredLayer(Rows query, Rows key, FactoredView options, std::vector<float> lse);
-    ~FactoredLayer();
-    FactoredLayer(const FactoredLayer&) = delete;
-    FactoredLayer& operator=(const FactoredLayer&) = delete;
+    /// `lse`, [batch, head, query] or empty, are the normalisers of all rows: the log of the sum of e^score, sinks
+    /// included.
+    FactoredLayer(Projection query, Projection key, Scoring scoring, std::vector<float> lse);
+    ~FactoredLayer() override;
+
+    std::int64_t n_bytes() const override;
+    Costs costs() const override;
+    void read_lines(const LineRequest& request, const LinesOut& out) const override;
 
     const FactoredView& view() const { return view_; }
     bool has_given_lse() const { return has_given_lse_; }
-    std::int64_t n_bytes() const;
 
     /// The normalisers if they are known, otherwise nullptr.
     const RowSums* known_row_sums() const { return row_sums_.load(std::memory_order_acquire); }
@@ -113,8 +113,8 @@ public:
 
 private:
     FactoredView view_;
-    Rows query_;
-    Rows key_;
+    Projection query_;
+    Projection key_;
     bool has_given_lse_;
     mutable std::atomic<const RowSums*> row_sums_{nullptr};
     mutable std::atomic<std::int64_t> summing_process_{0};  // in which a thread computes them, or 0
@@ -126,8 +126,5 @@ private:
 
 /// The logarithms of the sums of e^score of all rows, [batch, head, query]; -infinity of a row without visible keys.
 std::vector<float> log_sums(const FactoredLayer& layer);
-
-/// The pattern of a factored layer as a dense one in `dtype`, computed block by block. Throws as `copy_layer`.
-std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype);
 
 }  // namespace attncache

@@ -1,41 +1,49 @@
-// Layers and the memory they own or borrow.
+// The layers of one cache, in push order.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
-#include "attncache/pattern_view.hpp"
+#include "attncache/head_mean.hpp"
 
 namespace attncache {
 
-/// An array to copy a layer from: any dtype, any strides in bytes, keys included.
-struct SourceArray {
-    const std::byte* data = nullptr;
-    DType dtype = DType::float32;
-    Shape shape;
-    std::int64_t strides[4] = {0, 0, 0, 0};
+/// Layers and the rule by which their head means are built. Any number of threads may use it; a push becomes visible
+/// whole or not at all, and whoever has taken a layer out keeps it whatever happens to the store. A child of fork finds
+/// it usable. What a call lets go of it releases last, when it holds nothing: that may run code of a binding.
+class Store {
+public:
+    using LayerPointer = std::shared_ptr<const Layer>;
+
+    std::int64_t n_layers() const;
+    /// The layer at a place, or nullptr if there is none.
+    LayerPointer layer(std::int64_t at) const;
+    /// The same without sharing it: for a caller that keeps others from changing the store for as long as it looks.
+    const Layer* peek(std::int64_t at) const {
+        return at >= 0 && at < static_cast<std::int64_t>(layers_.size()) ? layers_[static_cast<std::size_t>(at)].get()
+                                                                          : nullptr;
+    }
+    std::int64_t peek_n_layers() const { return static_cast<std::int64_t>(layers_.size()); }
+    /// All of them as they are now.
+    std::vector<LayerPointer> layers() const;
+
+    /// Appends a layer. Throws std::bad_alloc, and then nothing has changed.
+    void push(LayerPointer layer);
+    /// Puts a layer at a place that exists, or behind the last; false, and nothing has changed, if there is no such.
+    bool put(std::int64_t at, LayerPointer layer);
+    /// Puts `after` where `before` stands; false if it stands nowhere.
+    bool replace(const Layer* before, LayerPointer after);
+    /// Room for so many layers. Throws std::bad_alloc.
+    void reserve(std::int64_t n_layers);
+    void clear();
+
+    IndexPolicy policy() const { return policy_.load(std::memory_order_relaxed); }
+    void set_policy(IndexPolicy policy) { policy_.store(policy, std::memory_order_relaxed); }
+
+private:
+    std::vector<LayerPointer> layers_;  // guarded by mutex_of(this)
+    std::atomic<IndexPolicy> policy_{IndexPolicy::automatic};
 };
-
-/// One layer's pattern and whatever keeps its memory alive. Never changes once made, so any number of threads may
-/// read it; everything that hands out its memory shares `memory`.
-struct Layer {
-    PatternView pattern;
-    std::shared_ptr<const void> memory;
-};
-
-/// A contiguous, 64-byte-aligned copy of `source`, converted to `dtype` as NumPy's astype converts.
-///
-/// float32 -> float16 and float64 -> float16 round once to nearest even and keep subnormals; narrowing to bfloat16
-/// rounds to nearest even; NaN stays NaN. Threads: the copy is split over rows.
-/// Throws std::length_error if the bytes of the copy overflow, std::bad_alloc if they cannot be had.
-std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype);
-
-/// A layer over C-contiguous memory that `owner` keeps alive. Costs O(1).
-std::shared_ptr<const Layer> borrow_layer(const std::byte* data, DType dtype, Shape shape,
-                                          std::shared_ptr<const void> owner);
-
-/// Layers in push order. Like a std::vector it may be read by many threads while none changes it; readers take
-/// shared pointers out and keep their layers whatever happens to the store.
-using Layers = std::vector<std::shared_ptr<const Layer>>;
 
 }  // namespace attncache

@@ -1,0 +1,31 @@
+// A device with memory of its own: it answers queries about the layers that lie there.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "attncache/queries.hpp"
+
+namespace attncache {
+
+/// What a device answers; its layers refuse by name every query that it has no kernel for (std::invalid_argument).
+class Device {
+public:
+    virtual ~Device() = default;
+
+    /// "cuda:0"
+    virtual const std::string& name() const = 0;
+
+    // As the functions of those names in attncache/queries.hpp; all layers of the selection lie on this device.
+    virtual void rows(const Selection& selection, std::span<const std::int64_t> positions, const Out& out) const;
+    virtual void columns(const Selection& selection, std::span<const std::int64_t> positions, const Out& out) const;
+    virtual void edges(const Selection& selection, std::span<const std::int64_t> from_positions,
+                       std::span<const std::int64_t> to_positions, const Out& out) const;
+    virtual void top_k(const Selection& selection, std::span<const std::int64_t> positions, Direction direction,
+                       std::int64_t k, std::int64_t* top_positions, float* top_weights) const;
+
+protected:
+    [[noreturn]] void refuse(const char* query) const;
+};
+
+}  // namespace attncache
