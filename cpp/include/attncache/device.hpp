@@ -24,6 +24,9 @@ public:
     virtual void top_k(const Selection& selection, std::span<const std::int64_t> positions, Direction direction,
                        std::int64_t k, std::int64_t* top_positions, float* top_weights) const;
 
+    /// A copy in CPU memory of a layer that lies on this device. Throws std::bad_alloc.
+    virtual std::shared_ptr<const Layer> cpu(const Layer& layer) const = 0;
+
 protected:
     [[noreturn]] void refuse(const char* query) const;
 };
