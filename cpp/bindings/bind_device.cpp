@@ -1,48 +1,182 @@
-// Layers on a device: Python objects that the store keeps among its layers, and where each layer lies.
+// Layers on a device: made of arrays that Python has taken apart; and arrays there that answers are written into.
+#include <pybind11/stl.h>
+
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "arrays.hpp"
+#include "attncache/cuda_device.hpp"
 #include "bind.hpp"
-#include "indices.hpp"
+#include "device_out.hpp"
+#include "dlpack.hpp"
+#include "scoring.hpp"
 
 namespace attncache::python {
 namespace {
 
-void push_device(const py::object& self, const py::object& layer) {
-    const auto number = [](const py::handle& value) { return value.cast<std::int64_t>(); };
-    const py::tuple shape = layer.attr("shape");
-    const auto text_of = [&](const char* name) { return layer.attr(name).cast<std::string>(); };
-    DeviceLayer device{layer, text_of("device"), text_of("kind") == "factored", number(layer.attr("nbytes"))};
-    auto stored =
-        std::make_shared<StoredLayer>(Shape{number(shape[0]), number(shape[1]), number(shape[2]), number(shape[3])},
-                                      dtype_named(text_of("dtype")), std::move(device));
-    store_of(self).layers.push_back(std::move(stored));
+void check_version(const dlpack::ManagedTensor&) {}
+void check_version(const dlpack::VersionedTensor& managed) {
+    if (managed.major == dlpack::VersionedTensor::kMajor) return;
+    throw py::buffer_error("the array must come as DLPack 1, got version " + std::to_string(managed.major));
 }
 
-/// The Python object of a layer on a device, None of one in CPU memory.
-py::object device_layer(const py::object& self, const py::object& layer) {
-    const std::int64_t number = whole_number(layer.ptr(), "layer");
-    const Store& store = store_of(self);
-    const std::int64_t at = position_of(number, layer.ptr(), {"layer", "n_layers", store.n_layers()});
-    const StoredLayer& stored = *store.layers[static_cast<std::size_t>(at)];
-    return stored.is_on_device() ? stored.device_layer() : py::none();
+bool is_read_only(const dlpack::ManagedTensor&) { return false; }
+bool is_read_only(const dlpack::VersionedTensor& managed) { return (managed.flags & 1) != 0; }
+
+/// Takes what a capsule holds out of it. The object that owns it from then on calls its deleter, once.
+template <class Managed>
+py::tuple take(const py::object& given) {
+    auto* const managed = static_cast<Managed*>(PyCapsule_GetPointer(given.ptr(), Managed::kFresh));
+    if (managed == nullptr || PyCapsule_SetName(given.ptr(), Managed::kTaken) != 0) throw py::error_already_set();
+    const std::shared_ptr<Managed> shared(managed, [](Managed* p) {
+        if (p->deleter != nullptr) p->deleter(p);
+    });
+    check_version(*managed);
+    const dlpack::Tensor& tensor = managed->tensor;
+    if (tensor.ndim < 0) throw py::buffer_error("the array must have axes, got " + std::to_string(tensor.ndim));
+    const auto n = static_cast<std::size_t>(tensor.ndim);
+    const std::vector<std::int64_t> shape(tensor.shape, tensor.shape + n);
+    std::vector<std::int64_t> strides(n, 1);
+    for (std::size_t i = n; i-- > 0;) {
+        if (tensor.strides != nullptr) {
+            strides[i] = tensor.strides[i];
+        } else if (i + 1 < n) {
+            strides[i] = strides[i + 1] * shape[i + 1];
+        }
+    }
+    const auto address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+    return py::make_tuple(capsule_of(shared), address, py::make_tuple(tensor.device.type, tensor.device.id),
+                          py::make_tuple(tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes),
+                          py::tuple(py::cast(shape)), py::tuple(py::cast(strides)), is_read_only(*managed));
 }
 
-py::tuple devices(const py::object& self) {
-    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
-    py::tuple devices(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) devices[i] = py::str(layers[i]->device());
-    return devices;
+/// (owner, address, device, dtype, shape, strides in items, whether it is read-only) of a DLPack capsule, which is used
+/// up by it.
+py::tuple dlpack_taken(const py::object& capsule) {
+    for (const auto& [name, take_it] : {std::pair{dlpack::VersionedTensor::kFresh, take<dlpack::VersionedTensor>},
+                                        std::pair{dlpack::ManagedTensor::kFresh, take<dlpack::ManagedTensor>}}) {
+        if (PyCapsule_IsValid(capsule.ptr(), name)) return take_it(capsule);
+    }
+    throw py::buffer_error("__dlpack__ must return a DLPack capsule that nobody has used, got " +
+                           std::string(py::repr(capsule)));
+}
+
+void* stream_of(std::uintptr_t handle) { return reinterpret_cast<void*>(handle); }
+
+/// An attncache.cuda.arrays.DeviceArray of four axes.
+struct Given {
+    Borrowed borrowed;
+    int device;
+    void* stream;
+
+    explicit Given(const py::tuple& array)
+        : device(array[2].cast<int>()), stream(stream_of(array[6].cast<std::uintptr_t>())) {
+        const auto shape = array[4].cast<std::array<std::int64_t, 4>>();
+        const auto strides = array[5].cast<std::array<std::int64_t, 4>>();
+        const auto* const data = static_cast<const std::byte*>(stream_of(array[1].cast<std::uintptr_t>()));
+        const DType dtype = dtype_named(array[3].cast<std::string>());
+        const PatternView view{data,       dtype,      {shape[0], shape[1], shape[2], shape[3]},
+                               strides[0], strides[1], strides[2]};
+        borrowed = {view, keep_alive(array[0])};
+    }
+};
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+/// A layer whose end waits for its work without the GIL. The end of the process ends all work, and whoever owns the
+/// memory may be gone by then: it is not given back.
+std::shared_ptr<Layer> ending_without_gil(CudaLayer* layer) {
+    return {layer, [](CudaLayer* ending) {
+                if (is_finalizing()) return;
+                if (PyGILState_Check() != 0) {
+                    const py::gil_scoped_release released;
+                    ending->finish();
+                }
+                delete ending;
+            }};
+}
+
+std::shared_ptr<Layer> dense(CudaDevices& devices, const py::tuple& pattern) {
+    Given given(pattern);
+    return ending_without_gil(new CudaLayer(devices.device(given.device), std::move(given.borrowed), given.stream));
+}
+
+std::shared_ptr<Layer> factored(CudaDevices& devices, const py::tuple& query, const py::tuple& key,
+                                const ScoringTuple& scoring, const std::optional<std::vector<float>>& lse) {
+    Given queries(query);
+    Given keys(key);
+    const CudaDevice& device = devices.device(queries.device);
+    const py::gil_scoped_release released;
+    device.wait(queries.stream, keys.stream);
+    return ending_without_gil(new CudaLayer(device, std::move(queries.borrowed), std::move(keys.borrowed),
+                                            scoring_of(scoring), lse.value_or(std::vector<float>()), queries.stream));
+}
+
+/// Makes a device the current one of this thread, and returns the number of the one before.
+int use(const CudaDevices& devices, int number) {
+    const int before = devices.current();
+    if (before != number) devices.make_current(number);
+    return before;
+}
+
+py::object device_of(CudaDevices& devices, std::uintptr_t address) {
+    const CudaDevice* const device = devices.device_of(stream_of(address));
+    return device == nullptr ? py::none() : py::object(py::int_(device->number()));
+}
+
+py::object why_not(const CudaDevices& devices) {
+    const std::string reason = devices.why_not();
+    return reason.empty() ? py::none() : py::object(py::str(reason));
+}
+
+/// Fills an array with what lies at an address, once all that is on the stream is done.
+void copy_to_host(CudaDevices& devices, int number, std::uintptr_t address, const py::array_t<std::uint8_t>& to,
+                  std::uintptr_t stream) {
+    auto view = py::array_t<std::uint8_t>(to);
+    std::uint8_t* const data = view.mutable_data();
+    const auto n_bytes = static_cast<std::size_t>(view.nbytes());
+    const CudaDevice& device = devices.device(number);
+    const py::gil_scoped_release released;
+    device.copy_to_host(data, stream_of(address), n_bytes, stream_of(stream));
 }
 
 }  // namespace
 
-void bind_device(py::class_<Store>& store) {
+std::optional<Out> device_out(PyObject* out, const Device& device, std::span<const npy_intp> dims) {
+    if (out == nullptr || out == Py_None || PyArray_Check(out)) return std::nullopt;
+    py::tuple shape(dims.size());
+    for (std::size_t i = 0; i < dims.size(); ++i) shape[i] = py::int_(dims[i]);
+    const py::object found =
+        py::module_::import("attncache.cuda.arrays").attr("result_on")(py::handle(out), device.name(), shape);
+    if (found.is_none()) return std::nullopt;
+    const auto [address, stream] = found.cast<std::pair<std::uintptr_t, std::uintptr_t>>();
+    return Out(static_cast<float*>(stream_of(address)), stream_of(stream));
+}
+
+void bind_device(py::module_& module) {
     using namespace py::literals;
-    store.def("_push_device", push_device, "layer"_a)
-        .def("_device_layer", device_layer, "layer"_a)
-        .def_property_readonly("devices", devices);
+    py::class_<CudaDevices, std::unique_ptr<CudaDevices, py::nodelete>>(module, "CudaDevices", py::is_final())
+        .def(py::init([](const std::string& path) { return &CudaDevices::of(path); }), "path"_a)
+        .def("why_not", why_not)
+        .def("use", use, "device"_a)
+        .def("device_of", device_of, "address"_a)
+        .def(
+            "wait",
+            [](CudaDevices& devices, int device, std::uintptr_t stream, std::uintptr_t other) {
+                devices.device(device).wait(stream_of(stream), stream_of(other));
+            },
+            "device"_a, "stream"_a, "other"_a)
+        .def("copy_to_host", copy_to_host, "device"_a, "address"_a, "to"_a, "stream"_a)
+        .def("dense", dense, "pattern"_a)
+        .def("factored", factored, "query"_a, "key"_a, "scoring"_a, "lse"_a);
+    module.def("dlpack_taken", dlpack_taken, "capsule"_a);
 }
 
 }  // namespace attncache::python

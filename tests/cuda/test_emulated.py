@@ -32,8 +32,9 @@ import attncache
 import test_factored
 from attncache import reference
 from cuda import emulated
-from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
+from cuda.calls import Device, Failed
 from cuda.compilers import NO_GXX, find_gxx
+from cuda.header import BAD_ARGUMENT, TOO_LARGE
 from patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 
 SEEDS = (1, 2, 3)
