@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from attncache.cuda import library
-from cuda.compilers import DEVICE_ALONE, NO_GXX, NO_NVCC, OTHER_LIBRARY, find_gxx, find_nvcc
+from cuda.compilers import DEVICE_ALONE, NO_GXX, OTHER_LIBRARY, find_gxx
 from cuda.emulated import build
-from cuda.ptx import library as ptx_library
-from cuda.ptx.library import Built
 from cuda.recording import Recorder
 
 HERE = Path(__file__).resolve().parent
-LONG = ("test_planted.py", "test_ptx.py", "test_ptx_catches.py", "test_static.py")
+LONG = ("test_planted.py", "test_static.py")
 LONG_TESTS = ("under_sanitizers", "[seed2", "-seed2", "[seed3", "-seed3")  # parts of the names of others
 IS_DEVICE_ALONE = bool(os.environ.get(DEVICE_ALONE))
 LIBRARIES = ("cuda",) if IS_DEVICE_ALONE else ("emulated", "cuda") if library.is_available() else ("emulated",)
@@ -63,14 +61,6 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_gxx() is None:
         pytest.skip(NO_GXX)
     return build(tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="session")
-def interpreted_library(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The library as nvcc compiles it, and the PTX of its kernels."""
-    if find_nvcc() is None or find_gxx() is None:
-        pytest.skip(NO_NVCC if find_nvcc() is None else NO_GXX)
-    return ptx_library.build(tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.fixture(params=LIBRARIES)

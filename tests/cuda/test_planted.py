@@ -1,8 +1,7 @@
 """Plants bugs into copies of the CUDA sources; the checks that are there to see them must see them.
 
 Covered: the static checks (test_static.py), each with nvcc, and the emulation (test_emulated.py) with g++: missing
-barriers, races, bounds, alignment, offsets and windows in 32 bits, overflow, ties, NaN, order of heads. The bugs planted
-into PTX are in test_ptx_catches.py.
+barriers, races, bounds, alignment, offsets and windows in 32 bits, overflow, ties, NaN, order of heads.
 """
 
 from __future__ import annotations
