@@ -40,7 +40,8 @@ def _fields(body: str) -> list[tuple[str, Any]]:
     for declaration in filter(None, map(str.strip, body.split(";"))):
         first, *more = declaration.split(",")
         kind, name = re.fullmatch(r"(.*\W)(\w+)", first.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
-        fields += [(each.strip(), _type(kind)) for each in (name, *more)]
+        of_list = kind.strip() == "const int64_t*"  # which an array of ctypes can be put into
+        fields += [(each.strip(), ctypes.POINTER(ctypes.c_int64) if of_list else _type(kind)) for each in (name, *more)]
     return fields
 
 

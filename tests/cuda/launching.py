@@ -80,13 +80,8 @@ def indices(*values: int) -> ctypes.Array[ctypes.c_int64]:
 
 
 def selection(layers: list[Any], batches: list[int], heads: list[int], mean_heads: int = 1) -> Any:
-    pointer = (Pattern * len(layers))(*layers)
-    kept = indices(*batches), indices(*heads)
-    made = Selection(
-        pointer, len(layers), ctypes.addressof(kept[0]), len(batches), ctypes.addressof(kept[1]), len(heads), mean_heads
-    )
-    made.kept = pointer, kept
-    return made
+    lists = indices(*batches), len(batches), indices(*heads), len(heads)
+    return Selection((Pattern * len(layers))(*layers), len(layers), *lists, mean_heads)
 
 
 @contextmanager
