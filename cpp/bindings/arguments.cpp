@@ -1,5 +1,5 @@
-// Ints, slices and sequences.
-#include "indices.hpp"
+// Ints, slices and sequences; texts and truth values.
+#include "arguments.hpp"
 
 #include <algorithm>
 #include <numeric>
@@ -66,14 +66,12 @@ Indices from_array(PyObject* selector, const Axis& axis) {
     Indices indices;
     indices.values.reserve(static_cast<std::size_t>(PyArray_SIZE(array)));
     for (npy_intp i = 0; i < PyArray_SIZE(array); ++i) {
-        indices.values.push_back(position_of(values[i], py::int_(values[i]).ptr(), axis));
+        const std::int64_t position = values[i] < 0 ? values[i] + axis.size : values[i];
+        if (position < 0 || position >= axis.size) raise_out_of_range(py::int_(values[i]), axis);
+        indices.values.push_back(position);
     }
     return indices;
 }
-
-}  // namespace
-
-namespace {
 
 /// Whether it is an array with axes of another library, such as a tensor of torch: what NumPy can read and has a number
 /// of axes above 0. Anything else that is built in is told without an attribute being looked up.
@@ -105,6 +103,12 @@ void raise_out_of_range(const py::handle& given, const Axis& axis) {
 std::string text(const py::object& value, const char* argument) {
     if (PyUnicode_Check(value.ptr())) return value.cast<std::string>();
     raise(PyExc_TypeError, std::string(argument) + " must be a str, got " + type_name(value.ptr()));
+}
+
+bool flag(PyObject* value, const char* argument) {
+    if (value == nullptr || value == Py_False) return false;
+    if (value == Py_True) return true;
+    raise(PyExc_TypeError, std::string(argument) + " must be True or False, got " + type_name(value));
 }
 
 std::int64_t count(PyObject* value, const char* argument) {

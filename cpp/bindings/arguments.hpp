@@ -1,4 +1,4 @@
-// Python indices and selectors, checked against the axis they index: one wording of every message.
+// Arguments from Python, and indices checked against the axis they index: one wording of every message.
 #pragma once
 
 #include <string>
@@ -54,6 +54,9 @@ Indices resolve_selector(const py::object& selector, const Axis& axis);
 
 /// A str; TypeError if it is anything else, bytes included.
 std::string text(const py::object& value, const char* argument);
+
+/// True or False, False if it is not given; TypeError for anything else.
+bool flag(PyObject* value, const char* argument);
 
 /// A count that may be 0; ValueError if it is negative.
 std::int64_t count(PyObject* value, const char* argument);
