@@ -28,9 +28,9 @@ from transformers import DynamicCache
 from transformers.modeling_utils import AttentionInterface
 
 from attncache import AttentionCache, CaptureWarning, capture, progress
-from attncache.capturing.calls import Call
-from attncache.capturing.interface import Heard, listening
-from attncache.capturing.masks import continued, read_sight
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.interface import Heard, listening
+from attncache.adapters.capture.masks import continued, read_sight
 from attncache.factored import key_heads_for
 from attncache.taking import indices
 from capturing import (

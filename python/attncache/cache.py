@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.adapters.attentions import attention_layers
+from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
 from attncache.axes import Axes
 from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
@@ -20,8 +22,6 @@ from attncache.selections import Selections, Selector, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.tokens import QUERIES, Tokens, checked_tokens
 from attncache.units import readable_bytes
-from attncache.ways_in.attentions import attention_layers
-from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
 
 if TYPE_CHECKING:
     from attncache.files.directory import DiskCache

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from attncache.adapters.named import errors_named
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
 from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed
 from attncache.files.containers import Container
@@ -23,7 +24,6 @@ from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
 from attncache.sources import Source, read_source
 from attncache.visible import visible
-from attncache.ways_in.named import errors_named
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attncache.adapters.named import Layer, errors_named, named_source
 from attncache.axes import Axes, checked_axes
 from attncache.layer_source import LayerSource
-from attncache.ways_in.named import Layer, errors_named, named_source
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from attncache.adapters.arranged import is_one_array, layers_of_array, layers_of_arrays
+from attncache.adapters.generation import is_step, merged_steps
+from attncache.adapters.named import FUSED, Layer, named_source
+from attncache.adapters.numbering import layer_numbers
+from attncache.adapters.offsets import check_are_keys, of_offsets
 from attncache.axes import Axes
 from attncache.layer_source import LayerSource
-from attncache.ways_in.arranged import is_one_array, layers_of_array, layers_of_arrays
-from attncache.ways_in.generation import is_step, merged_steps
-from attncache.ways_in.named import FUSED, Layer, named_source
-from attncache.ways_in.numbering import layer_numbers
-from attncache.ways_in.offsets import check_are_keys, of_offsets
 
 _KINDS = "attentions must be patterns, one per layer, as a sequence or as a mapping of layer numbers or names"
 _OTHER_FIELDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")

@@ -1,4 +1,4 @@
-"""Where the rows and keys of a generation's steps are in the text; used by ways_in.generation.
+"""Where the rows and keys of a generation's steps are in the text; used by adapters.generation.
 
 A *part* is what one layer gave in one step, [batch, head, new queries, keys]; its *end* is how many keys the text has
 then. bfloat16 is seen as uint16, whose 0 is 0.0.

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
+from attncache.adapters.named import in_memory, named_source
 from attncache.sources import Source
-from attncache.ways_in.named import in_memory, named_source
 
 _WINDOWS = ("Swin", "Donut", "MaskFormerSwin", "Hiera", "ClapAudio")  # how the classes of such outputs begin
 _PUSH = "push takes them as they are, each window as a batch item"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy.typing as npt
 
+from attncache.adapters.capture.interface import listening
+from attncache.adapters.capture.modules import attention_modules
+from attncache.adapters.capture.recorder import Recorder
+from attncache.adapters.capture.stores import DenseLayers, FactoredLayers
 from attncache.cache import AttentionCache
-from attncache.capturing.interface import listening
-from attncache.capturing.modules import attention_modules
-from attncache.capturing.recorder import Recorder
-from attncache.capturing.stores import DenseLayers, FactoredLayers
 from attncache.progress import Progress
 from attncache.selections import Selector
 from attncache.sources import StoredDType, stored_dtype

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from attncache.adapters.named import FUSED, Layer, named_source
+from attncache.adapters.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
 from attncache.layer_source import LayerSource
 from attncache.sources import Source
-from attncache.ways_in.named import FUSED, Layer, named_source
-from attncache.ways_in.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
 
 _ADVICE = "run the model once over the whole text instead"
 _TEXTS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from attncache.capturing.calls import Call
-from attncache.capturing.masks import Sight, continued, read_sight
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.masks import Sight, continued, read_sight
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncache.capturing.calls import Call, read_call
-from attncache.capturing.growth import Layer, Step, is_repeated, next_step, remembered
-from attncache.capturing.interface import Heard
-from attncache.capturing.masks import Sight, read_sight, used_keys
-from attncache.capturing.modules import sources_of, unheard_modules
-from attncache.capturing.stores import LayerStore, Piece
-from attncache.capturing.weights import difference
+from attncache.adapters.capture.calls import Call, read_call
+from attncache.adapters.capture.growth import Layer, Step, is_repeated, next_step, remembered
+from attncache.adapters.capture.interface import Heard
+from attncache.adapters.capture.masks import Sight, read_sight, used_keys
+from attncache.adapters.capture.modules import sources_of, unheard_modules
+from attncache.adapters.capture.stores import LayerStore, Piece
+from attncache.adapters.capture.weights import difference
 from attncache.layer_source import LayerSource
 from attncache.notices import CaptureWarning
 from attncache.progress import Progress

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.growth import Step
+from attncache.adapters.capture.weights import dense_weights
 from attncache.cache import AttentionCache
-from attncache.capturing.calls import Call
-from attncache.capturing.growth import Step
-from attncache.capturing.weights import dense_weights
 from attncache.factored import Options, key_heads_for, push_pattern_of
 from attncache.layer_source import LayerSource
 from attncache.sources import Source, StoredDType, stored_dtype
