@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import axes, cache, factored, layer_source, mapping, pattern_check, runs, simd, taking, tokens, units
+from attncache import axes, cache, factored, layer_source, pattern_check, simd, taking, tokens, units
 from attncache.adapters import numbering
+from attncache.runs import directory, map_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +53,8 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
         (factored, "key_heads_for"),
         (units, "readable_bytes"),
         (simd, "use"),
-        (runs, "open_runs"),
-        (mapping, "map_runs"),
+        (directory, "open_runs"),
+        (map_runs, "map_runs"),
         (axes, "checked_axes"),
         (axes, "of_one_array"),
         (pattern_check, "unlike_weights"),

@@ -33,8 +33,9 @@ from asked_of_runs import (
     place,
     write_runs,
 )
-from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs, progress, set_num_threads
+from attncache import AttentionCache, RunErrors, map_runs, open_runs, progress, set_num_threads
 from attncache.files import DamagedFileError
+from attncache.runs import map_runs as mapping
 from stored import everything, state, tokened
 
 LONG = 30.0  # seconds before a test that waits for another thread gives up

@@ -1,4 +1,4 @@
-"""Many prompts on disk: a directory of runs, one cache each, opened one by one. mapping.py asks them all at once."""
+"""A directory of runs, one cache each, opened one by one; map_runs.py asks them all at once."""
 
 from __future__ import annotations
 

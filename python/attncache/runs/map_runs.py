@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attncache._core import get_num_threads
 from attncache.cache import AttentionCache
 from attncache.progress import Progress
-from attncache.runs import Runs, open_runs
+from attncache.runs.directory import Runs, open_runs
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
