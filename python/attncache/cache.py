@@ -20,8 +20,8 @@ from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
 from attncache.selections import Selections, Selector, Weights
 from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
+from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
-from attncache.units import readable_bytes
 
 if TYPE_CHECKING:
     from attncache.files.directory import DiskCache

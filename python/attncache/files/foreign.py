@@ -23,7 +23,7 @@ from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
 from attncache.sources import Source, read_source
-from attncache.visible import visible
+from attncache.text import visible
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache
