@@ -13,13 +13,13 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.adapters.attentions import attention_layers
 from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
+from attncache.array_input import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.axes import Axes
 from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
 from attncache.selections import Selections, Selector, Weights
-from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
 from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
 

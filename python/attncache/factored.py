@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.sources import (
+from attncache.array_input import (
     Argument,
     Source,
     StoredDType,

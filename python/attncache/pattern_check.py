@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from attncache import _core
-from attncache.sources import Source
+from attncache.array_input import Source
 
 _GREATEST_SUM = 1 + 2**-6  # of a row of weights, each rounded to bfloat16
 _LEAST_WEIGHT = -(2**-10)

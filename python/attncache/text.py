@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -160,6 +161,12 @@ def readable_bytes(n: int) -> str:
     while n >= 999.5 * 1000**power and power < 5:
         power += 1
     return f"{n / 1000**power:.3g} {'kMGTP'[power - 1]}B"
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """A key that orders digits as numbers; "run-2" and "run-02" are told apart by their letters."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that like is compared with like
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
 
 def token_table(positions: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], tokens: AnswerTokens) -> str:

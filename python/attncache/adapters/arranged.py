@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from attncache.adapters.named import errors_named, in_memory, named_source
+from attncache.array_input import Source, read_source
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array
-from attncache.sources import Source, read_source
 
 
 def is_one_array(values: Any) -> bool:

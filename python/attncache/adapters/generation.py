@@ -16,8 +16,8 @@ import numpy as np
 
 from attncache.adapters.named import FUSED, Layer, named_source
 from attncache.adapters.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
+from attncache.array_input import Source
 from attncache.layer_source import LayerSource
-from attncache.sources import Source
 
 _ADVICE = "run the model once over the whole text instead"
 _TEXTS = (

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncache.array_input import Source, is_torch_tensor, read_source
 from attncache.axes import Axes, of_one_layer
 from attncache.layer_source import LayerSource
-from attncache.sources import Source, is_torch_tensor, read_source
 
 FUSED = "use attncache.capture, or load the model with attn_implementation='eager'"
 

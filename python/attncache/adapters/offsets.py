@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from attncache.adapters.named import in_memory, named_source
-from attncache.sources import Source
+from attncache.array_input import Source
 
 _WINDOWS = ("Swin", "Donut", "MaskFormerSwin", "Hiera", "ClapAudio")  # how the classes of such outputs begin
 _PUSH = "push takes them as they are, each window as a batch item"

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import PATTERN, Argument, StoredDType, checked_copy, is_on_device
 from attncache.cuda.arrays import Borrowed, borrow_rows
 from attncache.cuda.device_array import Memory
 from attncache.cuda.structs import Factored, Pattern
 from attncache.factored import KEY, QUERY, Options, Runs, Scoring, checked_scoring
-from attncache.sources import PATTERN, Argument, StoredDType, checked_copy, is_on_device
 
 
 class Layer(ABC):

@@ -21,7 +21,7 @@ from attncache.files.arrays import ONLY, NamedArray, dtype_name, imported, read_
 from attncache.files.memory import Bytes, mapped, opened, read, read_header
 from attncache.files.numpy_arrays import npy_array, npz_arrays, tokens_and_metadata
 from attncache.files.safetensors import Header, Tensor
-from attncache.runs.directory import natural_order
+from attncache.text import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
 SUFFIXES: dict[str, Kind] = {

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from attncache.array_input import StoredDType
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.arrays import size_of
@@ -22,7 +23,6 @@ from attncache.files.said import Said
 from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
 from attncache.files.single import OpenFile
 from attncache.layer_source import LayerSource
-from attncache.sources import StoredDType
 from attncache.tokens import Tokens
 
 Kind = Literal["attncache file", "attncache directory", "safetensors", "npz", "npy", "torch", "hdf5", "folder"]

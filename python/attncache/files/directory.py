@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import StoredDType, checked_copy, read_source
 from attncache.cache import AttentionCache
 from attncache.factored import Options, push_factors
 from attncache.files.atomic import flush_folder, naming
@@ -34,7 +35,6 @@ from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
-from attncache.sources import StoredDType, checked_copy, read_source
 from attncache.tokens import Tokens
 
 _SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")

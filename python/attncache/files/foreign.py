@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.adapters.named import errors_named
+from attncache.array_input import Source, read_source
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
 from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed
 from attncache.files.containers import Container
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
-from attncache.sources import Source, read_source
 from attncache.text import visible
 
 if TYPE_CHECKING:
+    from attncache.array_input import StoredDType
     from attncache.cache import AttentionCache
-    from attncache.sources import StoredDType
 
 _PATTERN = "layers.{}.pattern"
 _MOST_LAYERS = 1_000_000

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from attncache.array_input import Source, StoredDType
 from attncache.factored import Options, push_factors
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
 from attncache.files.schema import STORED, StoredLayer
-from attncache.sources import Source, StoredDType
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

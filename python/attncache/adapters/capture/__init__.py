@@ -19,10 +19,10 @@ from attncache.adapters.capture.interface import listening
 from attncache.adapters.capture.modules import attention_modules
 from attncache.adapters.capture.recorder import Recorder
 from attncache.adapters.capture.stores import DenseLayers, FactoredLayers
+from attncache.array_input import StoredDType, stored_dtype
 from attncache.cache import AttentionCache
 from attncache.progress import Progress
 from attncache.selections import Selector
-from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from attncache import _core
 from attncache.adapters.capture.calls import Call
 from attncache.adapters.capture.growth import Step
 from attncache.adapters.capture.weights import dense_weights
+from attncache.array_input import Source, StoredDType, stored_dtype
 from attncache.cache import AttentionCache
 from attncache.factored import Options, key_heads_for, push_pattern_of
 from attncache.layer_source import LayerSource
-from attncache.sources import Source, StoredDType, stored_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from attncache.adapters.capture.calls import Call
 from attncache.adapters.capture.masks import HIDES, Sight, seen_rows
-from attncache.sources import StoredDType
+from attncache.array_input import StoredDType
 
 if TYPE_CHECKING:
     import torch
