@@ -13,7 +13,7 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.adapters.attentions import attention_layers
 from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
-from attncache.array_input import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
+from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
 from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
@@ -360,7 +360,7 @@ class AttentionCache(Selections):
             checked_layer_source(source, layer.shape[1])
             self._push_device(layer)
         else:
-            given = read_source(pattern)
+            given = read_array(pattern)
             checked_layer_source(source, given.array.shape[1])
             stored = self._dtype or given.own_dtype
             if check:
@@ -429,7 +429,7 @@ class AttentionCache(Selections):
             checked_layer_source(source, layer.shape[1])
             self._push_device(layer)
         else:
-            queries = read_source(query, QUERY)
+            queries = read_array(query, QUERY)
             checked_layer_source(source, queries.array.shape[1])
             push_factors(self, self._dtype, queries, key, options, copy=copy)
         self._remember_source(self.n_layers - 1, source)

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.array_input import (
     Argument,
-    Source,
+    ArrayInput,
     StoredDType,
     check_unmasked,
     checked_copy,
     is_on_device,
     is_torch_tensor,
-    read_source,
+    read_array,
     stored_dtype,
 )
 
@@ -129,10 +129,10 @@ def push_factors(
 ) -> None:
     """``AttentionCache.push_qk`` on a cache that stores ``dtype``; ``is_only_read`` borrows writable memory too."""
     copy = checked_copy(copy)
-    queries, keys = read_source(query, QUERY), read_source(key, KEY)
+    queries, keys = read_array(query, QUERY), read_array(key, KEY)
     scoring = checked_scoring(queries.array.shape, keys.array.shape, options)
 
-    def prepared(source: Source, argument: Argument) -> tuple[npt.NDArray[Any], str, str, bool]:
+    def prepared(source: ArrayInput, argument: Argument) -> tuple[npt.NDArray[Any], str, str, bool]:
         if is_only_read:
             source = source._replace(is_writable=False)
         stored = dtype or source.own_dtype
@@ -192,7 +192,7 @@ def key_heads_for(heads: list[int], n_heads: int, n_key_heads: int) -> list[int]
 
 def append_factors(cache: _core.Store, layer: int, query: Any, key: Any, key_mask: Any) -> None:
     """``AttentionCache.append_qk``."""
-    queries, keys = read_source(query, QUERY), read_source(key, KEY)
+    queries, keys = read_array(query, QUERY), read_array(key, KEY)
     _check_shapes(queries.array.shape, keys.array.shape)
     hidden = hidden_runs(key_mask, (keys.array.shape[0], keys.array.shape[2]))
     cache._append_qk(layer, queries.array, queries.dtype, keys.array, keys.dtype, hidden)

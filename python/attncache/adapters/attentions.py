@@ -7,7 +7,7 @@ from typing import Any
 
 from attncache.adapters.arranged import is_one_array, layers_of_array, layers_of_arrays
 from attncache.adapters.generation import is_step, merged_steps
-from attncache.adapters.named import FUSED, Layer, named_source
+from attncache.adapters.named import FUSED, Layer, named_array
 from attncache.adapters.numbering import layer_numbers
 from attncache.adapters.offsets import check_are_keys, of_offsets
 from attncache.axes import Axes
@@ -86,7 +86,7 @@ def _listed_layers(entries: Sequence[Any], axes: Axes | None, output: Any) -> It
     """The entries that are there; if some are not, the others with their numbers."""
     numbers = [number for number, entry in enumerate(entries) if entry is not None]
     if not numbers:
-        named_source("attentions[0]", None)  # which says why
+        named_array("attentions[0]", None)  # which says why
     named = [(f"attentions[{number}]", entries[number]) for number in numbers]
     sources = [LayerSource(layer=number) for number in numbers] if len(numbers) < len(entries) else None
     return _layers(named, sources, axes, output)
@@ -101,7 +101,7 @@ def _mapped_layers(attentions: Any, axes: Axes | None) -> Iterator[Layer]:
     entries = {(number, key): attentions[key] for number, key in numbered}
     there = [numbered_key for numbered_key, entry in entries.items() if entry is not None]
     if not there:
-        named_source(f"attentions[{keys[0]!r}]", None)
+        named_array(f"attentions[{keys[0]!r}]", None)
     named = [(f"attentions[{key!r}]", entries[number, key]) for number, key in there]
     modules = [(key if isinstance(key, str) else "", number) for number, key in there]
     return _layers(named, [LayerSource(module, layer=number) for module, number in modules], axes, attentions)
@@ -117,5 +117,5 @@ def _layers(
             return map(Layer, patterns)
         return map(Layer, patterns, sources)
     check_are_keys(named, output)
-    patterns = of_offsets(named, output) or (named_source(name, pattern) for name, pattern in named)
+    patterns = of_offsets(named, output) or (named_array(name, pattern) for name, pattern in named)
     return map(Layer, patterns) if sources is None else map(Layer, patterns, sources)

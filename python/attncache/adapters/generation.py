@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from attncache.adapters.named import FUSED, Layer, named_source
+from attncache.adapters.named import FUSED, Layer, named_array
 from attncache.adapters.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
-from attncache.array_input import Source
+from attncache.array_input import ArrayInput
 from attncache.layer_source import LayerSource
 
 _ADVICE = "run the model once over the whole text instead"
@@ -101,19 +101,19 @@ def _text_ends(sizes: Sequence[Sequence[tuple[int, int]]], n_read: int | None) -
     return None
 
 
-def _merged_layer(patterns: Sequence[Any], layer: int, ends: Sequence[int] | None) -> Source:
+def _merged_layer(patterns: Sequence[Any], layer: int, ends: Sequence[int] | None) -> ArrayInput:
     """The steps of one layer as one pattern."""
     names = [f"attentions[{step}][{layer}]" for step in range(len(patterns))]
-    sources = [named_source(name, pattern) for name, pattern in zip(names, patterns, strict=True)]
-    _check_alike(names, sources)
-    parts = [source.array for source in sources]
+    given = [named_array(name, pattern) for name, pattern in zip(names, patterns, strict=True)]
+    _check_alike(names, given)
+    parts = [each.array for each in given]
     sizes = sizes_of(parts)
     if len(parts) == 1 and (ends is None or ends[0] == sizes[0][1]):
-        return sources[0]
+        return given[0]
     if len(parts) > 1 and all(n_rows == n_keys for n_rows, n_keys in sizes):
-        return _last_of_whole(sources)
+        return _last_of_whole(given)
     merged = stacked(parts) if len(parts) > 1 and grows(sizes) else _merged(names, parts, ends)
-    return Source(merged, sources[0].dtype, is_writable=False)
+    return ArrayInput(merged, given[0].dtype, is_writable=False)
 
 
 def _merged(names: Sequence[str], parts: Sequence[Array], ends: Sequence[int] | None) -> Array:
@@ -138,31 +138,31 @@ def _merged(names: Sequence[str], parts: Sequence[Array], ends: Sequence[int] | 
     return np.ascontiguousarray(merged[..., :seq_q])
 
 
-def _check_alike(names: Sequence[str], sources: Sequence[Source]) -> None:
+def _check_alike(names: Sequence[str], given: Sequence[ArrayInput]) -> None:
     """Same batch, heads and dtype in every step."""
-    first = sources[0]
-    for name, source in zip(names, sources, strict=True):
-        expected, got = first.array.shape[:2], source.array.shape[:2]
+    first = given[0]
+    for name, each in zip(names, given, strict=True):
+        expected, got = first.array.shape[:2], each.array.shape[:2]
         if got != expected:
             raise ValueError(
                 f"{name} must have the batch and heads of the first step, {list(expected)}, got {list(got)}; the "
                 "steps of a beam search that changes its beams cannot be merged, and several texts or the stages of an "
                 f"image model are no steps: {_ADVICE}"
             )
-        if source.dtype != first.dtype:
-            raise ValueError(f"{name} must have the dtype of the first step, {first.dtype}, got {source.dtype}")
+        if each.dtype != first.dtype:
+            raise ValueError(f"{name} must have the dtype of the first step, {first.dtype}, got {each.dtype}")
 
 
-def _last_of_whole(sources: Sequence[Source]) -> Source:
+def _last_of_whole(given: Sequence[ArrayInput]) -> ArrayInput:
     """The last of steps that hold all rows each time, if it holds those before it."""
-    if not are_nested([source.array for source in sources], sources[0].dtype):
-        lengths = ", ".join(str(source.array.shape[2]) for source in sources[:4])
+    if not are_nested([each.array for each in given], given[0].dtype):
+        lengths = ", ".join(str(each.array.shape[2]) for each in given[:4])
         streams = "; of two streams of each layer (XLNet), pass [layer[0] for layer in attentions]"
         raise ValueError(
             _TEXTS.format(f"whole patterns over {lengths} tokens that do not continue each other")
-            + (streams if len({source.array.shape for source in sources}) == 1 else "")
+            + (streams if len({each.array.shape for each in given}) == 1 else "")
         )
-    return sources[-1]
+    return given[-1]
 
 
 def _wrong_keys(names: Sequence[str], sizes: Sequence[tuple[int, int]], ends: Sequence[int] | None) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attncache.adapters.named import Layer, errors_named, named_source
+from attncache.adapters.named import Layer, errors_named, named_array
 from attncache.axes import Axes, checked_axes
 from attncache.layer_source import LayerSource
 
@@ -128,7 +128,7 @@ def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any], axes: Axes 
     source = LayerSource(f"blocks.{layer}.attn", layer=layer)
     if "pattern" in hooks:
         pattern = activation_cache[hooks["pattern"]]
-        return Layer(named_source(f"blocks.{layer}.attn.hook_pattern", pattern, axes), source)
+        return Layer(named_array(f"blocks.{layer}.attn.hook_pattern", pattern, axes), source)
     kind = "rot_" if "rot_q" in hooks or "rot_k" in hooks else ""
     for hook in (f"{kind}q", f"{kind}k"):
         if hook not in hooks:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.array_input import StoredDType, checked_copy, read_source
+from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
 from attncache.factored import Options, push_factors
 from attncache.files.atomic import flush_folder, naming
@@ -112,7 +112,7 @@ class DiskCache(AttentionCache):
         self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
     ) -> None:
         _refuse_borrowing(copy)
-        given = read_source(pattern)._replace(is_writable=False)
+        given = read_array(pattern)._replace(is_writable=False)
         if check:
             self._warn_once(unlike_weights(given, self.n_layers))
         self._add(lambda layer: AttentionCache.push(layer, given, check=False, source=source))

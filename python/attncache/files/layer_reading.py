@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from attncache.array_input import Source, StoredDType
+from attncache.array_input import ArrayInput, StoredDType
 from attncache.factored import Options, push_factors
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
@@ -84,6 +84,6 @@ def push_layer(
         cache._set_row_sums(-1, floats("row_greatest"), floats("row_sum"))
 
 
-def _source(array: npt.NDArray[Any], tensor: Tensor) -> Source:
+def _source(array: npt.NDArray[Any], tensor: Tensor) -> ArrayInput:
     dtype: StoredDType = STORED[tensor.dtype]  # type: ignore[assignment]
-    return Source(array, dtype, is_writable=False)
+    return ArrayInput(array, dtype, is_writable=False)
