@@ -31,7 +31,7 @@ from attncache import AttentionCache, CaptureWarning, capture, progress
 from attncache.adapters.capture.calls import Call
 from attncache.adapters.capture.interface import Heard, listening
 from attncache.adapters.capture.masks import continued, read_sight
-from attncache.factored import key_heads_for
+from attncache.scoring import key_heads_for
 from attncache.taking import indices
 from capturing import (
     BATCH,

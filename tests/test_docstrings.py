@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import axes, cache, factored, layer_source, pattern_check, simd, taking, text, tokens
+from attncache import axes, cache, factored, layer_source, pattern_check, scoring, simd, taking, text, tokens
 from attncache.adapters import numbering
 from attncache.runs import directory, map_runs
 
@@ -50,7 +50,7 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
     [
         (cache, "AttentionCache"),
         (factored, "pattern_from_qk"),
-        (factored, "key_heads_for"),
+        (scoring, "key_heads_for"),
         (text, "readable_bytes"),
         (simd, "use"),
         (directory, "open_runs"),

@@ -15,10 +15,11 @@ from attncache.adapters.attentions import attention_layers
 from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
 from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
-from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
+from attncache.factored import QUERY, Progress, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
+from attncache.scoring import Options
 from attncache.selections import Selections, Selector, Weights
 from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
@@ -381,7 +382,6 @@ class AttentionCache(Selections):
         key_mask: Any = None,
         lse: Any = None,
         sinks: Any = None,
-        bias: None = None,
         copy: bool | None = None,
         source: LayerSource | None = None,
     ) -> None:
@@ -390,7 +390,8 @@ class AttentionCache(Selections):
         It takes (heads * seq_q + key heads * seq_k) * head_dim items instead of heads * seq_q * seq_k, and answers every
         query as a dense layer does. A weight is e^score / sum of e^score over the visible keys (and the sink) of a row;
         a score is scale * dot(query, key), then softcap * tanh(score / softcap) if there is a cap. A row without a
-        visible key is all zeros. docs/factored.md has the costs and the error bound.
+        visible key is all zeros. A bias of each (query, key) cannot be expressed: push the dense pattern. docs/factored.md
+        has the costs and the error bound.
 
         Args:
             query: float16, bfloat16 or float32 array of shape [batch, head, query, item], after rotary embedding.
@@ -406,14 +407,12 @@ class AttentionCache(Selections):
                 sinks, as flash attention returns them. Without it a row's sum is computed when it is needed, and all sums
                 (once, and kept) when a column is asked for.
             sinks: None, or float array [head]: a learned score that takes part in a row's sum and has no key.
-            bias: nothing but None: a bias or mask of its own for each (query, key) cannot be expressed.
             copy: as for ``push``, for queries and keys alike.
             source: as for ``push``.
 
         Raises:
             TypeError: query or key is not an array of floats, or an option is of the wrong kind. ValueError: the shapes do
-                not fit, an option is out of its range, both lse and sinks are given, or there is a bias: then push the
-                dense pattern. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+                not fit, an option is out of its range, or both lse and sinks are given. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
@@ -421,7 +420,7 @@ class AttentionCache(Selections):
         array([0.5, 0.5, 0. ], dtype=float32)
         """
         self._warn_once(with_positions_first(query, key, causal=causal))
-        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
         if is_on_device(query) or is_on_device(key):
             from attncache.cuda.layers import layer_of_factors  # noqa: PLC0415
 

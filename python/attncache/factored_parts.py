@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.factored import hidden_runs, key_heads_for
+from attncache.scoring import hidden_ranges, key_heads_for
 from attncache.taking import Chosen, as_slice, taken
 
 _BLOCK = 256  # keys whose exponentials the core sums together: other blocks would round a row's sum otherwise
@@ -108,7 +108,7 @@ def _push(store: _core.Store, layer: _Layer, chosen: Chosen) -> None:
         layer.softcap,
         layer.causal,
         layer.window,
-        hidden_runs(shown, shown.shape),
+        hidden_ranges(shown, shown.shape),
         [layer.sinks[head] for head in chosen.heads] if layer.sinks else [],
     )
 

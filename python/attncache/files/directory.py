@@ -25,7 +25,7 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
-from attncache.factored import Options, push_factors
+from attncache.factored import push_factors
 from attncache.files.atomic import flush_folder, naming
 from attncache.files.errors import InUseError
 from attncache.files.locks import Lock
@@ -35,6 +35,7 @@ from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
+from attncache.scoring import Options
 from attncache.tokens import Tokens
 
 _SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")
@@ -129,13 +130,12 @@ class DiskCache(AttentionCache):
         key_mask: Any = None,
         lse: Any = None,
         sinks: Any = None,
-        bias: None = None,
         copy: bool | None = None,
         source: LayerSource | None = None,
     ) -> None:
         _refuse_borrowing(copy)
         self._warn_once(with_positions_first(query, key, causal=causal))
-        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
 
         def fill(layer: AttentionCache) -> None:
             push_factors(layer, self._dtype, query, key, options, is_only_read=True)

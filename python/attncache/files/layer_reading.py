@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.array_input import ArrayInput, StoredDType
-from attncache.factored import Options, push_factors
+from attncache.factored import push_factors
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
 from attncache.files.schema import STORED, StoredLayer
+from attncache.scoring import Options
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

@@ -15,8 +15,9 @@ from attncache.adapters.capture.growth import Step
 from attncache.adapters.capture.weights import dense_weights
 from attncache.array_input import ArrayInput, StoredDType, stored_dtype
 from attncache.cache import AttentionCache
-from attncache.factored import Options, key_heads_for, push_pattern_of
+from attncache.factored import push_pattern_of
 from attncache.layer_source import LayerSource
+from attncache.scoring import Options, key_heads_for
 
 if TYPE_CHECKING:
     import torch
