@@ -15,10 +15,11 @@ from attncache.adapters.attentions import attention_layers
 from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
 from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
-from attncache.factored import QUERY, Progress, append_factors, push_factors
+from attncache.factored import QUERY, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
+from attncache.progress import Meter, Progress, checked_progress
 from attncache.scoring import Options
 from attncache.selections import Selections, Selector, Weights
 from attncache.text import readable_bytes
@@ -498,7 +499,7 @@ class AttentionCache(Selections):
         """
         return _core.Store._keys(self, layer)
 
-    def lse(self, layer: int, *, progress: Progress | None = None) -> Weights:
+    def lse(self, layer: int, *, progress: Progress = None) -> Weights:
         """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
 
         The first call computes the sums of all rows in one blocked, parallel pass and keeps them (8 bytes a row); columns
@@ -506,7 +507,8 @@ class AttentionCache(Selections):
 
         Args:
             layer: index of the layer; negative counts from the end.
-            progress: None, or a callable that is told (done, total) about ten times a second.
+            progress: True for a bar on stderr once it takes longer than a second, or a callable that is told (done, total)
+                about ten times a second; None and False for neither.
 
         Returns:
             Read-only float32 array of shape [batch, head, query]; -inf for a row without visible keys. Bounded: within
@@ -514,16 +516,22 @@ class AttentionCache(Selections):
 
         Raises:
             IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
-                int, or progress is neither None nor callable.
+                int, or progress is none of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
         >>> cache.lse(0).round(4)
         array([[[0.    , 0.6931]]], dtype=float32)
         """
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be None or callable, got {type(progress).__name__}")
-        return _core.Store._lse(self, layer, progress)
+        checked_progress(progress)
+        if progress is not True:
+            return _core.Store._lse(self, layer, progress or None)
+        meter = Meter(True)
+        meter.begin("summing rows", 100, "percent")
+        try:
+            return _core.Store._lse(self, layer, meter.percent)
+        finally:
+            meter.close()
 
     @property
     def sources(self) -> tuple[LayerSource | None, ...]:

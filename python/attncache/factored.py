@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy.typing as npt
 
 from attncache import _core
 from attncache.array_input import Argument, ArrayInput, StoredDType, checked_copy, read_array, stored_dtype
 from attncache.scoring import Options, check_shapes, checked_scoring, hidden_ranges
-
-Progress: TypeAlias = Callable[[int, int], object]
 
 QUERY = Argument("query", "[batch, head, query, item]")
 KEY = Argument("key", "[batch, key head, key, item]")
