@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from attncache import _core
 from attncache.adapters.attentions import attention_layers
-from attncache.adapters.transformer_lens import hooked_layers, push_hooked_layers
+from attncache.adapters.named import errors_named
+from attncache.adapters.transformer_lens import LayerProjections, hooked_layers
 from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
 from attncache.factored import QUERY, append_factors, push_factors
@@ -192,16 +193,13 @@ class AttentionCache(Selections):
         ((1, 8, 3, 3),)
         """
         cache = cls(dtype, index=index)
-        push_hooked_layers(
-            cache,
-            hooked_layers(activation_cache, axes),
-            check=check,
-            scale=scale,
-            causal=causal,
-            window=window,
-            softcap=softcap,
-            key_mask=key_mask,
-        )
+        options = {"scale": scale, "causal": causal, "softcap": softcap, "key_mask": key_mask}
+        for layer in hooked_layers(activation_cache, axes, window):
+            if isinstance(layer, LayerProjections):
+                with errors_named(layer.name):
+                    cache.push_qk(layer.query, layer.key, window=layer.window, source=layer.source, **options)
+            else:
+                cache.push(layer.pattern, check=check, source=layer.source)
         cache.tokens = tokens
         return cache
 

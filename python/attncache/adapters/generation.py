@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attncache.adapters.named import FUSED, Layer, named_array
+from attncache.adapters.named import FUSED, LayerPattern, named_array
 from attncache.adapters.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
 from attncache.array_input import ArrayInput
 from attncache.layer_source import LayerSource
@@ -33,7 +33,7 @@ def is_step(entry: Any) -> bool:
     return not entry or any(item is None or hasattr(item, "shape") for item in entry)
 
 
-def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[Layer]:
+def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[LayerPattern]:
     """One pattern per layer over prompt and answer, merged when its turn comes.
 
     Args:
@@ -64,7 +64,7 @@ def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[La
     is_whole = len(numbers) == len(steps[0])
     for layer in numbers:
         source = None if is_whole else LayerSource(layer=layer)
-        yield Layer(_merged_layer([step[layer] for step in steps], layer, ends), source)
+        yield LayerPattern(_merged_layer([step[layer] for step in steps], layer, ends), source)
 
 
 def _check_layers(steps: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from attncache.layer_source import LayerSource
 FUSED = "use attncache.capture, or load the model with attn_implementation='eager'"
 
 
-class Layer(NamedTuple):
+class LayerPattern(NamedTuple):
     """One layer to push.
 
     Attributes:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from attncache.adapters.capture.calls import Call, read_call
-from attncache.adapters.capture.growth import Layer, Step, is_repeated, next_step, remembered
+from attncache.adapters.capture.growth import Growth, Step, is_repeated, next_step, remembered
 from attncache.adapters.capture.interface import Heard
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import sources_of, unheard_modules
@@ -72,7 +72,7 @@ class Recorder:
         self._store = store
         self._meter = meter
         meter.begin("capturing", len(self.names))
-        self._layers: dict[tuple[torch.nn.Module, int], Layer] = {}
+        self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
         self._heard: set[torch.nn.Module] = set()  # in the forward that runs
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
@@ -174,7 +174,7 @@ class Recorder:
         else:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
-        self._layers[module, turn] = Layer(
+        self._layers[module, turn] = Growth(
             number, step.n_keys, call.n_queries, step.sight, source.kind == "cross", *remembered(call, step)
         )
         self._meter.advance()
