@@ -87,8 +87,8 @@ def _read(whole: _core.Store, number: int) -> _Layer:
     scale, softcap, causal, window, hidden, sinks, has_given_sums = whole._options(number)
     query, key = whole._memory(number)
     shown = np.ones((key.shape[0], key.shape[2]), np.bool_)
-    for row, runs in zip(shown, hidden, strict=False):  # no runs at all if no key is hidden
-        for begin, end in runs:
+    for row, ranges in zip(shown, hidden, strict=False):  # no ranges at all if no key is hidden
+        for begin, end in ranges:
             row[begin:end] = False
     sums = whole._row_sums(number)
     dtype = whole.dtypes[number]

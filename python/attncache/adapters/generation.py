@@ -106,27 +106,27 @@ def _merged_layer(patterns: Sequence[Any], layer: int, ends: Sequence[int] | Non
     names = [f"attentions[{step}][{layer}]" for step in range(len(patterns))]
     given = [named_array(name, pattern) for name, pattern in zip(names, patterns, strict=True)]
     _check_alike(names, given)
-    parts = [each.array for each in given]
-    sizes = sizes_of(parts)
-    if len(parts) == 1 and (ends is None or ends[0] == sizes[0][1]):
+    pieces = [each.array for each in given]
+    sizes = sizes_of(pieces)
+    if len(pieces) == 1 and (ends is None or ends[0] == sizes[0][1]):
         return given[0]
-    if len(parts) > 1 and all(n_rows == n_keys for n_rows, n_keys in sizes):
+    if len(pieces) > 1 and all(n_rows == n_keys for n_rows, n_keys in sizes):
         return _last_of_whole(given)
-    merged = stacked(parts) if len(parts) > 1 and grows(sizes) else _merged(names, parts, ends)
+    merged = stacked(pieces) if len(pieces) > 1 and grows(sizes) else _merged(names, pieces, ends)
     return ArrayInput(merged, given[0].dtype, is_writable=False)
 
 
-def _merged(names: Sequence[str], parts: Sequence[Array], ends: Sequence[int] | None) -> Array:
+def _merged(names: Sequence[str], pieces: Sequence[Array], ends: Sequence[int] | None) -> Array:
     """Steps whose keys are not simply all of the text so far."""
-    sizes = sizes_of(parts)
-    if ends is None and sizes[0][0] == sizes[0][1] and is_causal(parts[0]):  # begun with the text
+    sizes = sizes_of(pieces)
+    if ends is None and sizes[0][0] == sizes[0][1] and is_causal(pieces[0]):  # begun with the text
         ends = list(accumulate(n_rows for n_rows, _ in sizes))
-    in_text = None if ends is None else placed(parts, ends)
+    in_text = None if ends is None else placed(pieces, ends)
     if in_text is not None:
         return in_text
     if len({n_keys for _, n_keys in sizes}) > 1:
         raise ValueError(_wrong_keys(names, sizes, ends))
-    merged = stacked(parts)  # of an encoder, or of the slots of a static cache
+    merged = stacked(pieces)  # of an encoder, or of the slots of a static cache
     if ends is not None or not is_causal(merged):
         return merged
     seq_q, seq_k = merged.shape[2:]
