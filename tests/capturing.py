@@ -33,9 +33,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from attncache.capturing.interface import Heard as HeardCall
-from attncache.capturing.interface import listening
-from attncache.capturing.modules import attention_modules
+from attncache.adapters.capture.interface import Heard as HeardCall
+from attncache.adapters.capture.interface import listening
+from attncache.adapters.capture.modules import attention_modules
 from patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()

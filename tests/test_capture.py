@@ -28,10 +28,10 @@ from transformers import DynamicCache
 from transformers.modeling_utils import AttentionInterface
 
 from attncache import AttentionCache, CaptureWarning, capture, progress
-from attncache.capturing.calls import Call
-from attncache.capturing.interface import Heard, listening
-from attncache.capturing.masks import continued, read_sight
-from attncache.factored import key_heads_for
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.interface import Heard, listening
+from attncache.adapters.capture.masks import continued, read_sight
+from attncache.scoring import key_heads_for
 from attncache.taking import indices
 from capturing import (
     BATCH,
@@ -291,7 +291,7 @@ def test_chosen_heads_keep_as_few_key_heads_as_an_even_grouping_allows(heads: li
         ({"heads": 1.0}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got float"),
         ({"store": "keys"}, ValueError, "store must be 'pattern' or 'qk', got 'keys'"),
         ({"dtype": "int8"}, ValueError, "dtype must be None, 'float16', 'bfloat16' or 'float32', got 'int8'"),
-        ({"progress": 1}, TypeError, "progress must be True or False, got int"),
+        ({"progress": 1}, TypeError, "progress must be True, False, None or callable, got int"),
     ],
     ids=str,
 )
@@ -761,6 +761,16 @@ def test_progress_counts_layers_on_stderr(
     assert "joining" in errors
     assert "4/4" in errors if has_tqdm else "layer 4 of 4" in errors
     assert errors.endswith("\n")
+
+
+def test_a_callable_is_told_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    model = make("llama: grouped heads")
+    with capture(model, progress=lambda *at: told.append(at)) as cache:
+        model(**inputs())
+    assert told == [(layer + 1, N_LAYERS) for layer in range(N_LAYERS)]
+    assert cache.n_layers == N_LAYERS
+    assert capsys.readouterr().err == ""
 
 
 def test_short_work_and_no_progress_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:

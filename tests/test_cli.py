@@ -23,7 +23,7 @@ import attncache
 from attncache import AttentionCache, cli, reference
 from attncache.demo import timing
 from attncache.files import PatternFile, read_patterns, sample_path
-from attncache.layout import WIDTH, label, printable
+from attncache.text import WIDTH, label, printable
 from command_line import Run, process
 
 SAMPLE: PatternFile = read_patterns(sample_path())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attncache
-from attncache import AttentionCache, pattern_from_qk, reference
+from attncache import AttentionCache, pattern_from_qk, progress, reference
 from patterns import Array, assert_same
 
 Options = dict[str, Any]
@@ -471,7 +472,6 @@ BAD: dict[str, tuple[Options, type[Exception], str]] = {
     "lse of ints": ({"lse": np.zeros((2, 6, 40), int)}, TypeError, "lse must hold floats, got int64"),
     "sinks shape": ({"sinks": np.zeros(5)}, ValueError, r"sinks must be \[head\] = \[6\], got shape \[5\]"),
     "sums twice": ({"sinks": np.zeros(6), "lse": np.zeros((2, 6, 40))}, ValueError, "lse and sinks"),
-    "bias": ({"bias": np.zeros((1, 6, 40, 40))}, ValueError, "bias must be None.* push the dense pattern"),
     "copy of text": ({"copy": "yes"}, TypeError, "copy must be None, True or False"),
 }  # fmt: skip
 
@@ -560,8 +560,17 @@ def test_progress_is_told_and_may_stop_the_pass() -> None:
     assert len(told) == 1
     assert 0 < told[0][0] < told[0][1]
     assert np.isfinite(cache.lse(0)).all()
-    with pytest.raises(TypeError, match="progress must be None or callable, got int"):
+    with pytest.raises(TypeError, match="progress must be True, False, None or callable, got int"):
         cache.lse(0, progress=3)  # type: ignore[arg-type]
+
+
+def test_a_bar_shows_how_far_the_pass_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    cache = cache_of(*layer(3000, 3000, batch=1, heads=8, key_heads=1, head_dim=64))
+    with attncache.simd.use("scalar"):  # slow enough to be looked at
+        cache.lse(0, progress=True)
+    assert re.search(r"summing rows: percent [0-9]+ of 100 \n$", capsys.readouterr().err)
 
 
 ASKS_A_LONG_LAYER = """

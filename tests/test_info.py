@@ -21,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files import PatternFile, read_patterns, sample_path
-from attncache.layout import WIDTH, label
+from attncache.text import WIDTH, label
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import make
 from stored import everything, factored_options, push_factored, tokened

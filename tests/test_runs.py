@@ -33,8 +33,9 @@ from asked_of_runs import (
     place,
     write_runs,
 )
-from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs, progress, set_num_threads
+from attncache import AttentionCache, RunErrors, map_runs, open_runs, progress, set_num_threads
 from attncache.files import DamagedFileError
+from attncache.runs import map_runs as mapping
 from stored import everything, state, tokened
 
 LONG = 30.0  # seconds before a test that waits for another thread gives up
@@ -347,7 +348,7 @@ def test_an_executor_has_a_limited_number_of_runs_at_a_time(tmp_path: Path, monk
         ({"fn": 3}, "fn must be callable, got int"),
         ({"executor": 3}, "executor must be None or a concurrent.futures.Executor, got int"),
         ({"executor": Executor}, "executor must be None or a concurrent.futures.Executor, got type"),
-        ({"progress": 1}, "progress must be True or False, got int"),
+        ({"progress": 1}, "progress must be True, False, None or callable, got int"),
     ],
 )
 def test_wrong_arguments_are_refused_before_a_run_is_opened(
@@ -537,6 +538,12 @@ def test_progress_counts_runs_on_stderr(
     assert errors.endswith("\n")
     map_runs(number, folder, progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_callable_is_told_of_each_run(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    map_runs(number, folder, progress=lambda *at: told.append(at))
+    assert told == [(run + 1, 5) for run in range(5)]
 
 
 def test_short_work_shows_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
-from attncache.layout import WIDTH, bar, label
+from attncache.text import WIDTH, bar, label
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from patterns import DTYPES, make
 from stored import everything

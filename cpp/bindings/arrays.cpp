@@ -2,10 +2,7 @@
 #include "arrays.hpp"
 
 #include <algorithm>
-#include <optional>
 #include <string>
-#include <thread>
-#include <tuple>
 
 namespace attncache::python {
 namespace {
@@ -32,8 +29,8 @@ PyArray_Descr* descriptor_of(DType dtype) {
 }
 
 /// A read-only array, C-contiguous unless strides are given; steals the descriptor.
-PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> dims, const void* data,
-                         const py::object& owner, const npy_intp* strides = nullptr) {
+PyObject* read_only_view(PyArray_Descr* descriptor, std::span<const npy_intp> dims, const void* data, py::handle owner,
+                         const npy_intp* strides = nullptr) {
     PyObject* const view = PyArray_NewFromDescr(&PyArray_Type, descriptor, static_cast<int>(dims.size()), dims.data(),
                                                 strides, const_cast<void*>(data), 0, nullptr);
     if (view == nullptr) throw py::error_already_set();
@@ -53,63 +50,13 @@ PyObject* rows_view(PyArray_Descr* descriptor, const PatternView& rows, const py
     return read_only_view(descriptor, dims, rows.data, owner, strides);
 }
 
-void take_gil(PyThreadState* state) {
-    try {
-        PyEval_RestoreThread(state);
-    } catch (...) {
-        // The interpreter is ending: before 3.14 it ends a thread that asks for the GIL by unwinding it, which would
-        // run destructors without the GIL and call std::terminate. Wait here for the end of the process instead.
-        while (true) std::this_thread::sleep_for(std::chrono::hours(1));
-    }
-}
-
 }  // namespace
-
-void ReleaseGilForLargeWork::release() {
-    last_look_ = std::chrono::steady_clock::now();
-    watcher_before_ = std::exchange(watcher_of_this_thread(), static_cast<Watcher*>(this));
-    state_ = PyEval_SaveThread();
-}
-
-ReleaseGilForLargeWork::~ReleaseGilForLargeWork() {
-    if (state_ == nullptr) return;
-    take_gil(state_);
-    watcher_of_this_thread() = watcher_before_;
-}
-
-void ReleaseGilForLargeWork::look(std::int64_t done, std::int64_t total) {
-    constexpr auto kBetweenLooks = std::chrono::milliseconds(100);
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_look_ < kBetweenLooks) return;
-    take_gil(state_);
-    std::optional<py::error_already_set> error;
-    try {
-        // Handlers, finalisers and progress may ask for work: who holds the GIL for it must not be made to wait for it.
-        const Unwatched unwatched;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        if (progress_ && !progress_.is_none()) progress_(done, total);
-    } catch (const py::error_already_set& raised) {
-        error.emplace(raised);
-    }
-    last_look_ = std::chrono::steady_clock::now();
-    state_ = PyEval_SaveThread();
-    if (error) throw py::error_already_set(*error);
-}
 
 DType dtype_named(const std::string& wanted) {
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (wanted == name(dtype)) return dtype;
     }
     throw py::value_error("dtype must be float16, bfloat16, float32 or float64, got " + wanted);
-}
-
-std::shared_ptr<const void> keep_alive(const py::object& object) {
-    return {object.inc_ref().ptr(), [](PyObject* p) {
-                if (!Py_IsInitialized()) return;
-                const py::gil_scoped_acquire gil;
-                const Unwatched unwatched;  // a finaliser may ask for work
-                Py_DECREF(p);
-            }};
 }
 
 namespace {
@@ -137,59 +84,81 @@ SourceArray source_of_array(const py::object& array, DType dtype) {
             {strides[0], strides[1], strides[2], strides[3]}};
 }
 
-Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
-    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
-    if (shares_memory) return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
-    const ReleaseGilForLargeWork release(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr())));
+Projection projection_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory) {
+    if (shares_memory) {
+        const SourceArray source = shared_source_of(array, dtype, stored);
+        return {contiguous_view(source.data, stored, source.shape), keep_alive(array), nullptr};
+    }
+    const SourceArray source = source_of_array(array, dtype);
+    const CoreWork work;
     const auto copy = copy_layer(source, stored);
-    return {copy->pattern, copy->memory, nullptr};
+    return {copy->pattern(), copy->memory(), nullptr};
 }
 
-std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
-                                              bool indexes) {
-    const SourceArray source = shares_memory ? shared_source_of(array, dtype, stored) : source_of_array(array, dtype);
-    const Shape& shape = source.shape;
-    indexes = indexes && shape.n_heads > 0;  // the mean of no heads is NaN: nothing to keep
-    std::shared_ptr<const Layer> layer;
-    std::vector<HeadMeanIndex> built;
-    const std::shared_ptr<const void> owner = shares_memory ? keep_alive(array) : nullptr;
-    {
-        const npy_intp n_bytes = PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(array.ptr()));
-        const ReleaseGilForLargeWork release(shares_memory && !indexes ? 0 : n_bytes);
-        if (shares_memory) {
-            layer = borrow_layer(source.data, stored, shape, owner);
-            for (std::int64_t b = 0; indexes && b < shape.batch_size; ++b) {
-                built.push_back(build_index(layer->pattern, b));
-            }
-        } else if (indexes) {
-            std::tie(layer, built) = copy_and_index_layer(source, stored);
-        } else {
-            layer = copy_layer(source, stored);
-        }
+Projection projection_over(const py::object& array, DType dtype) {
+    const SourceArray source = source_of_array(array, dtype);
+    auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
+    if (PyArray_SIZE(ndarray) == 0) {
+        return {contiguous_view(source.data, dtype, source.shape), keep_alive(array), nullptr};
     }
-    auto result = std::make_shared<StoredLayer>(std::move(layer));
-    for (std::size_t b = 0; b < built.size(); ++b) set_index(result->indexes[b], std::move(built[b]));
-    return result;
+    const auto item = static_cast<std::int64_t>(item_bytes(dtype));
+    if (!PyArray_ISALIGNED(ndarray) || (source.strides[3] != item && source.shape.seq_k > 1)) {
+        throw py::value_error("memory can be shared of an aligned array whose last axis is contiguous");
+    }
+    const PatternView view{source.data, dtype, source.shape, source.strides[0], source.strides[1], source.strides[2]};
+    return {view, keep_alive(array), nullptr};
 }
 
-PyObject* view_of(const StoredLayer& stored) {
-    const PatternView& pattern = stored.pattern();
-    const Shape& shape = pattern.shape;
+std::shared_ptr<const DenseLayer> layer_from_array(const py::object& array, DType dtype, DType stored,
+                                                   bool shares_memory, bool with_head_means) {
+    if (shares_memory) {
+        const SourceArray source = shared_source_of(array, dtype, stored);
+        auto owner = keep_alive(array);
+        const CoreWork work;
+        return borrow_layer(source.data, stored, source.shape, std::move(owner), with_head_means);
+    }
+    const SourceArray source = source_of_array(array, dtype);
+    const CoreWork work;
+    return copy_layer(source, stored, with_head_means);
+}
+
+namespace {
+
+/// The object that a face keeps, or a capsule of that memory, kept from now on.
+py::handle owner_in(const Face& face, const std::shared_ptr<const void>& memory) {
+    if (void* const kept = face.get()) return static_cast<PyObject*>(kept);
+    py::object capsule = capsule_of(memory);
+    if (face.keep(capsule.ptr())) return capsule.release();
+    return static_cast<PyObject*>(face.get());
+}
+
+}  // namespace
+
+py::handle owner_of(const DenseLayer& layer) { return owner_in(layer.owner, layer.memory()); }
+
+py::handle owner_of(const Derived& derived) { return owner_in(derived.owner, derived.memory); }
+
+PyObject* view_of(const Layer& layer) {
+    const Shape& shape = layer.shape();
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
-    if (stored.factored() == nullptr) {
-        return read_only_view(descriptor_of(pattern.dtype), dims, pattern.data, stored.owner());
+    if (layer.stored() != nullptr) {
+        const auto& dense = static_cast<const DenseLayer&>(layer);
+        return read_only_view(descriptor_of(layer.dtype()), dims, dense.pattern().data, owner_of(dense));
     }
-    std::shared_ptr<const Layer> dense;
+    if (layer.device() != nullptr) {
+        throw py::value_error("the layer must lie in CPU memory, got one on " + layer.device()->name() +
+                              "; cache.cpu() gives a copy of the cache there");
+    }
+    std::shared_ptr<const DenseLayer> dense;
     {
-        const ReleaseGilForLargeWork release(ReleaseGilForLargeWork::kLarge);
-        dense = dense_layer(*stored.factored(), DType::float32);
+        const CoreWork work;
+        dense = dense_layer(layer, DType::float32);
     }
-    const std::byte* const data = dense->pattern.data;
-    return read_only_view(descriptor_of(DType::float32), dims, data, capsule_of(std::move(dense)));
+    return read_only_view(descriptor_of(DType::float32), dims, dense->pattern().data, owner_of(*dense));
 }
 
-PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer) {
-    return rows_view(descriptor_of(rows.dtype), rows, capsule_of(std::move(layer)));
+PyObject* view_of_rows(const PatternView& rows, const py::object& owner) {
+    return rows_view(descriptor_of(rows.dtype), rows, owner);
 }
 
 PyObject* view_of_bytes(const PatternView& rows, const py::object& owner) {
@@ -198,7 +167,16 @@ PyObject* view_of_bytes(const PatternView& rows, const py::object& owner) {
     return rows_view(descriptor, rows, owner);
 }
 
-PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner) {
+const float* floats_in(const py::object& array, std::span<const npy_intp> dims) {
+    auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
+    const bool fits = PyArray_Check(array.ptr()) && PyArray_TYPE(ndarray) == NPY_FLOAT &&
+                      PyArray_ISCARRAY_RO(ndarray) && PyArray_NDIM(ndarray) == static_cast<int>(dims.size()) &&
+                      std::equal(dims.begin(), dims.end(), PyArray_DIMS(ndarray));
+    if (!fits) throw py::value_error("expected an aligned C-contiguous float32 array of the layer's shape");
+    return floats(array.ptr());
+}
+
+PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, py::handle owner) {
     static PyArray_Descr* const descriptor = PyArray_DescrFromType(NPY_FLOAT);  // a singleton of NumPy's
     Py_INCREF(descriptor);
     return read_only_view(descriptor, dims, data, owner);

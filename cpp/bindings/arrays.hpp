@@ -1,11 +1,12 @@
 // The only place that turns NumPy arrays into patterns and back: dtypes, strides, owners, flags.
 #pragma once
 
-#include <chrono>
 #include <span>
+#include <string>
 
-#include "../src/watcher.hpp"
-#include "store.hpp"
+#include "attncache/device.hpp"
+#include "attncache/factored.hpp"
+#include "gil.hpp"
 
 namespace attncache::python {
 
@@ -22,32 +23,39 @@ py::object capsule_of(std::shared_ptr<T> shared) {
 /// A dtype by its Python name; ValueError if there is none of that name.
 DType dtype_named(const std::string& name);
 
-/// A layer over the memory of `array` (shared) or in a converted copy of it, with its indexes if they are wanted at
-/// once. `dtype` says what its items are: NumPy shows bfloat16 as uint16. Large work releases the GIL.
-std::shared_ptr<StoredLayer> layer_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory,
-                                              bool indexes);
+/// A layer over the memory of `array` (shared) or in a converted copy of it, with its head means if they are wanted at
+/// once. `dtype` says what its items are: NumPy shows bfloat16 as uint16.
+std::shared_ptr<const DenseLayer> layer_from_array(const py::object& array, DType dtype, DType stored,
+                                                   bool shares_memory, bool with_head_means);
 
 /// Queries or keys over the memory of `array` or in a converted copy of it, as `layer_from_array`.
-Rows rows_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory);
+Projection projection_from_array(const py::object& array, DType dtype, DType stored, bool shares_memory);
+
+/// Queries or keys over the memory of an array that nobody writes; its rows alone need to be contiguous.
+Projection projection_over(const py::object& array, DType dtype);
 
 /// `array`, 4-dimensional and of that dtype, as a source to copy from.
 SourceArray source_of_array(const py::object& array, DType dtype);
 
-/// A read-only view of a layer that shares its memory, or the pattern of a factored layer computed into memory of its
+/// A read-only view of a pattern that shares its memory, or that of another kind of layer computed into memory of its
 /// own. ImportError for bfloat16 without ml_dtypes.
-PyObject* view_of(const StoredLayer& layer);
+PyObject* view_of(const Layer& layer);
 
-/// A read-only view of the queries or keys of a factored layer.
-PyObject* view_of_rows(const PatternView& rows, std::shared_ptr<const FactoredLayer> layer);
+/// A read-only view of rows that `owner` keeps alive.
+PyObject* view_of_rows(const PatternView& rows, const py::object& owner);
 
-/// A read-only view of rows that `owner` keeps alive, as the bytes they are: NumPy shows bfloat16 as uint16.
+/// The same as the bytes they are: NumPy shows bfloat16 as uint16.
 PyObject* view_of_bytes(const PatternView& rows, const py::object& owner);
 
-/// Keeps a Python object alive from C++, whatever thread lets go of it last.
-std::shared_ptr<const void> keep_alive(const py::object& object);
+/// The capsule that owns views of a dense layer's memory, or of what is derived from a layer.
+py::handle owner_of(const DenseLayer& layer);
+py::handle owner_of(const Derived& derived);
 
 /// A read-only array over floats that `owner` keeps alive.
-PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, const py::object& owner);
+PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, py::handle owner);
+
+/// The items of a float32 array of those dimensions, C-contiguous and aligned; ValueError if it is none.
+const float* floats_in(const py::object& array, std::span<const npy_intp> dims);
 
 /// A new array to be written by a query.
 PyObject* new_array(std::span<const npy_intp> dims, int typenum);
@@ -69,33 +77,5 @@ inline std::int64_t* integers(PyObject* array) {
 inline void make_read_only(PyObject* array) {
     PyArray_CLEARFLAGS(reinterpret_cast<PyArrayObject*>(array), NPY_ARRAY_WRITEABLE);
 }
-
-/// Releases the GIL for work on that many bytes, if that is worth what it may cost to get it back. Ten times a second
-/// the work looks for signals, so that Ctrl-C ends it, and tells `progress(done, total)` if that is a callable.
-class ReleaseGilForLargeWork final : Watcher {
-public:
-    explicit ReleaseGilForLargeWork(std::int64_t bytes, py::object progress = {})
-        : state_(nullptr), progress_(std::move(progress)) {
-        if (bytes >= kWorthIt) release();
-    }
-    ~ReleaseGilForLargeWork() override;
-    ReleaseGilForLargeWork(const ReleaseGilForLargeWork&) = delete;
-    ReleaseGilForLargeWork& operator=(const ReleaseGilForLargeWork&) = delete;
-
-    /// Work of unknown size, always worth it.
-    static constexpr std::int64_t kLarge = INT64_MAX;
-
-private:
-    /// About 50 us of reading: releasing costs 50 ns alone, but much more if another thread then holds the GIL.
-    static constexpr std::int64_t kWorthIt = 512 * 1024;
-
-    void release();
-    void look(std::int64_t done, std::int64_t total) override;
-
-    PyThreadState* state_;
-    py::object progress_;
-    Watcher* watcher_before_ = nullptr;
-    std::chrono::steady_clock::time_point last_look_;
-};
 
 }  // namespace attncache::python

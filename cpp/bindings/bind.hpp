@@ -5,17 +5,14 @@
 
 namespace attncache::python {
 
+void bind_layer(py::module_& module);
 py::class_<Store> bind_store(py::module_& module);
-void bind_factored(py::class_<Store>& store);
-void bind_disk(py::class_<Store>& store);
-void bind_part(py::class_<Store>& store);
-void bind_device(py::class_<Store>& store);
 void bind_dlpack(py::module_& module);
 void bind_queries(py::module_& module);
 void bind_settings(py::module_& module);
+void add_hot_calls(const py::class_<Store>& store);
+
 /// Sets the MemoryError of whatever the standard library cannot hold.
 inline void set_no_memory() { PyErr_SetString(PyExc_MemoryError, "there is no memory for this many items"); }
-
-void add_hot_calls(const py::class_<Store>& store);
 
 }  // namespace attncache::python

@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <string>
 
-#include "../src/memory.hpp"
+#include "attncache/memory.hpp"
 #include "attncache/simd.hpp"
 #include "attncache/threads.hpp"
 #include "bind.hpp"
-#include "indices.hpp"
+#include "arguments.hpp"
 
 namespace attncache::python {
 namespace {

@@ -1,11 +1,10 @@
-// Store: layers in push order. The hot calls are added by hot_calls.cpp; docstrings live in the Python face.
-#include <new>
+// _core.Store: layers in push order. The hot calls are added by hot_calls.cpp; docstrings live in the Python face.
 #include <string>
 
+#include "arguments.hpp"
 #include "arrays.hpp"
-#include "attncache/row_sample.hpp"
 #include "bind.hpp"
-#include "indices.hpp"
+#include "store.hpp"
 
 namespace attncache::python {
 
@@ -34,101 +33,53 @@ Store& store_in(PyObject* self) {
 
 namespace {
 
-void push(const py::object& self, const py::object& array, const std::string& dtype, const std::string& stored,
-          bool shares_memory) {
-    const bool indexes = store_of(self).policy == IndexPolicy::eager;
-    auto layer = layer_from_array(array, dtype_named(dtype), dtype_named(stored), shares_memory, indexes);
-    store_of(self).layers.push_back(std::move(layer));
+using Held = std::shared_ptr<Layer>;
+
+Held held(const std::shared_ptr<const Layer>& layer) { return std::const_pointer_cast<Layer>(layer); }
+
+/// The layer of that number.
+Held layer_at(const py::object& self, const py::object& layer) {
+    const std::int64_t number = whole_number(layer.ptr(), "layer");
+    const Store& store = store_of(self);
+    const Axis axis{"layer", "n_layers", store.n_layers()};
+    if (Held found = held(store.layer(position_of(number, layer.ptr(), axis)))) return found;
+    raise_out_of_range(layer, {"layer", "n_layers", store.n_layers()});  // another thread cleared the store
 }
 
-/// What a few rows of an array look like: how many are judged, their least weight, and the least and greatest sum.
-py::tuple row_sample(const py::object& array, const std::string& dtype) {
-    const RowSample sample = sample_rows(source_of_array(array, dtype_named(dtype)));
-    return py::make_tuple(sample.n_rows, sample.least_weight, sample.least_sum, sample.greatest_sum);
-}
-
-/// Makes a layer of another store the one at `at`, or the next one if `at` is n_layers. The two stores share it.
-void put_layer(const py::object& self, const py::object& at, const py::object& source, const py::object& layer) {
+/// Makes a layer the one at `at`, or the next one if `at` is n_layers.
+void put_layer(const py::object& self, const py::object& at, const Held& layer) {
     const std::int64_t number = whole_number(at.ptr(), "at");
-    const std::int64_t from = whole_number(layer.ptr(), "layer");
-    const Store& other = store_of(source);
-    auto taken =
-        other.layers[static_cast<std::size_t>(position_of(from, layer.ptr(), {"layer", "n_layers", other.n_layers()}))];
     Store& store = store_of(self);
-    const std::int64_t position = position_of(number, at.ptr(), {"at", "n_layers + 1", store.n_layers() + 1});
-    if (position == store.n_layers()) {
-        store.layers.push_back(std::move(taken));
-    } else {
-        store.layers[static_cast<std::size_t>(position)].swap(taken);  // let go last: that may run Python code
+    const Axis axis{"at", "n_layers + 1", store.n_layers() + 1};
+    if (!store.put(position_of(number, at.ptr(), axis), layer)) {
+        raise_out_of_range(at, {"at", "n_layers + 1", store.n_layers() + 1});
     }
 }
 
-void reserve(const py::object& self, const py::object& n_layers) {
-    const std::int64_t n = count(n_layers.ptr(), "n_layers");
-    auto& layers = store_of(self).layers;
-    if (static_cast<std::size_t>(n) > layers.max_size()) throw std::bad_alloc();
-    layers.reserve(static_cast<std::size_t>(n));
+/// One value for each layer.
+template <class Of>
+py::tuple of_each(const py::object& self, const Of& of) {
+    const auto layers = store_of(self).layers();
+    py::tuple values(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) values[i] = of(*layers[i]);
+    return values;
 }
 
-std::int64_t index_n_bytes(const py::object& self) {
-    std::int64_t bytes = 0;
-    for (const auto& stored : store_of(self).layers) {
-        for (const BatchIndex& place : stored->indexes) bytes += place.index.n_bytes;
-    }
-    return bytes;
+template <class Of>
+std::int64_t sum_of(const py::object& self, const Of& of) {
+    std::int64_t sum = 0;
+    for (const auto& layer : store_of(self).layers()) sum += of(*layer);
+    return sum;
 }
-
-std::int64_t n_bytes(const py::object& self) {
-    std::int64_t bytes = index_n_bytes(self);
-    for (const auto& stored : store_of(self).layers) {
-        bytes += stored->n_bytes();
-    }
-    return bytes;
-}
-
-void drop_index(const py::object& self) {
-    for (const auto& stored : store_of(self).layers) {
-        for (BatchIndex& place : stored->indexes) {
-            place.index = {};
-            place.owner = {};
-            place.rule.reset();
-        }
-    }
-}
-
-/// Whether the base of an array is a capsule of this library.
-bool is_own_memory(const py::object& base) { return PyCapsule_IsValid(base.ptr(), kCapsuleName) != 0; }
 
 constexpr const char* kPolicyNames[] = {"off", "auto", "eager"};
 
 void set_index_policy(const py::object& self, const py::object& index) {
     const std::string policy = text(index, "index");
     for (const auto known : {IndexPolicy::off, IndexPolicy::automatic, IndexPolicy::eager}) {
-        if (policy == kPolicyNames[static_cast<int>(known)]) {
-            store_of(self).policy = known;
-            return;
-        }
+        if (policy == kPolicyNames[static_cast<int>(known)]) return store_of(self).set_policy(known);
     }
     throw py::value_error("index must be \"off\", \"auto\" or \"eager\", got \"" + policy + "\"");
-}
-
-py::tuple shapes(const py::object& self) {
-    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
-    py::tuple shapes(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-        const Shape& shape = layers[i]->shape();
-        shapes[i] = py::make_tuple(shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k);
-    }
-    return shapes;
-}
-
-py::tuple dtypes(const py::object& self) {
-    const auto layers = store_of(self).layers;  // a copy: making a tuple may collect garbage, whose finaliser may clear
-    py::tuple dtypes(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-        dtypes[i] = py::str(name(layers[i]->dtype()));
-    }
-    return dtypes;
 }
 
 }  // namespace
@@ -137,25 +88,69 @@ py::class_<Store> bind_store(py::module_& module) {
     using namespace py::literals;
     py::class_<Store> store(module, "Store");
     store_type = reinterpret_cast<PyTypeObject*>(store.ptr());
-    module.def("row_sample", row_sample, "array"_a, "dtype"_a);
     store.def(py::init<>())
-        .def("_push", push, "array"_a, "dtype"_a, "stored"_a, "shares_memory"_a)
-        .def("_put_layer", put_layer, "at"_a, "source"_a, "layer"_a)
-        .def("_reserve", reserve, "n_layers"_a)
-        .def("_clear",
-             [](const py::object& self) { std::vector<std::shared_ptr<StoredLayer>>().swap(store_of(self).layers); })
-        .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
-        .def_property_readonly("is_empty", [](const py::object& self) { return store_of(self).layers.empty(); })
+        .def(
+            "_append", [](const py::object& self, const Held& layer) { store_of(self).push(layer); }, "layer"_a)
+        .def("_put", put_layer, "at"_a, "layer"_a)
+        .def(
+            "_replace",
+            [](const py::object& self, const Held& before, const Held& after) {
+                return store_of(self).replace(before.get(), after);
+            },
+            "before"_a, "after"_a)
+        .def("_layer", layer_at, "layer"_a)
+        .def(
+            "_reserve",
+            [](const py::object& self, const py::object& n_layers) {
+                store_of(self).reserve(count(n_layers.ptr(), "n_layers"));
+            },
+            "n_layers"_a)
+        .def("_clear", [](const py::object& self) { store_of(self).clear(); })
         .def("_set_index_policy", set_index_policy, "index"_a)
-        .def("_drop_index", drop_index)
+        .def("_drop_index",
+             [](const py::object& self) {
+                 for (const auto& layer : store_of(self).layers()) layer->drop_derived();
+             })
+        .def_property_readonly("_layers",
+                               [](const py::object& self) {
+                                   const auto layers = store_of(self).layers();
+                                   py::tuple objects(layers.size());
+                                   for (std::size_t i = 0; i < layers.size(); ++i)
+                                       objects[i] = py::cast(held(layers[i]));
+                                   return objects;
+                               })
+        .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
+        .def_property_readonly("is_empty", [](const py::object& self) { return store_of(self).n_layers() == 0; })
         .def_property_readonly(
-            "index",
-            [](const py::object& self) { return py::str(kPolicyNames[static_cast<int>(store_of(self).policy)]); })
-        .def_property_readonly("index_nbytes", index_n_bytes)
-        .def_property_readonly("nbytes", n_bytes)
-        .def_property_readonly("shapes", shapes)
-        .def_property_readonly("dtypes", dtypes);
-    module.def("is_own_memory", is_own_memory, "base"_a);
+            "index", [](const py::object& self) { return kPolicyNames[static_cast<int>(store_of(self).policy())]; })
+        .def_property_readonly(
+            "index_nbytes",
+            [](const py::object& self) { return sum_of(self, [](const Layer& one) { return one.derived_bytes(); }); })
+        .def_property_readonly("nbytes",
+                               [](const py::object& self) {
+                                   return sum_of(self,
+                                                 [](const Layer& one) { return one.n_bytes() + one.derived_bytes(); });
+                               })
+        .def_property_readonly("kinds",
+                               [](const py::object& self) {
+                                   return of_each(self, [](const Layer& one) { return py::str(name(one.kind())); });
+                               })
+        .def_property_readonly("devices",
+                               [](const py::object& self) {
+                                   return of_each(self, [](const Layer& one) {
+                                       return py::str(one.device() == nullptr ? "cpu" : one.device()->name());
+                                   });
+                               })
+        .def_property_readonly("shapes",
+                               [](const py::object& self) {
+                                   return of_each(self, [](const Layer& one) {
+                                       const Shape& shape = one.shape();
+                                       return py::make_tuple(shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k);
+                                   });
+                               })
+        .def_property_readonly("dtypes", [](const py::object& self) {
+            return of_each(self, [](const Layer& one) { return py::str(name(one.dtype())); });
+        });
     return store;
 }
 

@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <new>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 
+#include "arguments.hpp"
 #include "arrays.hpp"
-#include "attncache/queries.hpp"
 #include "bind.hpp"
-#include "indices.hpp"
-#include "on_device.hpp"
+#include "hot_docs.hpp"
 
 namespace attncache::python {
 namespace {
@@ -22,18 +19,10 @@ template <class Call>
 PyObject* guarded(const Call& call) noexcept {
     try {
         return call();
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::bad_alloc&) {
-        set_no_memory();
-    } catch (const std::length_error&) {
-        set_no_memory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
+    } catch (...) {
+        py::detail::try_translate_exceptions();
+        return nullptr;
     }
-    return nullptr;
 }
 
 /// The arguments of one call by position: given in order or by keyword; a missing optional one is nullptr.
@@ -92,8 +81,10 @@ struct GivenIndex {
 
 /// The layer, and with it everything that may change, is looked up after all arguments have been read: reading one may
 /// run Python code.
-const std::shared_ptr<StoredLayer>& layer_at(const Store& store, const GivenIndex& layer) {
-    return store.layers[static_cast<std::size_t>(layer.on({"layer", "n_layers", store.n_layers()}))];
+LookedAtLayer layer_at(const Store& store, const GivenIndex& layer) {
+    const Axis axis{"layer", "n_layers", n_layers_of(store)};
+    if (auto found = look_at_layer(store, layer.on(axis))) return found;
+    raise_out_of_range(layer.given, {"layer", "n_layers", n_layers_of(store)});  // another thread cleared the store
 }
 
 /// The batch item; 0 if none is given.
@@ -109,118 +100,84 @@ struct GivenBatch {
     }
 };
 
-/// Answers one question about the mean of a batch item: from the index if that is built or now pays, otherwise
-/// directly. `from_index(index)` and `directly(layer, bytes)` give the result; `cost` picks what it costs without an
-/// index.
-template <class Cost, class FromIndex, class Directly>
-PyObject* answer(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch, const Cost& cost,
-                 const FromIndex& from_index, const Directly& directly) {
-    const BatchIndex& ready = stored->indexes[static_cast<std::size_t>(batch)];
-    if (ready.index.is_built()) return from_index(ready);
-    const auto layer = stored;  // shared: the GIL may be released from here on
-    if (layer->is_factored()) return directly(*layer, ReleaseGilForLargeWork::kLarge);
-    const std::int64_t bytes = cost(index_costs(layer->pattern()));
-    if (const BatchIndex* index = index_for_query(store, layer, batch, bytes)) return from_index(*index);
-    return directly(*layer, bytes);
+/// The head mean that answers a query of that cost if it is kept or now pays, otherwise nullptr. The layer is shared.
+std::shared_ptr<const HeadMean> head_mean_now(const Store& store, const Layer& layer, std::int64_t batch,
+                                              std::int64_t query_bytes) {
+    const CoreWork work;
+    return head_mean_for(layer, batch, store.policy(), query_bytes);
 }
 
-/// The result of `answer` as an array of floats: a view of the index, or what `fill(layer, float*)`, given the dense or
-/// factored layer, writes into `out` or a new array.
-template <class Cost, class InIndex, class Fill>
-PyObject* floats_of_mean(const Store& store, const std::shared_ptr<StoredLayer>& stored, std::int64_t batch,
-                         std::span<const npy_intp> dims, PyObject* out, const Cost& cost, const InIndex& in_index,
-                         const Fill& fill) {
-    const auto from_index = [&](const BatchIndex& found) -> PyObject* {
-        const float* const weights = in_index(found.index);
-        if (out == nullptr || out == Py_None) return view_of_floats(weights, dims, found.owner);
-        py::object result = result_array(out, dims);
-        std::memcpy(floats(result.ptr()), weights,
-                    static_cast<std::size_t>(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(result.ptr()))));
-        return result.release().ptr();
-    };
-    const auto directly = [&](const StoredLayer& layer, std::int64_t bytes) -> PyObject* {
-        py::object result = result_array(out, dims);
-        if (PyArray_SIZE(reinterpret_cast<PyArrayObject*>(result.ptr())) > 0) {
-            const ReleaseGilForLargeWork release(bytes);
-            layer.ask([&](const auto& asked) { fill(asked, floats(result.ptr())); });
-        }
-        if (result.ptr() != out) make_read_only(result.ptr());
-        return result.release().ptr();
-    };
-    return answer(store, stored, batch, cost, from_index, directly);
+/// A copy in `out` of what lies in the index.
+PyObject* copied(const float* weights, std::span<const npy_intp> dims, PyObject* out) {
+    py::object result = result_array(out, dims);
+    std::memcpy(floats(result.ptr()), weights,
+                static_cast<std::size_t>(PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(result.ptr()))));
+    return result.release().ptr();
 }
 
-PyObject* attention_from_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<5>::Signature signature{
-        "attention_from_position", {"layer", "position", "batch", "out", "device_result"}, 2, 3};
+/// Lines of the mean over all heads: from the index if that is built or now pays, otherwise computed. `in_index(mean)`
+/// is where they lie there; `cost` is what they cost without it.
+template <class InIndex>
+PyObject* mean_of(const Store& store, const Layer& looked_at, std::int64_t batch, Direction direction,
+                  std::span<const std::int64_t> positions, std::span<const npy_intp> dims, PyObject* out,
+                  std::int64_t Costs::* cost, const InIndex& in_index) {
+    const bool is_new = out == nullptr || out == Py_None;
+    if (const LookedAtHeadMean ready = look_at_head_mean(looked_at, batch); is_new && ready != nullptr) {
+        return view_of_floats(in_index(*ready), dims, owner_of(*ready));
+    }
+    const auto layer = looked_at.shared_from_this();  // the GIL may be released from here on
+    if (const auto mean = head_mean_now(store, *layer, batch, layer->costs().*cost)) {
+        return is_new ? view_of_floats(in_index(*mean), dims, owner_of(*mean)) : copied(in_index(*mean), dims, out);
+    }
+    py::object result = result_array(out, dims);
+    if (PyArray_SIZE(reinterpret_cast<PyArrayObject*>(result.ptr())) > 0) {
+        const Out to(floats(result.ptr()));
+        const CoreWork work;
+        mean_lines(*layer, batch, direction, positions, to);
+    }
+    if (result.ptr() != out) make_read_only(result.ptr());
+    return result.release().ptr();
+}
+
+/// attention_from_position and attention_to_position
+template <Direction kDirection>
+PyObject* attention(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
+    constexpr bool kFrom = kDirection == Direction::from;
+    static constexpr Arguments<4>::Signature signature{
+        kFrom ? "attention_from_position" : "attention_to_position", {"layer", "position", "batch", "out"}, 2, 3};
     return guarded([&] {
-        const Arguments<5> arguments(signature, values, n, keywords);
+        const Arguments<4> arguments(signature, values, n, keywords);
         const GivenIndex given_layer(arguments[0], "layer");
         const GivenIndex given_position(arguments[1], "position");
         const GivenBatch given_batch(arguments[2]);
-        const bool device_result = flag(arguments[4], "device_result");
         const Store& store = store_in(self);
-        const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->shape();
-        const std::int64_t query = given_position.on({"position", "seq_q", shape.seq_q});
+        const LookedAtLayer layer = layer_at(store, given_layer);
+        const Shape& shape = layer->shape();
+        const Axis axis = kFrom ? Axis{"position", "seq_q", shape.seq_q} : Axis{"position", "seq_k", shape.seq_k};
+        const std::int64_t position = given_position.on(axis);
         const std::int64_t batch = given_batch.on(shape);
-        const npy_intp dims[] = {shape.seq_k};
-        if (device_result || stored->is_on_device()) {
-            return mean_on_device("rows", stored, batch, {&query, 1}, dims, arguments[3], device_result);
-        }
-        return floats_of_mean(
-            store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.row; },
-            [&](const HeadMeanIndex& index) { return index.by_query + query * dims[0]; },
-            [&](const auto& layer, float* out) { mean_row(layer, batch, query, out); });
-    });
-}
-
-PyObject* attention_to_position(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<5>::Signature signature{
-        "attention_to_position", {"layer", "position", "batch", "out", "device_result"}, 2, 3};
-    return guarded([&] {
-        const Arguments<5> arguments(signature, values, n, keywords);
-        const GivenIndex given_layer(arguments[0], "layer");
-        const GivenIndex given_position(arguments[1], "position");
-        const GivenBatch given_batch(arguments[2]);
-        const bool device_result = flag(arguments[4], "device_result");
-        const Store& store = store_in(self);
-        const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->shape();
-        const std::int64_t key = given_position.on({"position", "seq_k", shape.seq_k});
-        const std::int64_t batch = given_batch.on(shape);
-        const npy_intp dims[] = {shape.seq_q};
-        if (device_result || stored->is_on_device()) {
-            return mean_on_device("columns", stored, batch, {&key, 1}, dims, arguments[3], device_result);
-        }
-        return floats_of_mean(
-            store, stored, batch, dims, arguments[3], [](const IndexCosts& costs) { return costs.column; },
-            [&](const HeadMeanIndex& index) { return index.by_key + key * dims[0]; },
-            [&](const auto& layer, float* out) { mean_column(layer, batch, key, out); });
+        const npy_intp dims[] = {kFrom ? shape.seq_k : shape.seq_q};
+        return mean_of(
+            store, *layer, batch, kDirection, {&position, 1}, dims, arguments[3], kFrom ? &Costs::row : &Costs::column,
+            [&](const HeadMean& mean) { return (kFrom ? mean.by_query : mean.by_key) + position * dims[0]; });
     });
 }
 
 PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObject* keywords) noexcept {
-    static constexpr Arguments<4>::Signature signature{"head_mean", {"layer", "batch", "out", "device_result"}, 1, 2};
+    static constexpr Arguments<3>::Signature signature{"head_mean", {"layer", "batch", "out"}, 1, 2};
     return guarded([&] {
-        const Arguments<4> arguments(signature, values, n, keywords);
+        const Arguments<3> arguments(signature, values, n, keywords);
         const GivenIndex given_layer(arguments[0], "layer");
         const GivenBatch given_batch(arguments[1]);
-        const bool device_result = flag(arguments[3], "device_result");
         const Store& store = store_in(self);
-        const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->shape();
+        const LookedAtLayer layer = layer_at(store, given_layer);
+        const Shape& shape = layer->shape();
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_q, shape.seq_k};
-        if (device_result || stored->is_on_device()) {
-            std::vector<std::int64_t> all(static_cast<std::size_t>(shape.seq_q));
-            std::iota(all.begin(), all.end(), 0);
-            return mean_on_device("rows", stored, batch, all, dims, arguments[2], device_result);
-        }
-        return floats_of_mean(
-            store, stored, batch, dims, arguments[2], [](const IndexCosts& costs) { return costs.layer; },
-            [](const HeadMeanIndex& index) { return index.by_query; },
-            [&](const auto& layer, float* out) { head_mean(layer, batch, out); });
+        std::vector<std::int64_t> all(static_cast<std::size_t>(shape.seq_q));
+        std::iota(all.begin(), all.end(), 0);
+        return mean_of(store, *layer, batch, Direction::from, all, dims, arguments[2], &Costs::layer,
+                       [](const HeadMean& mean) { return mean.by_query; });
     });
 }
 
@@ -228,7 +185,7 @@ PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, 
 PyObject* list_of_heaviest(const float* weights, std::int64_t n, std::int64_t k) {
     std::vector<std::int64_t> positions(static_cast<std::size_t>(k));
     {
-        const ReleaseGilForLargeWork release(n * static_cast<std::int64_t>(sizeof(float)));
+        const CoreWork work;
         heaviest(weights, n, k, positions.data());
     }
     auto list = py::reinterpret_steal<py::object>(PyList_New(static_cast<Py_ssize_t>(k)));
@@ -255,27 +212,22 @@ PyObject* top_attended_positions(PyObject* self, PyObject* const* values, Py_ssi
         const std::int64_t given_k = count(arguments[2], "k");
         const GivenBatch given_batch(arguments[3]);
         const Store& store = store_in(self);
-        const auto& stored = layer_at(store, given_layer);
-        const Shape& shape = stored->shape();
+        const LookedAtLayer looked_at = layer_at(store, given_layer);
+        const Shape& shape = looked_at->shape();
         const std::int64_t seq_k = shape.seq_k;
         const std::int64_t query = given_position.on({"from_position", "seq_q", shape.seq_q});
         const std::int64_t k = std::min(given_k, seq_k);
         const std::int64_t batch = given_batch.on(shape);
-        if (stored->is_on_device()) return heaviest_on_device(stored, batch, query, k);
-        return answer(
-            store, stored, batch, [](const IndexCosts& costs) { return costs.row; },
-            [&](const BatchIndex& found) {
-                const auto memory = found.index.memory;  // shared: a long row releases the GIL
-                return list_of_heaviest(found.index.by_query + query * seq_k, seq_k, k);
-            },
-            [&](const StoredLayer& layer, std::int64_t bytes) {
-                std::vector<float> row(static_cast<std::size_t>(seq_k));
-                {
-                    const ReleaseGilForLargeWork release(bytes);
-                    layer.ask([&](const auto& asked) { mean_row(asked, batch, query, row.data()); });
-                }
-                return list_of_heaviest(row.data(), seq_k, k);
-            });
+        const auto layer = looked_at->shared_from_this();  // a long row releases the GIL
+        if (const auto mean = head_mean_now(store, *layer, batch, layer->costs().row)) {
+            return list_of_heaviest(mean->by_query + query * seq_k, seq_k, k);
+        }
+        std::vector<float> row(static_cast<std::size_t>(seq_k));
+        {
+            const CoreWork work;
+            mean_lines(*layer, batch, Direction::from, {&query, 1}, row.data());
+        }
+        return list_of_heaviest(row.data(), seq_k, k);
     });
 }
 
@@ -283,12 +235,12 @@ PyObject* get_layer(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObj
     static constexpr Arguments<1>::Signature signature{"get_layer", {"layer"}, 1, 1};
     return guarded([&]() -> PyObject* {
         const Arguments<1> arguments(signature, values, n, keywords);
-        std::int64_t layer = whole_number(arguments[0], "layer");
+        std::int64_t number = whole_number(arguments[0], "layer");
         const Store& store = store_in(self);
-        if (layer < 0) layer += store.n_layers();
-        if (layer < 0 || layer >= store.n_layers()) Py_RETURN_NONE;
-        const auto stored = store.layers[static_cast<std::size_t>(layer)];  // shared: a bfloat16 view imports a package
-        return view_of(*stored);
+        if (number < 0) number += n_layers_of(store);
+        const LookedAtLayer layer = look_at_layer(store, number);
+        if (layer == nullptr) Py_RETURN_NONE;
+        return view_of(*layer->shared_from_this());  // shared: a bfloat16 view imports a package
     });
 }
 
@@ -297,25 +249,23 @@ PyObject* get_item(PyObject* self, PyObject* key) noexcept {
     return guarded([&]() -> PyObject* {
         if (!PySlice_Check(key)) {
             const GivenIndex given_layer(key, "layer");
-            const auto stored = layer_at(store_in(self), given_layer);  // shared: a bfloat16 view imports a package
-            return view_of(*stored);
+            return view_of(*layer_at(store_in(self), given_layer)->shared_from_this());
         }
         Py_ssize_t start, stop, step;
         if (PySlice_Unpack(key, &start, &stop, &step) < 0) throw py::error_already_set();
-        const Store& store = store_in(self);
-        const Py_ssize_t n = PySlice_AdjustIndices(store.n_layers(), &start, &stop, step);
-        std::vector<std::shared_ptr<StoredLayer>> layers;
-        for (Py_ssize_t i = 0; i < n; ++i) layers.push_back(store.layers[static_cast<std::size_t>(start + i * step)]);
-        py::tuple views(layers.size());
-        for (std::size_t i = 0; i < layers.size(); ++i) {
-            views[i] = py::reinterpret_steal<py::object>(view_of(*layers[i]));
+        const auto layers = store_in(self).layers();
+        const Py_ssize_t n = PySlice_AdjustIndices(static_cast<Py_ssize_t>(layers.size()), &start, &stop, step);
+        py::tuple views(static_cast<std::size_t>(n));
+        for (Py_ssize_t i = 0; i < n; ++i) {
+            const Layer& layer = *layers[static_cast<std::size_t>(start + i * step)];
+            views[static_cast<std::size_t>(i)] = py::reinterpret_steal<py::object>(view_of(layer));
         }
         return views.release().ptr();
     });
 }
 
 PyObject* length(PyObject* self, PyObject*) noexcept {
-    return guarded([&] { return PyLong_FromLongLong(store_in(self).n_layers()); });
+    return guarded([&] { return PyLong_FromLongLong(n_layers_of(store_in(self))); });
 }
 
 template <class Function>
@@ -325,137 +275,14 @@ PyCFunction as_method(Function* function) {
 
 constexpr int kFastCall = METH_FASTCALL | METH_KEYWORDS;
 
-// The text before "--" is what inspect.signature reads.
 PyMethodDef hot_methods[] = {
-    {"attention_from_position", as_method(attention_from_position), kFastCall,
-     R"(attention_from_position($self, layer, position, batch=0, *, out=None, device_result=False)
---
-
-What one query position attends to, averaged over heads.
-
-Args:
-    layer: index of the layer; negative counts from the end.
-    position: query position in [-seq_q, seq_q).
-    batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_k] to write into and return.
-    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
-
-Returns:
-    Read-only float32 array of shape [seq_k], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)[position]``. Bounded on factored layers.
-
-Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
-        device_result is True and the layer lies in CPU memory.
-
->>> cache = AttentionCache()
->>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
->>> cache.attention_from_position(0, 1)
-array([0.25, 0.75], dtype=float32)
-)"},
-    {"attention_to_position", as_method(attention_to_position), kFastCall,
-     R"(attention_to_position($self, layer, position, batch=0, *, out=None, device_result=False)
---
-
-Who attends to one key position, averaged over heads.
-
-Args:
-    layer: index of the layer; negative counts from the end.
-    position: key position in [-seq_k, seq_k).
-    batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_q] to write into and return.
-    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
-
-Returns:
-    Read-only float32 array of shape [seq_q], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)[:, position]``. Bounded on factored layers.
-
-Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
-        device_result is True and the layer lies in CPU memory.
-
->>> cache = AttentionCache()
->>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
->>> cache.attention_to_position(0, 0)
-array([1.  , 0.25], dtype=float32)
-)"},
-    {"top_attended_positions", as_method(top_attended_positions), kFastCall,
-     R"(top_attended_positions($self, layer, from_position, k, batch=0)
---
-
-The k key positions that one query attends to most, averaged over heads.
-
-Args:
-    layer: index of the layer; negative counts from the end.
-    from_position: query position in [-seq_q, seq_q).
-    k: how many; more than seq_k gives all of them.
-    batch: batch item.
-
-Returns:
-    List of (position, weight), heaviest first, equal weights to the lower position, NaN last. Exact
-    on stored patterns; of factored layers the order is exact and the weights are bounded.
-
-Raises:
-    IndexError: an index is out of range. ValueError: k is negative. TypeError: not an int.
-
->>> cache = AttentionCache()
->>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
->>> cache.top_attended_positions(0, 1, k=1)
-[(1, 0.75)]
-)"},
-    {"head_mean", as_method(head_mean_call), kFastCall,
-     R"(head_mean($self, layer, batch=0, *, out=None, device_result=False)
---
-
-The mean over heads of a whole layer.
-
-Args:
-    layer: index of the layer; negative counts from the end.
-    batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_q, seq_k] to write into and return.
-    device_result: of a layer on a device, whether to return an attncache.cuda.DeviceArray, without waiting for it.
-
-Returns:
-    Read-only float32 array of shape [seq_q, seq_k], a view of the index if that is built. Exact: the bits of
-    ``pattern[batch].mean(axis=0, dtype=np.float32)``. Bounded on factored layers.
-
-Raises:
-    IndexError: an index is out of range. TypeError: an index is not an int. ValueError: out does not fit, or
-        device_result is True and the layer lies in CPU memory.
-
->>> cache = AttentionCache()
->>> cache.push(np.array([[[[1.0, 0.0], [0.25, 0.75]]]], np.float32))
->>> cache.head_mean(0)
-array([[1.  , 0.  ],
-       [0.25, 0.75]], dtype=float32)
-)"},
-    {"get_layer", as_method(get_layer), kFastCall,
-     R"(get_layer($self, layer)
---
-
-The pattern of one layer, or None if there is no such layer.
-
-Args:
-    layer: index of the layer; negative counts from the end.
-
-Returns:
-    Read-only array of shape [batch, head, query, key] that shares the cache's memory and keeps it alive. A factored
-    layer has no such memory: its pattern is computed each time, block by block, as a new float32 array of
-    4 * batch * head * query * key bytes.
-
-Raises:
-    TypeError: layer is not an int. ValueError: the layer lies on a device; cache.cpu() copies it. ImportError: it is
-        bfloat16 and ml_dtypes is not installed.
-
->>> AttentionCache().get_layer(0) is None
-True
-)"},
-    {"__len__", length, METH_NOARGS | METH_COEXIST, "__len__($self, /)\n--\n\nThe number of layers."},
-    {"__getitem__", get_item, METH_O | METH_COEXIST,
-     R"(__getitem__($self, layer, /)
---
-
-The view of one layer as in get_layer, but IndexError if absent; a slice gives a tuple of views.)"},
+    {"attention_from_position", as_method(attention<Direction::from>), kFastCall, docs::kAttentionFromPosition},
+    {"attention_to_position", as_method(attention<Direction::to>), kFastCall, docs::kAttentionToPosition},
+    {"top_attended_positions", as_method(top_attended_positions), kFastCall, docs::kTopAttendedPositions},
+    {"head_mean", as_method(head_mean_call), kFastCall, docs::kHeadMean},
+    {"get_layer", as_method(get_layer), kFastCall, docs::kGetLayer},
+    {"__len__", length, METH_NOARGS | METH_COEXIST, docs::kLength},
+    {"__getitem__", get_item, METH_O | METH_COEXIST, docs::kGetItem},
 };
 
 }  // namespace

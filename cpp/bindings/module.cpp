@@ -8,6 +8,7 @@
 #include "attncache/simd.hpp"
 #include "attncache/threads.hpp"
 #include "bind.hpp"
+#include "gil.hpp"
 
 namespace {
 
@@ -39,11 +40,9 @@ PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supp
             attncache::python::set_no_memory();
         }
     });
-    auto store = attncache::python::bind_store(module);
-    attncache::python::bind_factored(store);
-    attncache::python::bind_disk(store);
-    attncache::python::bind_part(store);
-    attncache::python::bind_device(store);
+    attncache::Face::release = attncache::python::release_reference;
+    attncache::python::bind_layer(module);
+    const auto store = attncache::python::bind_store(module);
     attncache::python::add_hot_calls(store);
     attncache::python::bind_dlpack(module);
     attncache::python::bind_queries(module);

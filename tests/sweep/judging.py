@@ -242,7 +242,7 @@ def _sources(cache: Any, model: Any, heard: list[Heard]) -> list[Source]:
     known = getattr(cache, "sources", None)
     if known is not None and any(source.module for source in known):
         return [Source(source.module, source.call) for source in known]
-    from attncache.capturing.modules import attention_modules
+    from attncache.adapters.capture.modules import attention_modules
 
     ran = [call.module for call in heard]
     inside = {path: f"{path}." for path in attention_modules(model).values()}

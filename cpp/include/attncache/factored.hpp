@@ -37,7 +37,7 @@ struct Scoring {
     bool causal = true;       // query i sees keys up to i + seq_k - seq_q: the last query is aligned with the last key
     std::int64_t window = 0;  // 0: none; causal: the last `window` keys of those, otherwise keys up to `window` away
     std::vector<std::vector<Range>> hidden_keys = {};  // by batch item, ascending; empty: none is hidden
-    std::vector<float> sinks = {};  // by head: a score that takes part in each sum; empty: none
+    std::vector<float> sinks = {};                     // by head: a score that takes part in each sum; empty: none
 };
 
 /// What a factored layer computes from: everything but memory.

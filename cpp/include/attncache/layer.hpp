@@ -48,7 +48,7 @@ struct Costs {
 };
 
 /// One layer. Never changes once made, but for what is derived from it and kept; any number of threads may ask it.
-class Layer {
+class Layer : public std::enable_shared_from_this<Layer> {
 public:
     virtual ~Layer() = default;
     Layer(const Layer&) = delete;

@@ -1,7 +1,7 @@
 // A look at a few rows of what is pushed, so that what is no pattern is noticed; the cost is bounded.
 #pragma once
 
-#include "attncache/store.hpp"
+#include "attncache/dense.hpp"
 
 namespace attncache {
 

@@ -22,7 +22,7 @@ public:
     /// The same without sharing it: for a caller that keeps others from changing the store for as long as it looks.
     const Layer* peek(std::int64_t at) const {
         return at >= 0 && at < static_cast<std::int64_t>(layers_.size()) ? layers_[static_cast<std::size_t>(at)].get()
-                                                                          : nullptr;
+                                                                         : nullptr;
     }
     std::int64_t peek_n_layers() const { return static_cast<std::int64_t>(layers_.size()); }
     /// All of them as they are now.

@@ -11,12 +11,21 @@ class Watcher {
 public:
     virtual ~Watcher() = default;
 
+    /// Called by the thread that asked for the work before each part of it, of about that many bytes (or of what takes
+    /// as long).
+    virtual void begin(std::int64_t bytes) = 0;
+
     /// Called now and then by the thread that asked for the work: `done` of `total` pieces have been begun.
     virtual void look(std::int64_t done, std::int64_t total) = 0;
 };
 
 /// The watcher of this thread's work, or nullptr. Set by whoever asks for work, for as long as it takes.
 Watcher*& watcher_of_this_thread();
+
+/// Tells this thread's watcher of work that comes.
+inline void announce(std::int64_t bytes) {
+    if (Watcher* const watcher = watcher_of_this_thread()) watcher->begin(bytes);
+}
 
 /// While it lives, nobody watches this thread: for code of others that runs amid the watched work and may ask for work
 /// of its own.

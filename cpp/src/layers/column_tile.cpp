@@ -7,7 +7,6 @@ namespace attncache {
 namespace {
 
 constexpr std::int64_t kTileQueries = 64;
-constexpr std::int64_t kCacheLine = 64;
 
 }  // namespace
 

@@ -19,6 +19,9 @@ struct Queries {
 void read_columns(Plane& plane, std::int64_t seq_q, Queries queries, std::span<const std::int64_t> keys, float* out,
                   std::vector<float>& scratch);
 
+/// What reading one stray item costs in bytes.
+constexpr std::int64_t kCacheLine = 64;
+
 /// The most columns that one read takes: a span of them in one row of a head fills a few cache lines, a block of
 /// kTileQueries such rows (64 KiB of floats) stays in the second cache level.
 constexpr std::int64_t kTileColumns = 256;

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "active_kernels.hpp"
-#include "attncache/store.hpp"
+#include "../system/active_kernels.hpp"
+#include "attncache/dense.hpp"
 
 namespace attncache {
 

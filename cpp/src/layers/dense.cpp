@@ -1,13 +1,16 @@
-// Copies layers into aligned memory of their own, or wraps memory that somebody else keeps alive.
-#include "attncache/store.hpp"
+// Dense layers: copied into aligned memory of their own, or over memory that somebody else keeps alive.
+#include "attncache/dense.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
-#include "layer_copy.hpp"
-#include "memory.hpp"
-#include "parallel.hpp"
+#include "attncache/memory.hpp"
+#include "../system/parallel.hpp"
+#include "../system/positions.hpp"
+#include "copying.hpp"
+#include "head_means.hpp"
+#include "plane.hpp"
 
 namespace attncache {
 namespace {
@@ -109,21 +112,100 @@ void RowCopier::copy(std::int64_t batch, std::int64_t head, std::int64_t query) 
     convert_(from, n, copy_.memory.get() + (copy_.pattern.row(batch, head, query) - copy_.pattern.data));
 }
 
-std::shared_ptr<const Layer> copy_layer(const SourceArray& source, DType dtype) {
+DenseLayer::DenseLayer(const PatternView& pattern, std::shared_ptr<const void> memory)
+    : Layer(Kind::dense, pattern.shape, pattern.dtype), pattern_(pattern), memory_(std::move(memory)) {
+    stored_ = &pattern_;
+}
+
+Costs DenseLayer::costs() const {
+    constexpr std::int64_t cache_line = 64;
+    constexpr std::int64_t result = sizeof(float);
+    const std::int64_t item = shape().n_heads * static_cast<std::int64_t>(item_bytes(dtype())) + result;
+    const std::int64_t stray = shape().n_heads * cache_line + result;
+    const std::int64_t n = shape().seq_q * shape().seq_k;
+    const bool has_heads = shape().n_heads > 0;  // the mean of none is NaN: nothing to keep
+    return {shape().seq_k * item, shape().seq_q * stray, stray, n * item,
+            has_heads ? n * (item + result) : Costs::kNever};
+}
+
+void DenseLayer::read_lines(const LineRequest& request, const LinesOut& out) const {
+    const bool from = request.direction == Direction::from;
+    const auto n_positions = static_cast<std::int64_t>(request.positions.size());
+    const std::int64_t length = from ? shape().seq_k : shape().seq_q;
+    const KernelTable& kernels = active_kernels();
+    parallel_for(static_cast<std::int64_t>(request.heads.size()) * n_positions,
+                 length * static_cast<std::int64_t>(item_bytes(dtype()) + sizeof(float)),
+                 [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t line = begin; line < end; ++line) {
+                         const std::int64_t head = line / n_positions;
+                         const std::int64_t i = line % n_positions;
+                         const std::int64_t position = request.positions[static_cast<std::size_t>(i)];
+                         Plane plane(pattern_, request.batch, request.heads[static_cast<std::size_t>(head)], kernels);
+                         float* const to = out.out + head * out.head_stride + i * out.line_stride;
+                         if (!from) {
+                             plane.read_column(position, 0, length, to);
+                         } else if (request.listed.empty()) {
+                             plane.read_row(position, 0, length, to);
+                         } else {
+                             plane.read_listed(position, request.listed, to);
+                         }
+                     }
+                 });
+}
+
+std::shared_ptr<const DenseLayer> copy_layer(const SourceArray& source, DType dtype, bool with_head_means) {
     const LayerCopy copy = allocate_copy(source.shape, dtype);
-    if (copy.pattern.n_items() > 0) {
+    auto layer = std::make_shared<DenseLayer>(copy.pattern, copy.memory);
+    if (with_head_means && source.shape.n_heads > 0) {
+        copy_with_head_means(source, copy, *layer);
+    } else if (copy.pattern.n_items() > 0) {
         if (is_one_row(source)) {
             copy_contiguous(source, copy, active_kernels());
         } else {
             copy_rows(source, copy);
         }
     }
-    return std::make_shared<const Layer>(Layer{copy.pattern, copy.memory});
+    return layer;
 }
 
-std::shared_ptr<const Layer> borrow_layer(const std::byte* data, DType dtype, Shape shape,
-                                          std::shared_ptr<const void> owner) {
-    return std::make_shared<const Layer>(Layer{contiguous_view(data, dtype, shape), std::move(owner)});
+std::shared_ptr<const DenseLayer> borrow_layer(const std::byte* data, DType dtype, const Shape& shape,
+                                               std::shared_ptr<const void> owner, bool with_head_means) {
+    auto layer = std::make_shared<DenseLayer>(contiguous_view(data, dtype, shape), std::move(owner));
+    for (std::int64_t batch = 0; with_head_means && shape.n_heads > 0 && batch < shape.batch_size; ++batch) {
+        layer->slot(Derivation::head_mean, batch).put(build_head_mean(layer->pattern(), batch));
+    }
+    return layer;
+}
+
+std::shared_ptr<const DenseLayer> dense_layer(const Layer& layer, DType dtype) {
+    if (layer.stored() != nullptr) return copy_layer(source_of(*layer.stored()), dtype);
+    constexpr std::int64_t kTogether = 4 * 1024 * 1024;  // weights: 16 MiB on their way to another dtype
+    const Shape& shape = layer.shape();
+    const LayerCopy copy = allocate_copy(shape, dtype);
+    const auto heads = first_positions(shape.n_heads);
+    const auto queries = first_positions(shape.seq_q);
+    const std::int64_t row_floats = std::max<std::int64_t>(1, shape.n_heads * shape.seq_k);
+    const std::int64_t together = std::max<std::int64_t>(1, kTogether / row_floats);
+    std::vector<float> slab;
+    for (std::int64_t batch = 0; batch < shape.batch_size; ++batch) {
+        for (std::int64_t first = 0; first < shape.seq_q; first += together) {
+            const std::int64_t n = std::min(together, shape.seq_q - first);
+            const auto chosen =
+                std::span(queries).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n));
+            const LineRequest request{Direction::from, batch, heads, chosen};
+            const LayerCopy part = part_of(copy, batch, 1, first, n);
+            if (dtype == DType::float32) {
+                auto* const out = reinterpret_cast<float*>(part.memory.get());
+                layer.read_lines(request, {out, shape.seq_q * shape.seq_k, shape.seq_k});
+                continue;
+            }
+            slab.resize(static_cast<std::size_t>(n * shape.n_heads * shape.seq_k));
+            layer.read_lines(request, {slab.data(), n * shape.seq_k, shape.seq_k});
+            const auto* const weights = reinterpret_cast<const std::byte*>(slab.data());
+            copy_rows(source_of(contiguous_view(weights, DType::float32, part.pattern.shape)), part);
+        }
+    }
+    return std::make_shared<const DenseLayer>(copy.pattern, copy.memory);
 }
 
 }  // namespace attncache

@@ -1,12 +1,12 @@
-// Builds the index block by block: rows of the mean are written, then turned into columns while they are in the cache.
-#include "attncache/index.hpp"
+// Builds head means block by block: rows are written, then turned into columns while they are in the cache.
+#include "head_means.hpp"
 
 #include <algorithm>
+#include <new>
 
-#include "layer_copy.hpp"
-#include "memory.hpp"
-#include "parallel.hpp"
-#include "queries/plane.hpp"
+#include "attncache/memory.hpp"
+#include "../system/parallel.hpp"
+#include "plane.hpp"
 
 namespace attncache {
 namespace {
@@ -14,25 +14,28 @@ namespace {
 /// Queries in a block: 16 floats of each key fill one cache line of the index by key.
 constexpr std::int64_t kBlock = 16;
 
-struct IndexMemory {
-    HeadMeanIndex index;
+/// A head mean that is being written.
+struct Building {
+    std::shared_ptr<HeadMean> mean;
     float* by_query;
     float* by_key;
 };
 
-IndexMemory allocate_index(const Shape& shape) {
+Building allocate_head_mean(const Shape& shape) {
     const std::int64_t n = shape.seq_q * shape.seq_k;
     const std::int64_t aligned = (n + 15) / 16 * 16;  // so that both halves begin at a cache line
-    const std::int64_t n_bytes = 2 * aligned * static_cast<std::int64_t>(sizeof(float));
-    const auto memory = allocate(n_bytes);
+    const auto memory = allocate(2 * aligned * static_cast<std::int64_t>(sizeof(float)));
     auto* const by_query = reinterpret_cast<float*>(memory.get());
-    return {{by_query, by_query + aligned, 2 * n * static_cast<std::int64_t>(sizeof(float)), memory},
-            by_query,
-            by_query + aligned};
+    const auto mean = std::make_shared<HeadMean>();
+    mean->n_bytes = 2 * n * static_cast<std::int64_t>(sizeof(float));
+    mean->memory = memory;
+    mean->by_query = by_query;
+    mean->by_key = by_query + aligned;
+    return {mean, by_query, by_query + aligned};
 }
 
 /// Rows first..last of the mean, by query and by key.
-void write_block(Plane& mean, const Shape& shape, const IndexMemory& memory, std::int64_t first, std::int64_t last) {
+void write_block(Plane& mean, const Shape& shape, const Building& memory, std::int64_t first, std::int64_t last) {
     const float* const rows = memory.by_query + first * shape.seq_k;
     for (std::int64_t q = first; q < last; ++q) mean.read_row(q, 0, shape.seq_k, memory.by_query + q * shape.seq_k);
     const std::int64_t n = last - first;
@@ -44,47 +47,38 @@ void write_block(Plane& mean, const Shape& shape, const IndexMemory& memory, std
 
 /// Calls work(first, last) for blocks of queries, in parallel.
 template <class Work>
-void for_each_block(const Shape& shape, std::int64_t bytes_per_row, const Work& work) {
+void for_each_block(const Shape& shape, std::int64_t row_bytes, const Work& work) {
     if (shape.seq_k == 0) return;
-    parallel_for((shape.seq_q + kBlock - 1) / kBlock, kBlock * bytes_per_row,
-                 [&](std::int64_t begin, std::int64_t end) {
-                     for (std::int64_t block = begin; block < end; ++block) {
-                         work(block * kBlock, std::min((block + 1) * kBlock, shape.seq_q));
-                     }
-                 });
+    parallel_for((shape.seq_q + kBlock - 1) / kBlock, kBlock * row_bytes, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t block = begin; block < end; ++block) {
+            work(block * kBlock, std::min((block + 1) * kBlock, shape.seq_q));
+        }
+    });
+}
+
+std::int64_t bytes_per_row(const PatternView& pattern) {
+    return pattern.shape.seq_k * (pattern.shape.n_heads * static_cast<std::int64_t>(item_bytes(pattern.dtype)) +
+                                  static_cast<std::int64_t>(sizeof(float)));
 }
 
 }  // namespace
 
-IndexCosts index_costs(const PatternView& pattern) {
-    constexpr std::int64_t cache_line = 64;
-    constexpr std::int64_t result = sizeof(float);
-    const Shape& shape = pattern.shape;
-    const std::int64_t item = shape.n_heads * static_cast<std::int64_t>(item_bytes(pattern.dtype)) + result;
-    const std::int64_t stray = shape.n_heads * cache_line + result;
-    const std::int64_t n = shape.seq_q * shape.seq_k;
-    return {shape.seq_k * item, shape.seq_q * stray, stray, n * item, n * (item + result)};
-}
-
-HeadMeanIndex build_index(const PatternView& pattern, std::int64_t batch) {
-    const IndexMemory memory = allocate_index(pattern.shape);
+std::shared_ptr<const HeadMean> build_head_mean(const PatternView& pattern, std::int64_t batch) {
+    const Building memory = allocate_head_mean(pattern.shape);
     const KernelTable& kernels = active_kernels();
-    for_each_block(pattern.shape, index_costs(pattern).row, [&](std::int64_t first, std::int64_t last) {
+    for_each_block(pattern.shape, bytes_per_row(pattern), [&](std::int64_t first, std::int64_t last) {
         Plane mean(pattern, batch, kernels);
         write_block(mean, pattern.shape, memory, first, last);
     });
-    return memory.index;
+    return memory.mean;
 }
 
-std::pair<std::shared_ptr<const Layer>, std::vector<HeadMeanIndex>> copy_and_index_layer(const SourceArray& source,
-                                                                                         DType dtype) {
-    const LayerCopy copy = allocate_copy(source.shape, dtype);
+void copy_with_head_means(const SourceArray& source, const LayerCopy& copy, const Layer& layer) {
     const PatternView& pattern = copy.pattern;
     const KernelTable& kernels = active_kernels();
-    std::vector<HeadMeanIndex> indexes;
     for (std::int64_t batch = 0; batch < source.shape.batch_size; ++batch) {
-        const IndexMemory memory = allocate_index(source.shape);
-        for_each_block(source.shape, index_costs(pattern).row, [&](std::int64_t first, std::int64_t last) {
+        const Building memory = allocate_head_mean(source.shape);
+        for_each_block(source.shape, bytes_per_row(pattern), [&](std::int64_t first, std::int64_t last) {
             RowCopier copier(source, copy, kernels);
             for (std::int64_t head = 0; head < source.shape.n_heads; ++head) {
                 for (std::int64_t query = first; query < last; ++query) copier.copy(batch, head, query);
@@ -92,9 +86,27 @@ std::pair<std::shared_ptr<const Layer>, std::vector<HeadMeanIndex>> copy_and_ind
             Plane mean(pattern, batch, kernels);
             write_block(mean, pattern.shape, memory, first, last);
         });
-        indexes.push_back(memory.index);
+        layer.slot(Derivation::head_mean, batch).put(memory.mean);
     }
-    return {std::make_shared<const Layer>(Layer{pattern, copy.memory}), std::move(indexes)};
+}
+
+std::shared_ptr<const HeadMean> head_mean_for(const Layer& layer, std::int64_t batch, IndexPolicy policy,
+                                              std::int64_t query_bytes) {
+    Slot& slot = layer.slot(Derivation::head_mean, batch);
+    if (slot.peek() == nullptr) {
+        if (policy == IndexPolicy::off || layer.stored() == nullptr) return nullptr;
+        const std::int64_t build_bytes = layer.costs().head_mean;
+        if (build_bytes == Costs::kNever || !slot.begin_building(query_bytes, build_bytes)) return nullptr;
+        try {
+            slot.put(build_head_mean(*layer.stored(), batch));
+        } catch (const std::bad_alloc&) {  // for what nobody asked for: go on without it
+            slot.put(nullptr);
+        } catch (...) {
+            slot.put(nullptr);
+            throw;
+        }
+    }
+    return std::static_pointer_cast<const HeadMean>(slot.get());
 }
 
 }  // namespace attncache

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layer_copy.hpp"
+#include "copying.hpp"
 
 namespace attncache {
 namespace {

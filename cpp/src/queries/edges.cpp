@@ -1,19 +1,25 @@
 // edges: the weights of (query, key) pairs. Each is a cache miss of its own, so addresses are listed first and read in
 // one go: many misses are under way at once.
-#include "../parallel.hpp"
-#include "by_layer.hpp"
-#include "plane.hpp"
+#include "attncache/device.hpp"
+#include "lines.hpp"
 
 namespace attncache {
 namespace {
 
-constexpr std::int64_t kCacheLine = 64;  // what reading one stray item costs in bytes
-constexpr std::size_t kListed = 256;     // addresses in one go: 2 KiB
+constexpr std::size_t kListed = 256;  // addresses in one go: 2 KiB
 
-/// Reads the weights of one plane after another, in the order in which they are added.
+/// Reads the weights of one plane after another, in the order in which they are added; the last ones when it ends.
 class EdgeReader {
 public:
-    explicit EdgeReader(float* out) : out_(out) {}
+    EdgeReader() = default;
+    ~EdgeReader() { flush(); }
+    EdgeReader(const EdgeReader&) = delete;
+    EdgeReader& operator=(const EdgeReader&) = delete;
+
+    /// Where the weights that are added next go, unless some were added before: those are followed by them.
+    void begin_at(float* out) {
+        if (out_ == nullptr) out_ = out;
+    }
 
     void add(const Plane& plane, std::int64_t query, std::int64_t key) {
         if (&plane.kernels() != kernels_ || !plane.is_stored() || n_ == kListed) flush();
@@ -25,13 +31,13 @@ public:
         }
     }
 
+private:
     void flush() {
         if (n_ > 0) kernels_->gather(addresses_, n_, out_);
         out_ += n_;
         n_ = 0;
     }
 
-private:
     /// The mean over heads, summed from +0 in their order.
     void add_mean(const Plane& plane, std::int64_t query, std::int64_t key) {
         float sum = 0;
@@ -47,44 +53,49 @@ private:
 
     const RowKernels* kernels_ = nullptr;
     std::size_t n_ = 0;
-    float* out_;
+    float* out_ = nullptr;
     const std::byte* addresses_[kListed];
     float weights_[kListed];
 };
 
-}  // namespace
-
-void edges(const Selection& selection, std::span<const std::int64_t> from_positions,
-           std::span<const std::int64_t> to_positions, float* out) {
+/// The weights of pairs in layers in memory.
+void read_edges(const Selection& selection, std::span<const std::int64_t> from_positions,
+                std::span<const std::int64_t> to_positions, float* out) {
     const auto n_to = static_cast<std::int64_t>(to_positions.size());
     const auto n_pairs = static_cast<std::int64_t>(from_positions.size()) * n_to;
-    if (selection.n_planes() == 0 || n_pairs == 0) return;
-    if (!selection.factored.empty()) {
-        const std::int64_t stride = lines_per_layer(selection, from_positions.size()) * n_to;
-        return for_each_layer(
-            selection,
-            [&](const FactoredSelection& one, std::int64_t i) {
-                factored_edges(one, from_positions, to_positions, out + i * stride);
-            },
-            [&](const Selection& one, std::int64_t i) { edges(one, from_positions, to_positions, out + i * stride); });
-    }
-    const auto n_results = static_cast<std::int64_t>(selection.n_planes()) * n_pairs;
-    parallel_for(n_results, bytes_per_line(selection, 1, kCacheLine), [&](std::int64_t begin, std::int64_t end) {
-        EdgeReader reader(out + begin);
-        for_each_plane(selection, begin, end, n_pairs, [&](const Plane& plane, std::int64_t first, std::int64_t last) {
+    for_each_plane(selection, n_pairs, bytes_of_line(selection, 1, kCacheLine), [&] {
+        return [&, reader = EdgeReader()](const Plane& plane, std::int64_t number, std::int64_t begin,
+                                          std::int64_t end) mutable {
+            reader.begin_at(out + number * n_pairs + begin);
             // Counted along: a division for each pair would cost more than reading it.
-            auto from = static_cast<std::size_t>(first % n_pairs / n_to);
-            auto to = static_cast<std::size_t>(first % n_to);
-            for (std::int64_t r = first; r < last; ++r) {
+            auto from = static_cast<std::size_t>(begin / n_to);
+            auto to = static_cast<std::size_t>(begin % n_to);
+            for (std::int64_t pair = begin; pair < end; ++pair) {
                 reader.add(plane, from_positions[from], to_positions[to]);
                 if (++to == to_positions.size()) {
                     to = 0;
                     ++from;
                 }
             }
-        });
-        reader.flush();
+        };
     });
+}
+
+}  // namespace
+
+void edges(const Selection& asked, std::span<const std::int64_t> from_positions,
+           std::span<const std::int64_t> to_positions, const Out& out) {
+    if (const Device* const device = asked.device()) return device->edges(asked, from_positions, to_positions, out);
+    if (asked.n_planes() == 0 || from_positions.empty() || to_positions.empty()) return;
+    const AskedLines lines{Direction::from, from_positions, to_positions};
+    const IndexedSelection selection(asked, lines);
+    const auto n_to = static_cast<std::int64_t>(to_positions.size());
+    for_each_part(
+        *selection, lines.n(),
+        [&](const Selection& part, std::int64_t first) {
+            read_edges(part, from_positions, to_positions, out.data + first * n_to);
+        },
+        [&](const Selection& part, std::int64_t first) { write_computed(part, lines, out.data + first * n_to); });
 }
 
 }  // namespace attncache

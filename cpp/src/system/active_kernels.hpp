@@ -1,7 +1,7 @@
 // The kernels of the active SIMD level, for queries and the store. Fetched once per query, outside its loops.
 #pragma once
 
-#include "kernels/kernel_table.hpp"
+#include "../kernels/kernel_table.hpp"
 
 namespace attncache {
 

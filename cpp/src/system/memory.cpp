@@ -1,5 +1,5 @@
 // Aligned allocation, with huge pages where the system has them on request.
-#include "memory.hpp"
+#include "attncache/memory.hpp"
 
 #include <new>
 

@@ -15,7 +15,7 @@
 #endif
 
 #include "attncache/threads.hpp"
-#include "watcher.hpp"
+#include "attncache/watcher.hpp"
 
 namespace attncache {
 namespace {
@@ -148,6 +148,7 @@ void parallel_for(std::int64_t n, std::int64_t bytes_each,
                   const std::function<void(std::int64_t, std::int64_t)>& work) {
     if (n <= 0) return;
     const std::int64_t bytes = bytes_each > INT64_MAX / n ? INT64_MAX : n * bytes_each;
+    announce(bytes);
     const std::int64_t paying = std::min({static_cast<std::int64_t>(num_threads()), bytes / kBytesPerThread, n});
     const std::int64_t share = paying > 1 ? n / (paying * kRangesPerThread) : n;
     const std::int64_t short_enough = kBytesPerRange / std::max<std::int64_t>(1, bytes_each);

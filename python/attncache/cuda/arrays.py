@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import KDL_CUDA, KDL_CUDA_MANAGED, is_on_device
 from attncache.cuda.library import devices, why_not
 from attncache.cuda.streams import DEFAULT, OF_THREAD, OnStream
-from attncache.sources import KDL_CUDA, KDL_CUDA_MANAGED, is_on_device
 
 _BFLOAT = 4
 _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # the codes of DLPack by NumPy's kinds

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from attncache import _core
+from attncache.array_input import PATTERN, Argument, StoredDType, checked_copy, is_on_device
 from attncache.cuda.arrays import DeviceArray, device_array
 from attncache.cuda.library import devices
-from attncache.factored import KEY, QUERY, Options, checked_scoring
-from attncache.sources import PATTERN, Argument, StoredDType, checked_copy, is_on_device
+from attncache.factored import KEY, QUERY
+from attncache.scoring import Options, checked_scoring
 
 
 def layer_of_pattern(dtype: StoredDType | None, pattern: Any, copy: bool | None) -> _core.Layer:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.demo.sample import Choice, Sample
-from attncache.layout import WeighedKey, column_widths, label, weight_cells
+from attncache.text import WeighedKey, column_widths, label, weight_cells
 
 Weights = npt.NDArray[np.float32]
 Key = tuple[int, float]

@@ -17,7 +17,7 @@ from attncache.demo.answers import (
     strongest,
 )
 from attncache.demo.sample import Choice, Sample, quoted, whose
-from attncache.layout import bar, heading, label, numbered_lines, paragraph
+from attncache.text import bar, heading, label, numbered_lines, paragraph
 
 KEYS_PER_HEAD = 4
 

@@ -14,7 +14,7 @@ from attncache.demo.answers import (
     strongest,
 )
 from attncache.demo.sample import Choice, Sample, quoted, whose
-from attncache.layout import bar, heading, label, numbered_lines, paragraph
+from attncache.text import bar, heading, label, numbered_lines, paragraph
 
 EDGES_PER_LAYER = 2  # more would not fit on one line
 

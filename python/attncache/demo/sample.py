@@ -7,7 +7,7 @@ from typing import Literal
 
 from attncache import AttentionCache
 from attncache.files import read_patterns, sample_path
-from attncache.layout import label, numbered
+from attncache.text import label, numbered
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 import attncache
 from attncache import AttentionCache
-from attncache.layout import paragraph, table
+from attncache.text import paragraph, table
 
 Pattern = npt.NDArray[Any]
 Place = tuple[int, int]

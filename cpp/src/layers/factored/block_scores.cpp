@@ -35,8 +35,8 @@ Range FactoredView::visible_keys(std::int64_t query_position) const {
 }
 
 bool FactoredView::hides(std::int64_t batch, std::int64_t key_position) const {
-    if (hidden_keys.empty()) return false;
-    const auto& hidden = hidden_keys[static_cast<std::size_t>(batch)];
+    if (scoring.hidden_keys.empty()) return false;
+    const auto& hidden = scoring.hidden_keys[static_cast<std::size_t>(batch)];
     const auto run = first_ending_after(hidden, key_position);
     return run != hidden.end() && run->begin <= key_position;
 }
@@ -50,7 +50,7 @@ Range FactoredView::visible_queries(std::int64_t batch, std::int64_t key_positio
     return window == 0 ? Range{0, seq_q} : clipped(here - window, here + window + 1, seq_q);
 }
 
-Range visible_to(const FactoredView& view, Direction direction, std::int64_t batch, const Line& line) {
+Range visible_to(const FactoredView& view, Direction direction, std::int64_t batch, const ScoredLine& line) {
     return direction == Direction::from ? view.visible_keys(line.position) : view.visible_queries(batch, line.position);
 }
 
@@ -63,7 +63,7 @@ BlockScores::BlockScores(const FactoredView& view, Direction direction, const Ke
       n_items_(rounded_up(view.head_dim(), 8)),
       panel_(allocate(n_items_ * kPanel * static_cast<std::int64_t>(sizeof(float)))) {}
 
-void BlockScores::take(std::int64_t batch, std::span<const Line> lines) {
+void BlockScores::take(std::int64_t batch, std::span<const ScoredLine> lines) {
     const bool from = direction_ == Direction::from;
     batch_ = batch;
     lines_.assign(lines.begin(), lines.end());
@@ -153,8 +153,8 @@ void BlockScores::hide(float* scores, std::size_t index, std::int64_t begin, std
     };
     hide_range(begin, visible_[index].begin);
     hide_range(visible_[index].end, begin + n);
-    if (direction_ == Direction::to || view_.hidden_keys.empty()) return;
-    const auto& hidden = view_.hidden_keys[static_cast<std::size_t>(batch_)];
+    if (direction_ == Direction::to || view_.scoring.hidden_keys.empty()) return;
+    const auto& hidden = view_.scoring.hidden_keys[static_cast<std::size_t>(batch_)];
     for (auto run = first_ending_after(hidden, begin); run != hidden.end() && run->begin < begin + n; ++run)
         hide_range(run->begin, run->end);
 }

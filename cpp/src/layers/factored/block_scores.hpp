@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "../active_kernels.hpp"
-#include "../memory.hpp"
+#include "../../system/active_kernels.hpp"
+#include "attncache/memory.hpp"
 #include "attncache/factored.hpp"
 #include "attncache/queries.hpp"
 
@@ -20,13 +20,13 @@ constexpr std::int64_t kBlock = 256;
 constexpr std::size_t kLinesTogether = 256;
 
 /// A row or column of one head.
-struct Line {
+struct ScoredLine {
     std::int64_t head;
     std::int64_t position;
 };
 
 /// What of the other axis may be seen by a line.
-Range visible_to(const FactoredView& view, Direction direction, std::int64_t batch, const Line& line);
+Range visible_to(const FactoredView& view, Direction direction, std::int64_t batch, const ScoredLine& line);
 
 /// Buffers of one thread.
 class BlockScores {
@@ -35,7 +35,7 @@ public:
 
     /// At most kLinesTogether lines that read the same matrix on the other axis: queries of heads that share a key
     /// head, or keys for one head.
-    void take(std::int64_t batch, std::span<const Line> lines);
+    void take(std::int64_t batch, std::span<const ScoredLine> lines);
 
     /// Scores `n` <= kBlock items from `begin` on, or those `listed`. What a line may not see is -infinity, and so is
     /// everything from n up to the next multiple of 16.
@@ -64,7 +64,7 @@ private:
     std::int64_t other_head_ = 0;
     Range block_{0, 0};
     bool is_listed_ = false;
-    std::vector<Line> lines_;
+    std::vector<ScoredLine> lines_;
     std::vector<Range> visible_;  // by line
     std::vector<float> widened_;  // [line, item]
     std::vector<std::byte> staged_;

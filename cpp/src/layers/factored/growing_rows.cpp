@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../layer_copy.hpp"
+#include "../copying.hpp"
 
 namespace attncache {
 namespace {
@@ -12,11 +12,11 @@ constexpr std::int64_t kLeastRoom = 64;
 
 }  // namespace
 
-Rows GrowingRows::append(const Rows& rows, const SourceArray& more) {
+Projection GrowingRows::append(const Projection& rows, const SourceArray& more) {
     const Shape& shape = rows.view.shape;
     const std::int64_t n_used = shape.seq_q;
     const std::int64_t n_after = n_used + more.shape.seq_q;
-    Rows result = rows;
+    Projection result = rows;
     result.view.shape.seq_q = n_after;
     std::int64_t expected = n_used;
     if (rows.growing != nullptr && n_after <= rows.growing->capacity_ &&

@@ -10,7 +10,7 @@ class GrowingRows {
 public:
     /// `rows` and `more` behind them: in the same memory if it has room and nobody else has used that, otherwise in a
     /// new one, half as large again. Throws std::length_error or std::bad_alloc, and leaves `rows` as they were.
-    static Rows append(const Rows& rows, const SourceArray& more);
+    static Projection append(const Projection& rows, const SourceArray& more);
 
 private:
     GrowingRows(std::shared_ptr<std::byte> memory, std::int64_t capacity, std::int64_t n_used)

@@ -3,11 +3,10 @@
 #include <cmath>
 #include <limits>
 
-#include "../layer_copy.hpp"
-#include "../positions.hpp"
+#include "../copying.hpp"
+#include "../../system/positions.hpp"
 #include "growing_rows.hpp"
 #include "row_sums.hpp"
-#include "weight_lines.hpp"
 
 namespace attncache {
 namespace {
@@ -29,10 +28,12 @@ std::unique_ptr<RowSums> row_sums_of(const std::vector<float>& lse) {
 
 }  // namespace
 
-FactoredLayer::FactoredLayer(Rows query, Rows key, FactoredView options, std::vector<float> lse)
-    : view_(std::move(options)), query_(std::move(query)), key_(std::move(key)), has_given_lse_(!lse.empty()) {
-    view_.query = query_.view;
-    view_.key = key_.view;
+FactoredLayer::FactoredLayer(Projection query, Projection key, Scoring scoring, std::vector<float> lse)
+    : Layer(Kind::factored, FactoredView{query.view, key.view, {}}.shape(), query.view.dtype),
+      view_{query.view, key.view, std::move(scoring)},
+      query_(std::move(query)),
+      key_(std::move(key)),
+      has_given_lse_(!lse.empty()) {
     if (has_given_lse_) row_sums_.store(row_sums_of(lse).release());
 }
 
@@ -40,63 +41,41 @@ FactoredLayer::~FactoredLayer() { delete row_sums_.load(); }
 
 std::int64_t FactoredLayer::n_bytes() const {
     const RowSums* const rows = known_row_sums();
-    const std::size_t floats = view_.sinks.size() + (rows == nullptr ? 0 : 2 * rows->sums.size());
+    const std::size_t floats = view_.scoring.sinks.size() + (rows == nullptr ? 0 : 2 * rows->sums.size());
     return view_.query.n_bytes() + view_.key.n_bytes() + static_cast<std::int64_t>(floats * sizeof(float));
+}
+
+Costs FactoredLayer::costs() const {
+    const std::int64_t item = view_.head_dim() * static_cast<std::int64_t>(item_bytes(dtype()));
+    const std::int64_t score = shape().n_heads * work_of_score(view_);
+    const std::int64_t row = shape().seq_k * (view_.key.shape.n_heads * item + score);
+    const std::int64_t column = shape().seq_q * (shape().n_heads * item + score);
+    return {row, column, row, shape().seq_q * row, Costs::kNever};  // an index would be the square that it avoids
 }
 
 std::shared_ptr<const FactoredLayer> FactoredLayer::with_more(
     const SourceArray& query, const SourceArray& key, const std::vector<std::vector<Range>>& hidden_keys) const {
-    FactoredView options = view_;
+    Scoring scoring = view_.scoring;
     if (!hidden_keys.empty()) {
-        options.hidden_keys.resize(static_cast<std::size_t>(view_.shape().batch_size));
+        scoring.hidden_keys.resize(static_cast<std::size_t>(view_.shape().batch_size));
         for (std::size_t batch = 0; batch < hidden_keys.size(); ++batch) {
             for (const Range& hidden : hidden_keys[batch]) {
-                options.hidden_keys[batch].push_back(
+                scoring.hidden_keys[batch].push_back(
                     {hidden.begin + view_.shape().seq_k, hidden.end + view_.shape().seq_k});
             }
         }
     }
     return std::make_shared<const FactoredLayer>(GrowingRows::append(query_, query), GrowingRows::append(key_, key),
-                                                 std::move(options), std::vector<float>{});
+                                                 std::move(scoring), std::vector<float>{});
 }
 
 std::shared_ptr<const FactoredLayer> FactoredLayer::with_given(RowSums rows) const {
-    FactoredView options = view_;
-    options.sinks.clear();
-    auto layer = std::make_shared<FactoredLayer>(query_, key_, std::move(options), std::vector<float>{});
+    Scoring scoring = view_.scoring;
+    scoring.sinks.clear();
+    auto layer = std::make_shared<FactoredLayer>(query_, key_, std::move(scoring), std::vector<float>{});
     layer->has_given_lse_ = true;
     layer->adopt_row_sums(std::move(rows));
     return layer;
-}
-
-std::shared_ptr<const Layer> dense_layer(const FactoredLayer& layer, DType dtype) {
-    constexpr std::int64_t kTogether = 4 * 1024 * 1024;  // weights: 16 MiB on their way to another dtype
-    const Shape shape = layer.view().shape();
-    const LayerCopy copy = allocate_copy(shape, dtype);
-    const auto heads = first_positions(shape.n_heads);
-    const auto queries = first_positions(shape.seq_q);
-    const std::int64_t row_floats = std::max<std::int64_t>(1, shape.n_heads * shape.seq_k);
-    const std::int64_t together = std::max<std::int64_t>(1, kTogether / row_floats);
-    std::vector<float> slab;
-    for (std::int64_t batch = 0; batch < shape.batch_size; ++batch) {
-        for (std::int64_t first = 0; first < shape.seq_q; first += together) {
-            const std::int64_t n = std::min(together, shape.seq_q - first);
-            const auto chosen =
-                std::span(queries).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n));
-            const LayerCopy part = part_of(copy, batch, 1, first, n);
-            if (dtype == DType::float32) {
-                auto* const out = reinterpret_cast<float*>(part.memory.get());
-                weight_lines(layer, batch, heads, Direction::from, chosen, {},
-                             {out, shape.seq_q * shape.seq_k, shape.seq_k});
-                continue;
-            }
-            slab.resize(static_cast<std::size_t>(n * shape.n_heads * shape.seq_k));
-            weight_lines(layer, batch, heads, Direction::from, chosen, {}, {slab.data(), n * shape.seq_k, shape.seq_k});
-            const auto* const weights = reinterpret_cast<const std::byte*>(slab.data());
-            copy_rows(source_of(contiguous_view(weights, DType::float32, part.pattern.shape)), part);
-        }
-    }
-    return std::make_shared<const Layer>(Layer{copy.pattern, copy.memory});
 }
 
 }  // namespace attncache

@@ -11,8 +11,8 @@
 #include <unistd.h>
 #endif
 
-#include "../parallel.hpp"
-#include "../watcher.hpp"
+#include "../../system/parallel.hpp"
+#include "attncache/watcher.hpp"
 
 namespace attncache {
 namespace {
@@ -20,9 +20,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// The blocks of keys that some line may see.
-Range blocks_of(const FactoredView& view, std::int64_t batch, std::span<const Line> lines) {
+Range blocks_of(const FactoredView& view, std::int64_t batch, std::span<const ScoredLine> lines) {
     Range keys{std::numeric_limits<std::int64_t>::max(), 0};
-    for (const Line& line : lines) {
+    for (const ScoredLine& line : lines) {
         const Range visible = visible_to(view, Direction::from, batch, line);
         if (visible.begin == visible.end) continue;
         keys = {std::min(keys.begin, visible.begin), std::max(keys.end, visible.end)};
@@ -102,8 +102,8 @@ SoftmaxPart whole_row(const SoftmaxPart* parts, std::size_t n_parts, const float
     return greatest == -kInfinity && sum == 0 ? SoftmaxPart{0.0F, kInfinity} : SoftmaxPart{base, sum};
 }
 
-void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const Line> lines, const KernelTable& kernels,
-              SoftmaxPart* out) {
+void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const ScoredLine> lines,
+              const KernelTable& kernels, SoftmaxPart* out) {
     const Range blocks = blocks_of(view, batch, lines);
     const auto n_blocks = static_cast<std::size_t>(blocks.end - blocks.begin);
     const std::int64_t seq_k = view.shape().seq_k;
@@ -143,6 +143,7 @@ const RowSums& FactoredLayer::row_sums() const {
             if (known_row_sums() == nullptr) adopt_row_sums(compute_row_sums());
             continue;
         }
+        announce(INT64_MAX);  // the other may need what this thread holds
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
         if (Watcher* const watcher = watcher_of_this_thread()) watcher->look(0, 1);
     }
@@ -171,7 +172,7 @@ RowSums FactoredLayer::compute_row_sums() const {
     const std::int64_t seen = view_.scoring.causal ? (shape.seq_k + 1) / 2 : shape.seq_k;
     const std::int64_t work = queries_together * heads_together * seen * work_of_score(view_);
     parallel_for(shape.batch_size * n_key_heads * n_chunks, work, [&](std::int64_t begin, std::int64_t end) {
-        std::vector<Line> lines;
+        std::vector<ScoredLine> lines;
         std::vector<SoftmaxPart> whole;
         for (std::int64_t piece = begin; piece < end; ++piece) {
             const std::int64_t batch = piece % (shape.batch_size * n_key_heads) / n_key_heads;

@@ -11,8 +11,8 @@ SoftmaxPart whole_row(const SoftmaxPart* parts, std::size_t n_parts, const float
                       std::vector<float>& scratch);
 
 /// The sums of some rows of heads that share a key head, in the order of `lines`.
-void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const Line> lines, const KernelTable& kernels,
-              SoftmaxPart* out);
+void sum_rows(const FactoredView& view, std::int64_t batch, std::span<const ScoredLine> lines,
+              const KernelTable& kernels, SoftmaxPart* out);
 
 /// Whether any of them is.
 bool has_nan(const std::vector<float>& sums);
@@ -22,7 +22,7 @@ std::int64_t work_of_score(const FactoredView& view);
 
 /// The sinks of a head, or nullptr.
 inline const float* sink_of(const FactoredView& view, std::int64_t head) {
-    return view.sinks.empty() ? nullptr : view.sinks.data() + head;
+    return view.scoring.sinks.empty() ? nullptr : view.scoring.sinks.data() + head;
 }
 
 }  // namespace attncache

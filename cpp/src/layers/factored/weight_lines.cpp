@@ -1,14 +1,16 @@
+// Rows or columns of a factored layer as weights. Columns need the sums of all rows, and so do listed keys.
+//
 // Lines that read the same matrix are computed together, block by block, on all threads. If the sums of the rows are
 // known, a block's scores become weights at once. Otherwise the scores are left in the result, the sums are made of the
 // parts that the blocks give, and a second pass over the result turns it into weights: the keys are read only once.
-#include "weight_lines.hpp"
+#include "block_scores.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "../parallel.hpp"
+#include "../../system/parallel.hpp"
 #include "row_sums.hpp"
 
 namespace attncache {
@@ -27,24 +29,22 @@ struct Piece {
 /// The work of one request.
 class WeightLines {
 public:
-    WeightLines(const FactoredLayer& layer, std::int64_t batch, std::span<const std::int64_t> heads,
-                Direction direction, std::span<const std::int64_t> positions, std::span<const std::int64_t> listed,
-                const LinesOut& out)
+    WeightLines(const FactoredLayer& layer, const LineRequest& request, const LinesOut& out)
         : view_(layer.view()),
-          batch_(batch),
-          heads_(heads),
-          direction_(direction),
-          positions_(positions),
-          listed_(listed),
+          batch_(request.batch),
+          heads_(request.heads),
+          direction_(request.direction),
+          positions_(request.positions),
+          listed_(request.listed),
           out_(out),
           kernels_(active_kernels()),
-          length_(!listed.empty()                ? static_cast<std::int64_t>(listed.size())
-                  : direction == Direction::from ? view_.shape().seq_k
-                                                 : view_.shape().seq_q),
+          length_(!listed_.empty()                ? static_cast<std::int64_t>(listed_.size())
+                  : direction_ == Direction::from ? view_.shape().seq_k
+                                                  : view_.shape().seq_q),
           n_blocks_((length_ + kBlock - 1) / kBlock) {
         plan();
-        const auto n_rows = static_cast<std::int64_t>(heads.size() * positions.size());
-        const bool needs_all = direction == Direction::to || (!listed.empty() && layer.row_sums_pay(n_rows));
+        const auto n_rows = static_cast<std::int64_t>(heads_.size() * positions_.size());
+        const bool needs_all = direction_ == Direction::to || (!listed_.empty() && layer.row_sums_pay(n_rows));
         row_sums_ = needs_all ? &layer.row_sums() : layer.known_row_sums();
     }
 
@@ -95,8 +95,8 @@ private:
         }
     }
 
-    std::vector<Line> lines_of(const Piece& piece) const {
-        std::vector<Line> lines;
+    std::vector<ScoredLine> lines_of(const Piece& piece) const {
+        std::vector<ScoredLine> lines;
         for_each_line(piece, [&](std::size_t, std::size_t head, std::size_t position) {
             lines.push_back({heads_[head], positions_[position]});
         });
@@ -110,7 +110,7 @@ private:
             std::vector<SoftmaxPart> sums;
             for (std::int64_t p = begin; p < end; ++p) {
                 const Piece& piece = pieces_[static_cast<std::size_t>(p)];
-                const std::vector<Line> lines = lines_of(piece);
+                const std::vector<ScoredLine> lines = lines_of(piece);
                 sums.resize(lines.size());
                 sum_rows(view_, batch_, lines, kernels_, sums.data());
                 for_each_line(piece, [&](std::size_t i, std::size_t head, std::size_t position) {
@@ -236,10 +236,8 @@ private:
 
 }  // namespace
 
-void weight_lines(const FactoredLayer& layer, std::int64_t batch, std::span<const std::int64_t> heads,
-                  Direction direction, std::span<const std::int64_t> positions, std::span<const std::int64_t> listed,
-                  const LinesOut& out) {
-    WeightLines(layer, batch, heads, direction, positions, listed, out).run();
+void FactoredLayer::read_lines(const LineRequest& request, const LinesOut& out) const {
+    WeightLines(*this, request, out).run();
 }
 
 }  // namespace attncache

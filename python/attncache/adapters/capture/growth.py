@@ -1,0 +1,173 @@
+"""What one layer of a running model has seen so far, and how its next call goes on with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.masks import Sight, continued, read_sight
+
+if TYPE_CHECKING:
+    import torch
+
+_REMEMBERED = 64  # keys and queries kept per layer to notice another text
+_NEARLY = 0.25  # how far keys of a compressed cache may move, relative to how far they lie from their mean
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One layer so far, as the model runs.
+
+    Attributes:
+        number: its number in the cache.
+        n_keys: how many keys the sequence has.
+        n_queries: how many of them have asked, in the last call.
+        sight: what its queries see; None if causal, window and hidden keys cannot say it.
+        is_cross: whether its keys are of another sequence, and stay.
+        last_keys, last_queries: the last of them, [batch, head, position, head_dim].
+    """
+
+    number: int
+    n_keys: int
+    n_queries: int
+    sight: Sight | None
+    is_cross: bool
+    last_keys: torch.Tensor
+    last_queries: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a call goes on with its layer.
+
+    Attributes:
+        n_keys: how many keys the sequence has after it.
+        first_key: the position of the first key that it was given.
+        sight: what all queries see after it; None if that cannot be said.
+        why_not: why it cannot, as an error says it.
+    """
+
+    n_keys: int
+    first_key: int
+    sight: Sight | None
+    why_not: str | None = None
+
+    @property
+    def n_given(self) -> int:
+        """How many of the keys that the call was given are in use."""
+        return self.n_keys - self.first_key
+
+    @property
+    def seen(self) -> Sight | None:
+        """What the queries see, counted from the first key that the call was given."""
+        if self.sight is None or self.first_key == 0:
+            return self.sight
+        mask = self.sight.key_mask
+        return replace(self.sight, n_keys=self.n_given, key_mask=None if mask is None else mask[:, self.first_key :])
+
+
+def remembered(call: Call, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last keys and queries of a call, kept to compare the next with."""
+    keys = call.key[:, :, max(step.n_given - _REMEMBERED, 0) : step.n_given].clone()
+    return keys, call.query[:, :, -_REMEMBERED:].clone()
+
+
+def is_repeated(layer: Growth, call: Call) -> bool:
+    """Whether the call is the layer's last one again, as where a backward pass runs a checkpointed layer anew."""
+    n_given = call.key.shape[2]
+    if call.n_queries != layer.n_queries or n_given < layer.last_keys.shape[2] or n_given > layer.n_keys:
+        return False
+    return _same(call.query[:, :, -_REMEMBERED:], layer.last_queries) and _same(
+        call.key[:, :, -layer.last_keys.shape[2] :], layer.last_keys
+    )
+
+
+def next_step(layer: Growth, call: Call) -> Step:
+    """How a call goes on with its layer: new queries, and at the end of its keys those of the new queries.
+
+    Raises:
+        ValueError: it does not go on with it.
+    """
+    n_new, n_given = call.n_queries, call.key.shape[2]
+    if call.query.shape[0] != layer.last_keys.shape[0]:
+        raise ValueError(
+            f"a layer must keep its batch size, got {call.query.shape[0]} after {layer.last_keys.shape[0]}"
+        )
+    if layer.is_cross:
+        return _next_across(layer, call)
+    n_old = min(n_given, layer.n_keys + n_new) - n_new
+    forgets_keys = layer.sight is None or layer.sight.window is not None
+    if n_old <= 0 or (n_old < layer.n_keys and not forgets_keys):
+        raise ValueError(
+            f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
+            f"continue the {layer.n_keys} before: open a new capture for each text; generate with use_cache=True"
+        )
+    n_known = min(n_old, layer.last_keys.shape[2])
+    now, before = call.key[:, :, n_old - n_known : n_old], layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]
+    how = _likeness(now, before)
+    if how == "other":
+        raise ValueError(
+            f"one capture holds one run over a text, got other keys before position {layer.n_keys} than there were: "
+            "open a new capture for each text"
+        )
+    total = layer.n_keys + n_new
+    first_key = max(total - n_given, 0)
+    if layer.sight is not None and not layer.sight.causal:
+        return Step(total, first_key, None, "queries see keys after them that a later call does not see alike")
+    if layer.sight is None:
+        return Step(total, first_key, None, "an earlier call of the layer had a mask that they cannot carry")
+    if how == "near":
+        why = "the model's cache changed keys that it had kept, as a quantized one does: each step has its own"
+        return Step(total, first_key, None, why)
+    try:
+        return Step(total, first_key, continued(layer.sight, call)[0])
+    except ValueError as error:
+        return Step(total, first_key, None, str(error))
+
+
+def _next_across(layer: Growth, call: Call) -> Step:
+    """Queries over keys of another sequence, which must be the same as before.
+
+    Raises:
+        ValueError: they are not.
+    """
+    n_given = call.key.shape[2]
+    known = layer.last_keys
+    if (
+        n_given != layer.n_keys
+        or _likeness(call.key[:, :, layer.n_keys - known.shape[2] : layer.n_keys], known) != "same"
+    ):
+        raise ValueError(
+            f"one capture holds one run, got {n_given} keys of the other sequence that are not the {layer.n_keys} "
+            "before: open a new capture for each input"
+        )
+    try:
+        sight = read_sight(call, is_cross=True)
+    except ValueError as error:
+        return Step(n_given, 0, None, str(error))
+    if layer.sight is None or not _hide_the_same(sight, layer.sight):
+        return Step(n_given, 0, None, "the mask of this call hides other keys than that of an earlier one")
+    return Step(n_given, 0, sight)
+
+
+def _hide_the_same(one: Sight, other: Sight) -> bool:
+    """Whether the queries of two calls over another sequence see the same keys of it."""
+    if one.key_mask is None or other.key_mask is None:
+        return one.key_mask is other.key_mask
+    return bool((one.key_mask == other.key_mask).all())
+
+
+def _same(now: torch.Tensor, before: torch.Tensor) -> bool:
+    return now.shape == before.shape and _likeness(now, before) == "same"
+
+
+def _likeness(now: torch.Tensor, before: torch.Tensor) -> Literal["same", "near", "other"]:
+    """Whether keys are the same as before, the same but for some rounding, or others."""
+    import torch  # noqa: PLC0415 (loaded already: it made the tensors)
+
+    if torch.equal(now.nan_to_num(), before.nan_to_num()):
+        return "same"
+    moved, before = (now.float() - before.float()).norm(), before.float()
+    spread = (before - before.mean(dim=2, keepdim=True)).norm()
+    return "near" if float(moved) < _NEARLY * float(spread) else "other"
