@@ -10,7 +10,7 @@
 #include "bind.hpp"
 #include "device_out.hpp"
 #include "dlpack.hpp"
-#include "scoring.hpp"
+#include "layer_arguments.hpp"
 
 namespace attncache::python {
 namespace {
@@ -54,10 +54,9 @@ py::tuple take(const py::object& given) {
 /// (owner, address, device, dtype, shape, strides in items, whether it is read-only) of a DLPack capsule, which is used
 /// up by it.
 py::tuple dlpack_taken(const py::object& capsule) {
-    for (const auto& [name, take_it] : {std::pair{dlpack::VersionedTensor::kFresh, take<dlpack::VersionedTensor>},
-                                        std::pair{dlpack::ManagedTensor::kFresh, take<dlpack::ManagedTensor>}}) {
-        if (PyCapsule_IsValid(capsule.ptr(), name)) return take_it(capsule);
-    }
+    using dlpack::ManagedTensor, dlpack::VersionedTensor;
+    if (PyCapsule_IsValid(capsule.ptr(), VersionedTensor::kFresh)) return take<VersionedTensor>(capsule);
+    if (PyCapsule_IsValid(capsule.ptr(), ManagedTensor::kFresh)) return take<ManagedTensor>(capsule);
     throw py::buffer_error("__dlpack__ must return a DLPack capsule that nobody has used, got " +
                            std::string(py::repr(capsule)));
 }
@@ -109,14 +108,15 @@ std::shared_ptr<Layer> dense(CudaDevices& devices, const py::tuple& pattern) {
 }
 
 std::shared_ptr<Layer> factored(CudaDevices& devices, const py::tuple& query, const py::tuple& key,
-                                const ScoringTuple& scoring, const std::optional<std::vector<float>>& lse) {
+                                const ScoringTuple& scoring, const py::object& lse) {
     Given queries(query);
     Given keys(key);
     const CudaDevice& device = devices.device(queries.device);
+    std::vector<float> row_lse = lse_from(lse, queries.borrowed.view.shape);
     const py::gil_scoped_release released;
     device.wait(queries.stream, keys.stream);
     return ending_without_gil(new CudaLayer(device, std::move(queries.borrowed), std::move(keys.borrowed),
-                                            scoring_of(scoring), lse.value_or(std::vector<float>()), queries.stream));
+                                            scoring_of(scoring), std::move(row_lse), queries.stream));
 }
 
 /// Makes a device the current one of this thread, and returns the number of the one before.
@@ -136,25 +136,26 @@ py::object why_not(const CudaDevices& devices) {
     return reason.empty() ? py::none() : py::object(py::str(reason));
 }
 
-/// Fills an array with what lies at an address, once all that is on the stream is done.
-void copy_to_host(CudaDevices& devices, int number, std::uintptr_t address, const py::array_t<std::uint8_t>& to,
-                  std::uintptr_t stream) {
-    auto view = py::array_t<std::uint8_t>(to);
-    std::uint8_t* const data = view.mutable_data();
-    const auto n_bytes = static_cast<std::size_t>(view.nbytes());
+/// A new array of the bytes at an address, once all that is on the stream is done.
+py::object bytes_of(CudaDevices& devices, int number, std::uintptr_t address, std::int64_t n_bytes,
+                    std::uintptr_t stream) {
+    const npy_intp dims[] = {static_cast<npy_intp>(n_bytes)};
+    auto array = py::reinterpret_steal<py::object>(new_array(dims, NPY_UINT8));
+    void* const to = PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr()));
     const CudaDevice& device = devices.device(number);
     const py::gil_scoped_release released;
-    device.copy_to_host(data, stream_of(address), n_bytes, stream_of(stream));
+    device.copy_to_host(to, stream_of(address), static_cast<std::size_t>(n_bytes), stream_of(stream));
+    return array;
 }
 
 }  // namespace
 
-std::optional<Out> device_out(PyObject* out, const Device& device, std::span<const npy_intp> dims) {
-    if (out == nullptr || out == Py_None || PyArray_Check(out)) return std::nullopt;
+std::optional<Out> device_out(PyObject* out, const Device* device, std::span<const npy_intp> dims) {
+    if (device == nullptr || out == nullptr || out == Py_None || PyArray_Check(out)) return std::nullopt;
     py::tuple shape(dims.size());
     for (std::size_t i = 0; i < dims.size(); ++i) shape[i] = py::int_(dims[i]);
     const py::object found =
-        py::module_::import("attncache.cuda.arrays").attr("result_on")(py::handle(out), device.name(), shape);
+        py::module_::import("attncache.cuda.arrays").attr("result_on")(py::handle(out), device->name(), shape);
     if (found.is_none()) return std::nullopt;
     const auto [address, stream] = found.cast<std::pair<std::uintptr_t, std::uintptr_t>>();
     return Out(static_cast<float*>(stream_of(address)), stream_of(stream));
@@ -173,7 +174,7 @@ void bind_device(py::module_& module) {
                 devices.device(device).wait(stream_of(stream), stream_of(other));
             },
             "device"_a, "stream"_a, "other"_a)
-        .def("copy_to_host", copy_to_host, "device"_a, "address"_a, "to"_a, "stream"_a)
+        .def("bytes_of", bytes_of, "device"_a, "address"_a, "n_bytes"_a, "stream"_a)
         .def("dense", dense, "pattern"_a)
         .def("factored", factored, "query"_a, "key"_a, "scoring"_a, "lse"_a);
     module.def("dlpack_taken", dlpack_taken, "capsule"_a);

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <map>
 #include <mutex>
-#include <new>
 #include <string>
 #include <variant>
 
@@ -15,16 +14,6 @@
 namespace attncache {
 
 class CudaLibrary;
-
-/// A device has no memory for what was asked of it.
-class DeviceMemoryError : public std::bad_alloc {
-public:
-    explicit DeviceMemoryError(std::string words) : words_(std::make_shared<const std::string>(std::move(words))) {}
-    const char* what() const noexcept override { return words_->c_str(); }
-
-private:
-    std::shared_ptr<const std::string> words_;  // copies of an exception must not throw
-};
 
 /// One CUDA device. It lives as long as the process.
 class CudaDevice final : public Device {

@@ -49,8 +49,8 @@ class DeviceArray(NamedTuple):
             return np.empty(self.shape, dtype)
         reach = [(length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)]
         first = sum(min(each, 0) for each in reach)  # what lies between the first and the last byte is copied at once
-        span = np.empty(sum(max(each, 0) for each in reach) - first + dtype.itemsize, np.uint8)
-        devices().copy_to_host(self.device, self.address + first, span, self.stream)
+        n_bytes = sum(max(each, 0) for each in reach) - first + dtype.itemsize
+        span = devices().bytes_of(self.device, self.address + first, n_bytes, self.stream)
         copy = np.ndarray(self.shape, dtype, span.data, -first, self.strides)
         return (copy.astype(np.uint32) << 16).view(np.float32) if self.dtype == "bfloat16" else copy
 
