@@ -24,8 +24,8 @@ from attncache.ways_in.attentions import attention_layers
 from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
 
 if TYPE_CHECKING:
+    from attncache.files.contents import Origin
     from attncache.files.directory import DiskCache
-    from attncache.files.opening import Origin
 
 
 class AttentionCache(Selections):
@@ -736,7 +736,7 @@ class AttentionCache(Selections):
 
     @metadata.setter
     def metadata(self, metadata: Mapping[str, Any]) -> None:
-        from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
+        from attncache.files.strict_json import checked_metadata  # noqa: PLC0415 (json costs time at import)
 
         self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
 
