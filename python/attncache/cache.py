@@ -27,8 +27,8 @@ from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
 
 if TYPE_CHECKING:
+    from attncache.files.contents import Origin
     from attncache.files.directory import DiskCache
-    from attncache.files.opening import Origin
 
 
 class AttentionCache(Selections):
@@ -741,7 +741,7 @@ class AttentionCache(Selections):
 
     @metadata.setter
     def metadata(self, metadata: Mapping[str, Any]) -> None:
-        from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
+        from attncache.files.strict_json import checked_metadata  # noqa: PLC0415 (json costs time at import)
 
         self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
 
