@@ -83,7 +83,7 @@ class _Layers:
         if change.mean_only:
             dtype, shape = "float32", (shape[0], 1, *shape[2:])
             source = source and replace(source, heads=None)
-        return dense_parts(lambda: (self._made(number), 0), name, dtype, shape, index=change.index, source=source)
+        return dense_parts(lambda: self._made(number)._layer(0), name, dtype, shape, index=change.index, source=source)
 
     def _factored(self, number: int, name: str) -> tuple[Description, list[Part]]:
         """As ``described``, of queries and keys: they are made twice, which is cheap beside keeping all."""
@@ -109,7 +109,7 @@ class _Layers:
 
 def _mean_of(layer: AttentionCache) -> AttentionCache:
     """The head mean of the only layer, as a layer of one head."""
-    means = head_means(layer, 0)[:, None]
+    means = head_means(layer._layer(0))[:, None]
     means.flags.writeable = False
     return alone(lambda cache: cache.push(means, check=False))
 

@@ -25,11 +25,11 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
-from attncache.factored import push_factors
+from attncache.factored import factored_layer, longer_layer
 from attncache.files.atomic import flush_folder
 from attncache.files.contents import Origin, map_directory, push_layers
 from attncache.files.errors import InUseError, in_file, naming
-from attncache.files.layers import alone, copy_of, push_dense_of, put_layers
+from attncache.files.layers import alone, put_layers
 from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import checked_path
@@ -118,7 +118,10 @@ class DiskCache(AttentionCache):
         given = read_array(pattern)._replace(is_writable=False)
         if check:
             self._warn_once(unlike_weights(given, self.n_layers))
-        self._add(lambda layer: AttentionCache.push(layer, given, check=False, source=source))
+        checked_layer_source(source, given.array.shape[1])
+        stored = self._dtype or given.own_dtype
+        layer = _core.Layer.dense(given.array, given.dtype, stored, given.borrows(stored, None))
+        self._take(layer, source)
 
     def push_qk(
         self,
@@ -132,33 +135,27 @@ class DiskCache(AttentionCache):
         key_mask: Any = None,
         lse: Any = None,
         sinks: Any = None,
-        bias: None = None,
         copy: bool | None = None,
         source: LayerSource | None = None,
     ) -> None:
         _refuse_borrowing(copy)
         self._warn_once(with_positions_first(query, key, causal=causal))
-        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
 
-        def fill(layer: AttentionCache) -> None:
-            push_factors(layer, self._dtype, query, key, options, is_only_read=True)
-            layer._remember_source(0, checked_layer_source(source, layer.shapes[0][1]))
-
-        self._add(fill)
+        layer = factored_layer(self._dtype, query, key, options, is_only_read=True)
+        checked_layer_source(source, layer.shape[1])
+        self._take(layer, source)
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         with self._changing():
+            _, longer = longer_layer(self, layer, query, key, key_mask)
             number = range(self.n_layers)[layer]
-            longer = copy_of(self, number)
-            longer.append_qk(0, query, key, key_mask=key_mask)
-            self._write(longer, number)
+            self._take(longer, self.sources[number], number)
 
-    def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
-        self._add(lambda dense: push_dense_of(dense, source, layer, dtype))
-
-    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
+    def _take(self, layer: _core.Layer, source: LayerSource | None = None, at: int | None = None) -> None:
+        new = alone(lambda cache: cache._take(layer, source))
         with self._changing():
-            self._write(new, range(self.n_layers)[layer])
+            self._write(new, self.n_layers if at is None else at)
 
     def clear(self) -> None:
         with self._changing():
@@ -168,12 +165,6 @@ class DiskCache(AttentionCache):
         with self._changing():
             said = Said(tokens, query_tokens, metadata)
             self._publish(self._manifest._replace(said=said), lambda: AttentionCache._describe(self, *said))
-
-    def _add(self, fill: Callable[[AttentionCache], None]) -> None:
-        """Append the layer that ``fill`` pushes to an empty cache."""
-        new = alone(fill, self._dtype)
-        with self._changing():
-            self._write(new, self.n_layers)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.array_input import ArrayInput, StoredDType
 from attncache.cache import AttentionCache
-from attncache.factored import push_factors
+from attncache.factored import factored_layer
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
 from attncache.files.schema import HEAD_MEANS, ROW_SUMS, STORED, Description, StoredLayer
@@ -72,26 +72,21 @@ def alone(fill: Callable[[AttentionCache], object], dtype: StoredDType | None = 
     return cache
 
 
-def copy_of(cache: _core.Store, number: int) -> AttentionCache:
+def copy_of(cache: AttentionCache, number: int) -> AttentionCache:
     """One layer of a cache alone, over the same memory."""
-    return alone(lambda copy: copy._put_layer(0, cache, number))
+    return alone(lambda copy: copy._take(cache._layer(number), cache.sources[number]))
 
 
 def put_layers(cache: AttentionCache, first: int, layers: AttentionCache) -> None:
     """Make the layers of one cache those of another from ``first`` on."""
-    for at in range(layers.n_layers):
-        cache._put_layer(first + at, layers, at)
+    for at, (layer, source) in enumerate(zip(layers._layers, layers.sources, strict=True)):
+        AttentionCache._take(cache, layer, source, first + at)
 
 
-def push_dense_of(cache: AttentionCache, source: _core.Store, number: Any, dtype: str) -> None:
-    """Append the dense pattern of a factored layer."""
-    _core.Store._push_dense_of(cache, source, number, dtype)
-
-
-def head_means(cache: _core.Store, number: int) -> npt.NDArray[np.float32]:
-    """The mean over heads of each batch item; an index that is built on the way does not stay in the cache."""
-    batch_size, _, seq_q, seq_k = cache.shapes[number]
-    one, means = copy_of(cache, number), np.empty((batch_size, seq_q, seq_k), np.float32)
+def head_means(layer: _core.Layer) -> npt.NDArray[np.float32]:
+    """The mean over heads of each batch item; an index that is built on the way does not stay with the layer."""
+    batch_size, _, seq_q, seq_k = layer.shape
+    one, means = alone(lambda cache: cache._take(layer)), np.empty((batch_size, seq_q, seq_k), np.float32)
     for batch in range(batch_size):
         one.head_mean(0, batch, out=means[batch])
     return means
@@ -105,12 +100,13 @@ def parts_of(cache: AttentionCache, number: int, name: str, *, index: bool) -> t
         name: what its tensors' names begin with, such as "layers.0".
         index: whether to compute and write its head means or normalisers too.
     """
-    source, shape, dtype = cache.sources[number], cache.shapes[number], cache.dtypes[number]
-    if cache.kinds[number] == "dense":
-        return dense_parts(lambda: (cache, number), name, dtype, shape, index=index, source=source)
-    scale, softcap, causal, window, hidden, sinks, has_lse = cache._options(number)
+    source, layer = cache.sources[number], cache._layer(number)
+    dtype = layer.dtype
+    if layer.kind == "dense":
+        return dense_parts(lambda: layer, name, dtype, layer.shape, index=index, source=source)
+    scale, softcap, causal, window, hidden, sinks = layer.scoring
     numbers = {"scale": scale, "causal": causal, "window": window or None, "softcap": softcap or None}
-    query, key = cache._memory(number)
+    query, key = layer.memory
     parts = [_part(f"{name}.query", _SAFETENSORS[dtype], query), _part(f"{name}.key", _SAFETENSORS[dtype], key)]
     if any(hidden):
         mask = np.ones((key.shape[0], key.shape[2]), np.uint8)
@@ -120,11 +116,12 @@ def parts_of(cache: AttentionCache, number: int, name: str, *, index: bool) -> t
         parts.append(_part(f"{name}.key_mask", "BOOL", mask))
     if sinks:
         parts.append(_part(f"{name}.sinks", "F32", np.array(sinks, np.float32)))
+    has_lse = layer.has_given_lse
     if has_lse:
-        parts.append(_part(f"{name}.lse", "F32", cache._lse(number, None)))
+        parts.append(_part(f"{name}.lse", "F32", layer.lse(None)))
     if index or has_lse:
-        cache._lse(number, None)
-        known = cache._row_sums(number)
+        layer.lse(None)
+        known = layer.row_sums
         assert known is not None
         if not has_lse or np.any(np.isfinite(known[1]) & (known[1] != 1)):  # lse alone stands for (lse, 1)
             parts += [_part(f"{name}.{each}", "F32", sums) for each, sums in zip(ROW_SUMS.tensors, known, strict=True)]
@@ -132,7 +129,7 @@ def parts_of(cache: AttentionCache, number: int, name: str, *, index: bool) -> t
 
 
 def dense_parts(
-    layer: Callable[[], tuple[_core.Store, int]],
+    layer: Callable[[], _core.Layer],
     name: str,
     dtype: StoredDType,
     shape: Shape,
@@ -143,7 +140,7 @@ def dense_parts(
     """The description and the tensors of a dense layer that need not be there yet.
 
     Args:
-        layer: gives the cache and which of its layers it is, when items are wanted.
+        layer: gives it when items are wanted.
         name, index: as for ``parts_of``.
         dtype, shape: those of the layer, [batch, head, query, key].
         source: where it comes from.
@@ -151,11 +148,10 @@ def dense_parts(
     batch_size, n_heads, seq_q, seq_k = shape
 
     def pattern() -> npt.NDArray[Any]:
-        cache, number = layer()
-        return cache._memory(number)[0]
+        return layer().memory[0]
 
     def mean() -> npt.NDArray[np.float32]:
-        return head_means(*layer())
+        return head_means(layer())
 
     def mean_by_key() -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(mean().swapaxes(1, 2))
@@ -201,36 +197,34 @@ def push_stored(
     is_kept = dtype in (None, STORED[layer.main.dtype])
     derived = [[floats(name) for name in slot.tensors if name in layer.tensors] for slot in (HEAD_MEANS, ROW_SUMS)]
     if "pattern" in layer.tensors:
-        _push_dense(cache, _source(array("pattern"), layer.main), dtype, derived[0] if is_kept else [])
+        made = _dense(cache, _source(array("pattern"), layer.main), dtype, derived[0] if is_kept else [])
     else:
         given = {name: floats(name) if name in layer.tensors else None for name in ("key_mask", "sinks", "lse")}
         query = _source(array("query"), layer.main)
         options = _options(layer, given)
         try:
-            push_factors(cache, dtype, query, query._replace(array=array("key")), options)
+            made = factored_layer(dtype, query, query._replace(array=array("key")), options)
         except (TypeError, ValueError) as error:
             raise damaged(f"layers.{layer.number}", "must fit together as push_qk asks", error) from error
         if derived[1] and given["lse"] is not None:
-            cache._give_row_sums(-1, *derived[1])
+            made = made.with_row_sums(*derived[1])
         elif derived[1] and is_kept:
-            cache._set_row_sums(-1, *derived[1])
-    cache._remember_source(cache.n_layers - 1, layer.source)
+            made.adopt_row_sums(*derived[1])
+    AttentionCache._take(cache, made, layer.source)
 
 
-def _push_dense(
+def _dense(
     cache: AttentionCache, source: ArrayInput, dtype: StoredDType | None, means: list[npt.NDArray[np.float32]]
-) -> None:
+) -> _core.Layer:
     """A pattern, and head means as its index."""
-    policy, stored = cache.index, dtype or source.own_dtype
-    has_index = bool(means) and policy != "off"
-    try:
-        cache._set_index_policy("off" if has_index else policy)
-        cache._push(source.array, source.dtype, stored, source.borrows(stored, None))
-    finally:
-        cache._set_index_policy(policy)
+    stored = dtype or source.own_dtype
+    has_index = bool(means) and cache.index != "off"
+    borrows, builds = source.borrows(stored, None), cache.index == "eager" and not has_index
+    layer = _core.Layer.dense(source.array, source.dtype, stored, borrows, builds)
     if has_index:
         for batch, (by_query, by_key) in enumerate(zip(*means, strict=True)):
-            cache._set_index(-1, batch, by_query, by_key)
+            layer.set_head_mean(batch, by_query, by_key)
+    return layer
 
 
 def _options(layer: StoredLayer, given: dict[str, Any]) -> Options:
