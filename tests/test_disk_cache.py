@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from attncache.files import DamagedFileError, InUseError
+from attncache.files import DamagedFileError, InUseError, read_patterns
 from attncache.files import directory as disk
 from attncache.files.containers import open_container
-from attncache.files.contents import contents_of, read_patterns
+from attncache.files.contents import contents_of
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
 from attncache.files.verifying import verify
@@ -325,7 +325,7 @@ def test_a_directory_that_is_created_while_a_reader_looks_is_read(
                 cache.push([[[[1.0]]]])
         return open_container(path, **options)
 
-    monkeypatch.setattr("attncache.files.opening.open_container", looked_at)
+    monkeypatch.setattr("attncache.files.contents.open_container", looked_at)
     assert AttentionCache.load(tmp_path / "a").n_layers == 1
     assert len(read_patterns(tmp_path / "b").patterns) == 1
     assert len(contents_of(tmp_path / "c").layers) == 1

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from attncache.files import checksums, damage, read_patterns, safetensors, sample_path, single, verifying
+from attncache.files import read_patterns, safetensors, sample_path, single, verifying
 from attncache.files.verifying import verify
 from command_line import Run, every_kind, flipped, process, write_safetensors
 from stored import everything, tokened
@@ -70,7 +70,7 @@ def test_one_flipped_bit_in_any_fifth_byte_is_found(tmp_path: Path) -> None:
 def test_every_damaged_block_is_named(
     capsys: pytest.CaptureFixture[str], fails: Fails, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (checksums, damage, single):
+    for module in (safetensors, single):
         monkeypatch.setattr(module, "BLOCK", 10_000)
     path = tmp_path / "a.safetensors"
     cache = AttentionCache()

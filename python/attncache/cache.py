@@ -14,9 +14,9 @@ from attncache import _core
 from attncache.adapters.attentions import attention_layers
 from attncache.adapters.named import errors_named
 from attncache.adapters.transformer_lens import LayerProjections, hooked_layers
-from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
+from attncache.array_input import ArrayInput, StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
-from attncache.factored import QUERY, append_factors, push_factors
+from attncache.factored import QUERY, factored_layer, longer_layer, queries_and_keys
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
@@ -27,8 +27,8 @@ from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
 
 if TYPE_CHECKING:
+    from attncache.files.contents import Origin
     from attncache.files.directory import DiskCache
-    from attncache.files.opening import Origin
 
 
 class AttentionCache(Selections):
@@ -356,18 +356,15 @@ class AttentionCache(Selections):
         if is_on_device(pattern):
             from attncache.cuda.layers import layer_of_pattern  # noqa: PLC0415
 
-            layer = layer_of_pattern(self._dtype, pattern, copy)
+            layer: _core.Layer = layer_of_pattern(self._dtype, pattern, copy)
             checked_layer_source(source, layer.shape[1])
-            self._push_device(layer)
         else:
             given = read_array(pattern)
             checked_layer_source(source, given.array.shape[1])
-            stored = self._dtype or given.own_dtype
             if check:
                 self._warn_once(unlike_weights(given, self.n_layers))
-            self._push(given.array, given.dtype, stored, given.borrows(stored, copy))
-        self._remember_source(self.n_layers - 1, source)
-        self._origin = None
+            layer = self._made(given, copy)
+        self._take(layer, source)
 
     def push_qk(
         self,
@@ -423,15 +420,13 @@ class AttentionCache(Selections):
         if is_on_device(query) or is_on_device(key):
             from attncache.cuda.layers import layer_of_factors  # noqa: PLC0415
 
-            layer = layer_of_factors(self._dtype, query, key, options, copy=copy)
+            layer: _core.Layer = layer_of_factors(self._dtype, query, key, options, copy=copy)
             checked_layer_source(source, layer.shape[1])
-            self._push_device(layer)
         else:
             queries = read_array(query, QUERY)
             checked_layer_source(source, queries.array.shape[1])
-            push_factors(self, self._dtype, queries, key, options, copy=copy)
-        self._remember_source(self.n_layers - 1, source)
-        self._origin = None
+            layer = factored_layer(self._dtype, queries, key, options, copy=copy)
+        self._take(layer, source)
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         """Add positions at the end of a factored layer, as a model does that generates.
@@ -454,7 +449,9 @@ class AttentionCache(Selections):
         >>> cache.shapes
         ((1, 1, 3, 3),)
         """
-        append_factors(self, layer, query, key, key_mask)
+        before, after = longer_layer(self, layer, query, key, key_mask)
+        if not self._replace(before, after):
+            raise ValueError("layer was changed or removed by another thread while it was appended to")
         self._origin = None
 
     def get_queries(self, layer: int) -> npt.NDArray[Any]:
@@ -476,7 +473,7 @@ class AttentionCache(Selections):
         >>> cache.get_queries(0).shape, cache.get_keys(0).shape
         ((1, 2, 3, 4), (1, 1, 3, 4))
         """
-        return _core.Store._queries(self, layer)
+        return queries_and_keys(self, layer).projections[0]
 
     def get_keys(self, layer: int) -> npt.NDArray[Any]:
         """The keys of a factored layer, as ``get_queries``: read-only, of shape [batch, key head, key, item].
@@ -495,7 +492,7 @@ class AttentionCache(Selections):
         >>> cache.get_keys(0).flags.writeable
         False
         """
-        return _core.Store._keys(self, layer)
+        return queries_and_keys(self, layer).projections[1]
 
     def lse(self, layer: int, *, progress: Progress = None) -> Weights:
         """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
@@ -522,12 +519,13 @@ class AttentionCache(Selections):
         array([[[0.    , 0.6931]]], dtype=float32)
         """
         checked_progress(progress)
+        asked = queries_and_keys(self, layer)
         if progress is not True:
-            return _core.Store._lse(self, layer, progress or None)
+            return asked.lse(progress or None)
         meter = Meter(True)
         meter.begin("summing rows", 100, "percent")
         try:
-            return _core.Store._lse(self, layer, meter.percent)
+            return asked.lse(meter.percent)
         finally:
             meter.close()
 
@@ -549,23 +547,21 @@ class AttentionCache(Selections):
             self._has_warned = True
             warn_user(message, PatternWarning)
 
-    def _remember_source(self, layer: int, source: LayerSource | None) -> None:
-        """Keep where a layer that has just been pushed comes from."""
-        if source is not None:
-            self._sources[layer] = source
+    def _made(self, given: ArrayInput, copy: bool | None) -> _core.Layer:
+        """The dense layer that this cache stores of an array."""
+        stored = self._dtype or given.own_dtype
+        return _core.Layer.dense(given.array, given.dtype, stored, given.borrows(stored, copy), self.index == "eager")
 
-    def _put_layer(self, at: int, source: _core.Store, layer: int) -> None:
-        """Make a layer of another store the one at ``at``, or the next one; both share it, and where it comes from."""
-        origin = source._sources.get(range(source.n_layers)[layer]) if isinstance(source, AttentionCache) else None
-        number = range(self.n_layers + 1)[at]
-        super()._put_layer(at, source, layer)
+    def _take(self, layer: _core.Layer, source: LayerSource | None = None, at: int | None = None) -> None:
+        """Make a layer the next one, or the one at a place that there is, and keep where it comes from."""
+        number = self.n_layers if at is None else at
+        if at is None:
+            self._append(layer)
+        else:
+            self._put(at, layer)
         self._sources.pop(number, None)
-        if number < self.n_layers:  # what was there may have cleared the cache as it was let go
-            self._remember_source(number, origin)
-
-    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
-        """Put the only layer of another cache in the place of a layer."""
-        self._put_layer(range(self.n_layers)[layer], new, 0)
+        if source is not None and number < self.n_layers:  # what was there may have cleared the cache as it was let go
+            self._sources[number] = source
         self._origin = None
 
     def part(
@@ -633,12 +629,8 @@ class AttentionCache(Selections):
         ('cpu',)
         """
         copy = AttentionCache(self._dtype, index=self.index)
-        for layer in range(self.n_layers):
-            on_device = self._device_layer(layer)
-            if on_device is None:
-                copy._put_layer(layer, self, layer)
-            else:
-                on_device.copy_into(copy)
+        for layer in self._layers:
+            copy._append(layer if layer.device == "cpu" else layer.cpu())
         copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
         copy._sources = dict(self._sources)
         return copy
@@ -741,7 +733,7 @@ class AttentionCache(Selections):
 
     @metadata.setter
     def metadata(self, metadata: Mapping[str, Any]) -> None:
-        from attncache.files.user_metadata import checked_metadata  # noqa: PLC0415 (json costs time at import)
+        from attncache.files.strict_json import checked_metadata  # noqa: PLC0415 (json costs time at import)
 
         self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
 

@@ -1,4 +1,4 @@
-"""Pushes factored layers: queries and keys that pattern_from_qk, AttentionCache and capture hand to the core."""
+"""Makes factored layers: of queries and keys that pattern_from_qk, AttentionCache and capture hand in."""
 
 from __future__ import annotations
 
@@ -52,26 +52,15 @@ def pattern_from_qk(
 
 def dense_pattern(query: Any, key: Any, options: Options, dtype: StoredDType) -> npt.NDArray[Any]:
     """``pattern_from_qk`` with its options as one value."""
-    dense = _core.Store()
-    push_pattern_of(dense, query, key, options, dtype)
-    return dense[0]
+    return pattern_layer(query, key, options, dtype).pattern()
 
 
-def push_pattern_of(cache: _core.Store, query: Any, key: Any, options: Options, dtype: StoredDType) -> None:
-    """Append the dense pattern of queries and keys, computed block by block.
-
-    Args:
-        cache: where to.
-        query, key, options: as for ``AttentionCache.push_qk``; the memory of both is borrowed where it can be.
-        dtype: what the pattern is stored as.
-    """
-    factored = _core.Store()
-    push_factors(factored, None, query, key, options, is_only_read=True)
-    cache._push_dense_of(factored, 0, dtype)
+def pattern_layer(query: Any, key: Any, options: Options, dtype: StoredDType) -> _core.Layer:
+    """The dense layer of queries and keys, computed block by block; the memory of both is borrowed where it can be."""
+    return factored_layer(None, query, key, options, is_only_read=True).to_dense(dtype)
 
 
-def push_factors(
-    cache: _core.Store,
+def factored_layer(
     dtype: StoredDType | None,
     query: Any,
     key: Any,
@@ -79,8 +68,8 @@ def push_factors(
     *,
     copy: bool | None = None,
     is_only_read: bool = False,
-) -> None:
-    """``AttentionCache.push_qk`` on a cache that stores ``dtype``; ``is_only_read`` borrows writable memory too."""
+) -> _core.Layer:
+    """The layer that ``AttentionCache.push_qk`` makes; ``is_only_read`` borrows writable memory too."""
     copy = checked_copy(copy)
     queries, keys = read_array(query, QUERY), read_array(key, KEY)
     scoring = checked_scoring(queries.array.shape, keys.array.shape, options)
@@ -91,12 +80,32 @@ def push_factors(
         stored = dtype or source.own_dtype
         return source.array, source.dtype, stored, source.borrows(stored, copy, argument)
 
-    cache._push_qk(prepared(queries, QUERY), prepared(keys, KEY), *scoring)
+    return _core.Layer.factored(prepared(queries, QUERY), prepared(keys, KEY), scoring.for_core(), scoring.lse)
 
 
-def append_factors(cache: _core.Store, layer: int, query: Any, key: Any, key_mask: Any) -> None:
-    """``AttentionCache.append_qk``."""
+def longer_layer(
+    cache: _core.Store, number: int, query: Any, key: Any, key_mask: Any
+) -> tuple[_core.Layer, _core.Layer]:
+    """A factored layer of a cache, and the one that ``AttentionCache.append_qk`` puts in its place."""
+    before = queries_and_keys(cache, number)
     queries, keys = read_array(query, QUERY), read_array(key, KEY)
     check_shapes(queries.array.shape, keys.array.shape)
     hidden = hidden_ranges(key_mask, (keys.array.shape[0], keys.array.shape[2]))
-    cache._append_qk(layer, queries.array, queries.dtype, keys.array, keys.dtype, hidden)
+    return before, before.with_more(queries.array, queries.dtype, keys.array, keys.dtype, hidden)
+
+
+def queries_and_keys(cache: _core.Store, number: int) -> _core.Layer:
+    """A layer of a cache that must be a factored one in CPU memory.
+
+    Raises:
+        IndexError: there is no such layer. ValueError: it is dense, or lies on a device.
+    """
+    layer = cache._layer(number)
+    if layer.device != "cpu":
+        raise ValueError(
+            f"the layer must lie in CPU memory, got one on {layer.device}; cache.cpu() gives a copy of the cache there"
+        )
+    if layer.kind != "factored":
+        rule = f"layer must be a factored one, got {number}, which is {layer.kind}"
+        raise ValueError(f"{rule}: it has a pattern but no queries and keys")
+    return layer

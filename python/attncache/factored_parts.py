@@ -46,20 +46,20 @@ class _Layer(NamedTuple):
         return range(min(max(begin, 0), seq_k), min(max(end, 0), seq_k))
 
 
-def push_factored_part(part: _core.Store, whole: _core.Store, number: int, chosen: Chosen) -> None:
-    """Append a part of a factored layer, whose weights are those of the whole layer to the last bit.
+def factored_part(whole: _core.Layer, number: int, chosen: Chosen) -> _core.Layer:
+    """A part of a factored layer, whose weights are those of the whole layer to the last bit.
 
     Where a row of the part sees keys that are not in it, or their blocks are others, its sum is taken from the whole layer.
 
     Args:
-        part: where to.
-        whole, number: which layer.
+        whole: the layer.
+        number: how errors call it.
         chosen: what of it.
 
     Raises:
         ValueError: the layer has no such part that can be stored as queries and keys.
     """
-    layer = _read(whole, number)
+    layer = _read(whole)
     if not len(chosen.heads):
         raise ValueError(f"heads must choose at least one of a layer of queries and keys, got none of layer {number}")
     kept = as_slice(chosen.keys)
@@ -68,7 +68,7 @@ def push_factored_part(part: _core.Store, whole: _core.Store, number: int, chose
             f"positions must be neighbours in ascending order, such as a slice without a step, for layer {number}, which "
             f"computes its weights by causality or a window; push its pattern, cache[{number}], to select others"
         )
-    _push(part, layer, chosen)
+    part = _part(layer, chosen)
     loses = _loses_visible_keys(layer, chosen)
     moves = len(chosen.keys) > 0 and (kept is None or kept.step != 1 or kept.start % _BLOCK != 0)
     sums = layer.sums
@@ -78,38 +78,36 @@ def push_factored_part(part: _core.Store, whole: _core.Store, number: int, chose
         sums = _computed_sums(layer, chosen)
     if loses or layer.has_given_sums:
         assert sums is not None
-        part._give_row_sums(-1, *sums)
-    elif sums is not None:
-        part._set_row_sums(-1, *sums)
+        return part.with_row_sums(*sums)
+    if sums is not None:
+        part.adopt_row_sums(*sums)
+    return part
 
 
-def _read(whole: _core.Store, number: int) -> _Layer:
-    scale, softcap, causal, window, hidden, sinks, has_given_sums = whole._options(number)
-    query, key = whole._memory(number)
+def _read(whole: _core.Layer) -> _Layer:
+    scale, softcap, causal, window, hidden, sinks = whole.scoring
+    query, key = whole.memory
     shown = np.ones((key.shape[0], key.shape[2]), np.bool_)
     for row, ranges in zip(shown, hidden, strict=False):  # no ranges at all if no key is hidden
         for begin, end in ranges:
             row[begin:end] = False
-    sums = whole._row_sums(number)
-    dtype = whole.dtypes[number]
-    return _Layer(query, key, dtype, scale, softcap, causal, window, shown, sinks, has_given_sums, sums)
+    return _Layer(
+        query, key, whole.dtype, scale, softcap, causal, window, shown, sinks, whole.has_given_lse, whole.row_sums
+    )
 
 
-def _push(store: _core.Store, layer: _Layer, chosen: Chosen) -> None:
-    """Append chosen queries and keys with the options of their layer."""
+def _part(layer: _Layer, chosen: Chosen) -> _core.Layer:
+    """Chosen queries and keys with the options of their layer."""
     n_heads, n_key_heads = layer.query.shape[1], layer.key.shape[1]
     key_heads = key_heads_for(list(chosen.heads), n_heads, n_key_heads)
     shown = taken(layer.shown, chosen.batch, chosen.keys)
-    store._push_qk_over(
+    sinks = [layer.sinks[head] for head in chosen.heads] if layer.sinks else []
+    hidden = hidden_ranges(shown, shown.shape)
+    return _core.Layer.factored_over(
         taken(layer.query, chosen.batch, chosen.heads, chosen.queries),
         taken(layer.key, chosen.batch, key_heads, chosen.keys),
         layer.dtype,
-        layer.scale,
-        layer.softcap,
-        layer.causal,
-        layer.window,
-        hidden_ranges(shown, shown.shape),
-        [layer.sinks[head] for head in chosen.heads] if layer.sinks else [],
+        (layer.scale, layer.softcap, layer.causal, layer.window, hidden, sinks),
     )
 
 
@@ -136,10 +134,9 @@ def _computed_sums(layer: _Layer, chosen: Chosen) -> _Sums:
         keys = range(queries[-1] + layer.offset + 1)
     elif layer.window and len(queries):
         queries = range(queries[0], seq_q)  # so that the last query stands at the last key
-    alone = _core.Store()
-    _push(alone, layer, Chosen(chosen.batch, chosen.heads, queries, keys))
-    alone._lse(0, None)
-    sums = alone._row_sums(0)
+    part = _part(layer, Chosen(chosen.batch, chosen.heads, queries, keys))
+    part.lse(None)
+    sums = part.row_sums
     assert sums is not None
     return _rows(sums, range(len(chosen.batch)), range(len(chosen.heads)), range(len(chosen.queries)))
 

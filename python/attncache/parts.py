@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from attncache import _core
 from attncache.cache import AttentionCache
-from attncache.factored_parts import push_factored_part
+from attncache.factored_parts import factored_part
 from attncache.layer_source import LayerSource, group_of
 from attncache.selections import Selector
 from attncache.taking import Chosen, indices, taken
@@ -52,7 +53,7 @@ def _snapshot(cache: AttentionCache) -> AttentionCache:
     """The same layers in a cache that no other thread changes."""
     same = AttentionCache(index="off")
     for layer in range(cache.n_layers):
-        same._put_layer(layer, cache, layer)
+        same._take(cache._layer(layer), cache.sources[layer])
     same._tokens, same._query_tokens, same._metadata = cache._tokens, cache._query_tokens, cache._metadata
     return same
 
@@ -92,7 +93,7 @@ def _chosen(whole: AttentionCache, layer: int, selection: Selection) -> Chosen:
             )
         keys = indices(selection.positions, seq_k, "positions", "seq_k")
         chosen = Chosen(batch, heads, _queries_at(keys, seq_k - seq_q, seq_q), keys)
-    if whole._device_layer(layer) is not None and not chosen.is_all(whole.shapes[layer]):
+    if whole.devices[layer] != "cpu" and not chosen.is_all(whole.shapes[layer]):
         raise ValueError(
             f"heads, batch and positions must be None for layers on a device, but {_name(layer, whole.sources[layer])} "
             f"lies on {whole.devices[layer]}; cache.cpu() gives a copy of the cache whose parts have them"
@@ -114,18 +115,17 @@ def _queries_at(keys: Sequence[int], offset: int, seq_q: int) -> Sequence[int]:
 
 def _add(part: AttentionCache, whole: AttentionCache, layer: int, chosen: Chosen) -> None:
     """Append the part of a layer, with where it comes from."""
-    number = part.n_layers
-    source = whole.sources[layer]
-    if chosen.is_all(whole.shapes[layer]):
-        part._put_layer(number, whole, layer)
+    source, stored = whole.sources[layer], whole._layer(layer)
+    if chosen.is_all(stored.shape):
+        part._take(stored, source)
         return
-    if whole.kinds[layer] == "dense":
-        dtype = whole.dtypes[layer]
-        pattern = taken(whole._memory(layer)[0], *chosen)
-        part._push(pattern, dtype, dtype, pattern.flags.c_contiguous and pattern.flags.aligned)
+    if stored.kind == "dense":
+        pattern = taken(stored.memory[0], *chosen)
+        shares = pattern.flags.c_contiguous and pattern.flags.aligned
+        taken_part = _core.Layer.dense(pattern, stored.dtype, stored.dtype, shares, part.index == "eager")
     else:
-        push_factored_part(part, whole, layer, chosen)
-    part._remember_source(number, source and _of_heads(source, chosen.heads, whole.shapes[layer][1]))
+        taken_part = factored_part(stored, layer, chosen)
+    part._take(taken_part, source and _of_heads(source, chosen.heads, stored.shape[1]))
 
 
 def _of_heads(source: LayerSource, heads: Sequence[int], n_heads: int) -> LayerSource:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from attncache.array_input import Argument, check_unmasked, is_on_device, is_torch_tensor
 
 Ranges: TypeAlias = list[list[tuple[int, int]]]
+CoreScoring: TypeAlias = tuple[float, float, bool, int, Ranges, list[float]]
 
 _DENSE = "push the dense pattern instead"
 
@@ -43,6 +44,11 @@ class Scoring(NamedTuple):
     hidden: Ranges
     sinks: npt.NDArray[np.float32] | None
     lse: npt.NDArray[np.float32] | None
+
+    def for_core(self) -> CoreScoring:
+        """What ``_core.Layer.factored`` takes."""
+        sinks = [] if self.sinks is None else self.sinks.tolist()
+        return self.scale, self.softcap, self.causal, self.window, self.hidden, sinks
 
 
 def checked_scoring(query: tuple[int, ...], key: tuple[int, ...], options: Options) -> Scoring:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ from attncache import _core
 from attncache.layer_source import LayerSource
 from attncache.results import TopK, TopKWithTokens
 from attncache.tokens import Described, Tokens, answer_tokens
-
-if TYPE_CHECKING:
-    from attncache.cuda.device_array import DeviceArray
 
 Selector: TypeAlias = int | slice | Sequence[int] | npt.NDArray[np.integer[Any]] | None
 HeadSelector: TypeAlias = Selector | Literal["mean"] | tuple[Literal["mean"], Selector]
@@ -32,7 +29,6 @@ class Selections(_core.Store):
         """Where each layer comes from; AttentionCache knows it."""
         return (None,) * self.n_layers
 
-    @overload
     def rows(
         self,
         layers: Selector = None,
@@ -41,29 +37,7 @@ class Selections(_core.Store):
         heads: HeadSelector = "mean",
         batch: Selector = 0,
         out: Weights | None = None,
-        device_result: Literal[False] = False,
-    ) -> Weights: ...
-    @overload
-    def rows(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: None = None,
-        device_result: Literal[True],
-    ) -> DeviceArray: ...
-    def rows(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: Weights | None = None,
-        device_result: bool = False,
-    ) -> Weights | DeviceArray:
+    ) -> Weights:
         """What the chosen queries attend to.
 
         A selector is None for all, an int (its axis is dropped), or a slice or sequence of ints (its axis is kept, in
@@ -75,7 +49,6 @@ class Selections(_core.Store):
             heads: which heads, or "mean" for the mean over all, or ("mean", selector) for the mean over those.
             batch: which batch items.
             out: None, or a writable C-contiguous float32 array of the result's shape to write into and return.
-            device_result: of layers on a device, whether to return an attncache.cuda.DeviceArray without waiting for it.
 
         Returns:
             A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact
@@ -83,8 +56,7 @@ class Selections(_core.Store):
 
         Raises:
             IndexError: an index is out of range. TypeError: a selector is of the wrong kind. ValueError: the layers
-                differ in shape or device, or there are none, or out does not fit; or device_result is True and they lie
-                in CPU memory.
+                differ in shape or device, or there are none, or out does not fit.
 
         >>> cache = AttentionCache()
         >>> cache.push([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.75, 0.25]]]])
@@ -94,9 +66,8 @@ class Selections(_core.Store):
         array([[0.25, 0.75],
                [0.75, 0.25]], dtype=float32)
         """
-        return _core.rows(self, layers, positions, heads, batch, out, device_result)
+        return _core.rows(self, layers, positions, heads, batch, out)
 
-    @overload
     def columns(
         self,
         layers: Selector = None,
@@ -105,33 +76,11 @@ class Selections(_core.Store):
         heads: HeadSelector = "mean",
         batch: Selector = 0,
         out: Weights | None = None,
-        device_result: Literal[False] = False,
-    ) -> Weights: ...
-    @overload
-    def columns(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: None = None,
-        device_result: Literal[True],
-    ) -> DeviceArray: ...
-    def columns(
-        self,
-        layers: Selector = None,
-        positions: Selector = None,
-        *,
-        heads: HeadSelector = "mean",
-        batch: Selector = 0,
-        out: Weights | None = None,
-        device_result: bool = False,
-    ) -> Weights | DeviceArray:
+    ) -> Weights:
         """Who attends to the chosen keys.
 
         Args:
-            layers, heads, batch, out, device_result: as for ``rows``.
+            layers, heads, batch, out: as for ``rows``.
             positions: which key positions.
 
         Returns:
@@ -146,9 +95,8 @@ class Selections(_core.Store):
         >>> cache.columns(0, 0)
         array([1.  , 0.25], dtype=float32)
         """
-        return _core.columns(self, layers, positions, heads, batch, out, device_result)
+        return _core.columns(self, layers, positions, heads, batch, out)
 
-    @overload
     def edges(
         self,
         from_positions: Selector,
@@ -158,37 +106,13 @@ class Selections(_core.Store):
         heads: HeadSelector = None,
         batch: Selector = 0,
         out: Weights | None = None,
-        device_result: Literal[False] = False,
-    ) -> Weights: ...
-    @overload
-    def edges(
-        self,
-        from_positions: Selector,
-        to_positions: Selector,
-        *,
-        layers: Selector = None,
-        heads: HeadSelector = None,
-        batch: Selector = 0,
-        out: None = None,
-        device_result: Literal[True],
-    ) -> DeviceArray: ...
-    def edges(
-        self,
-        from_positions: Selector,
-        to_positions: Selector,
-        *,
-        layers: Selector = None,
-        heads: HeadSelector = None,
-        batch: Selector = 0,
-        out: Weights | None = None,
-        device_result: bool = False,
-    ) -> Weights | DeviceArray:
+    ) -> Weights:
         """The weights of chosen (query, key) pairs, every chosen query with every chosen key.
 
         Args:
             from_positions: which query positions.
             to_positions: which key positions.
-            layers, heads, batch, out, device_result: as for ``rows``; here each head is shown unless asked otherwise.
+            layers, heads, batch, out: as for ``rows``; here each head is shown unless asked otherwise.
 
         Returns:
             A float32 array of shape [layer, batch, head, from, to] without the dropped axes. Exact on stored patterns,
@@ -202,7 +126,7 @@ class Selections(_core.Store):
         >>> cache.edges(-1, 0)
         array([[0.25]], dtype=float32)
         """
-        return _core.edges(self, from_positions, to_positions, layers, heads, batch, out, device_result)
+        return _core.edges(self, from_positions, to_positions, layers, heads, batch, out)
 
     def top_k(
         self,
@@ -213,7 +137,6 @@ class Selections(_core.Store):
         heads: HeadSelector = "mean",
         batch: Selector = 0,
         direction: Literal["from", "to"] = "from",
-        device_result: bool = False,
     ) -> TopK:
         """The k heaviest keys of each chosen query, or the k heaviest queries of each chosen key.
 
@@ -222,7 +145,6 @@ class Selections(_core.Store):
             layers, heads, batch: as for ``rows``.
             positions: which query positions (direction "from") or key positions ("to").
             direction: "from" ranks the keys that a query attends to, "to" the queries that attend to a key.
-            device_result: as for ``rows``; both arrays of the answer are then DeviceArrays, and it shows no tokens.
 
         Returns:
             TopK(positions, weights): new int64 and float32 arrays of shape [layer, batch, head, position, k] without
@@ -240,9 +162,9 @@ class Selections(_core.Store):
                [1]]), weights=array([[1.  ],
                [0.75]], dtype=float32))
         """
-        found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction, device_result))
+        found = TopK(*_core.top_k(self, k, layers, positions, heads, batch, direction))
         described = Described(self._tokens, self._query_tokens, self.shapes, ())
-        if device_result or (described.tokens is None and described.query_tokens is None):
+        if described.tokens is None and described.query_tokens is None:
             return found
         known = answer_tokens(described._replace(sources=self.sources), layers, batch, direction)
         return found if known is None else TopKWithTokens.of(*found, known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from attncache.commands.command import (
     size,
     title_of,
 )
-from attncache.files.contents import Contents, Layer, contents_of
+from attncache.files.contents import Contents, contents_of
+from attncache.files.layers import Layer
 from attncache.layer_source import numbers_in_words
 from attncache.text import WIDTH, label, paragraph, table
 from attncache.tokens import Tokens
@@ -79,9 +80,9 @@ def described(contents: Contents, title: str) -> list[str]:
         "",
         *layer_lines(contents.layers),
         *source_lines(contents.layers),
-        *token_lines(contents.tokens),
-        *(token_lines(contents.query_tokens, " of the queries") if contents.query_tokens is not None else []),
-        *metadata_lines(contents.metadata),
+        *token_lines(contents.said.tokens),
+        *(token_lines(contents.said.query_tokens, " of the queries") if contents.said.query_tokens is not None else []),
+        *metadata_lines(contents.said.metadata),
     ]
 
 
@@ -108,9 +109,9 @@ def value_of(contents: Contents) -> dict[str, Any]:
             }
             for number, layer in enumerate(contents.layers)
         ],
-        "tokens": contents.tokens,
-        "query_tokens": contents.query_tokens,
-        "metadata": contents.metadata,
+        "tokens": contents.said.tokens,
+        "query_tokens": contents.said.query_tokens,
+        "metadata": dict(contents.said.metadata),
     }
 
 
@@ -220,7 +221,7 @@ def token_lines(tokens: Tokens | None, whose: str = "") -> list[str]:
     return lines
 
 
-def metadata_lines(metadata: dict[str, Any]) -> list[str]:
+def metadata_lines(metadata: Mapping[str, Any]) -> list[str]:
     """What the file says about itself, a paragraph per entry."""
     if not metadata:
         return ["", "   no metadata"]

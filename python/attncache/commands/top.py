@@ -85,7 +85,7 @@ def ask(contents: Contents, layer: int, arguments: argparse.Namespace) -> LayerA
     Raises:
         IndexError: position, head or batch is out of range for this layer.
     """
-    cache = contents.read_layer(layer, None)
+    cache = contents.layers[layer].as_cache()
     direction: Literal["from", "to"] = "to" if arguments.to else "from"
     try:
         positions, weights = cache.top_k(
@@ -100,7 +100,7 @@ def ask(contents: Contents, layer: int, arguments: argparse.Namespace) -> LayerA
         raise IndexError(f"layer {layer}: {error}") from error
     _, n_heads, seq_q, seq_k = cache.shapes[0]
     position = range(seq_k if arguments.to else seq_q)[arguments.position]
-    described = Described(contents.tokens, cache.query_tokens, cache.shapes, cache.sources)
+    described = Described(contents.said.tokens, cache.query_tokens, cache.shapes, cache.sources)
     answered, asked = (
         answer_tokens(described, 0, arguments.batch, way)
         for way in (("to", "from") if arguments.to else ("from", "to"))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from attncache.files.errors import InUseError
+from attncache.files.errors import InUseError, naming
 from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, Lock, check_regular, is_still, try_lock
 
 _RENAMES_OPEN_FILES = os.name != "nt"
@@ -46,7 +46,7 @@ def replacing(path: Path, *, follow: bool = True) -> Iterator[int]:
         path = Path(os.path.realpath(path))
     hidden = hidden_name(path)
     _check_replaceable(path)
-    with naming(path):
+    with naming(path, hidden):
         with closing(Lock()) as lock:
             _lock_hidden(lock, hidden, path)
             try:
@@ -81,19 +81,6 @@ def _discard(hidden: Path, lock: Lock) -> None:
     with suppress(OSError):
         if not lock.is_open or is_still(hidden, lock.fd):
             hidden.unlink()
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into an OSError that does not say which file it is about, or names the hidden one."""
-    try:
-        yield
-    except OSError as error:
-        if str(error.filename) == str(hidden_name(path)):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        if error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def remove_abandoned(path: Path) -> None:

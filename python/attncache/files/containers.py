@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,36 +16,52 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from attncache.adapters.generation import is_step, merged_steps
-from attncache.files.arrays import ONLY, NamedArray, dtype_name, imported, read_only, undamaged
-from attncache.files.memory import Bytes, mapped, opened, read, read_header
-from attncache.files.numpy_arrays import npy_array, npz_arrays, tokens_and_metadata
-from attncache.files.safetensors import Header, Tensor
+from attncache.files.arrays import (
+    NamedArray,
+    dtype_name,
+    imported,
+    npy_array,
+    npz_arrays,
+    read_only,
+    tokens_and_metadata,
+    undamaged,
+)
+from attncache.files.bytes import Bytes, mapped, opened, read, read_header
+from attncache.files.errors import in_file
+from attncache.files.safetensors import Header, Tensor, is_safetensors
+from attncache.files.torch_archive import torch_arrays
 from attncache.text import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
-SUFFIXES: dict[str, Kind] = {
-    ".npz": "npz",
-    ".npy": "npy",
-    ".safetensors": "safetensors",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".bin": "torch",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-}
+SUFFIXES = (
+    ".npz",
+    ".npy",
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".h5",
+    ".hdf5",
+)  # of what may hold arrays in a folder
 _NUMPY: dict[str, tuple[str, Any]] = {
     "F16": ("float16", np.float16),
     "BF16": ("bfloat16", np.uint16),
     "F32": ("float32", np.float32),
     "F64": ("float64", np.float64),
 }
-_PICKLED = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a number that torch.save begins with, if not with a zip archive
-)
+_KINDS: dict[bytes, Kind] = {
+    b"PK\x03\x04": "npz",
+    b"PK\x05\x06": "npz",
+    b"\x93NUMPY": "npy",
+    b"\x89HDF\r\n\x1a\n": "hdf5",
+}
 _OTHERS = {
     b"GGUF": "weights of a model (GGUF), not attention",
     b"%PDF": "a PDF",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": (  # a number that torch.save began with before it wrote zip archives
+        "a file of torch.save in its old format, a pickle, which is never opened because it may run code; "
+        "torch.save(torch.load(path, weights_only=True), path) writes it anew"
+    ),
     b"\x80": "a pickle, which is never opened because it may run code",
 }
 _READABLE = "safetensors, .npz, .npy, .pt of torch.save, HDF5, or a folder of these"
@@ -91,26 +107,25 @@ def open_container(path: Path, *, is_mapped: bool = True) -> Container:
         ImportError: its reader is not installed.
     """
     if path.is_dir():
-        return _folder(path)
+        return joined(files_in(path), path)
     with opened(path) as fd:
-        kind = _kind(os.read(fd, 16), path)
+        kind = _kind(fd, path)
+        size = os.fstat(fd).st_size
         if kind == "safetensors":
-            os.lseek(fd, 0, os.SEEK_SET)
-            header, size = read_header(fd, path)
+            header, size = read_header(fd)
             whole = mapped(fd, size) if is_mapped else read(fd, size)
-            arrays = [_tensor(tensor, whole) for tensor in header.tensors.values()]
+            arrays = [_tensor(tensor, whole, path) for tensor in header.tensors.values()]
             return Container(path, kind, arrays, 1, size, None, dict(header.metadata), (header, whole))
-    if kind == "npz" and _is_of_torch(path):
-        kind = "torch"
     readers: dict[str, Callable[[Path], list[NamedArray]]] = {
         "npz": npz_arrays,
         "npy": lambda path: [npy_array(path)],
-        "torch": _torch_arrays,
+        "torch": lambda path: torch_arrays(path, is_mapped=is_mapped),
         "hdf5": _hdf5_arrays,
     }
-    arrays = readers[kind](path)
-    described = tokens_and_metadata(arrays, path) if kind == "npz" else (None, {})
-    return Container(path, kind, arrays, 1, path.stat().st_size, *described)
+    with in_file(path):
+        arrays = readers[kind](path)
+        described = tokens_and_metadata(arrays) if kind == "npz" else (None, {})
+    return Container(path, kind, arrays, 1, size, *described)
 
 
 def kind_of(path: Path) -> Kind:
@@ -122,8 +137,7 @@ def kind_of(path: Path) -> Kind:
     if path.is_dir():
         return "folder"
     with opened(path) as fd:
-        kind = _kind(os.read(fd, 16), path)
-    return "torch" if kind == "npz" and _is_of_torch(path) else kind
+        return _kind(fd, path)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -164,33 +178,25 @@ def joined(files: Sequence[Path], path: Path) -> Container:
     return Container(path, "folder", arrays, len(parts), sum(part.size for part in parts))
 
 
-def _folder(path: Path) -> Container:
-    return joined(files_in(path), path)
+def _kind(fd: int, path: Path) -> Kind:
+    """What an open file is, by its first bytes; it is then at its beginning.
 
-
-def _kind(beginning: bytes, path: Path) -> Kind:
-    """What a file is, by its first 16 bytes."""
-    known: dict[bytes, Kind] = {
-        b"PK\x03\x04": "npz",
-        b"PK\x05\x06": "npz",
-        b"\x93NUMPY": "npy",
-        b"\x89HDF\r\n\x1a\n": "hdf5",
-        _PICKLED: "torch",
-    }
-    for magic, kind in known.items():
-        if beginning.startswith(magic):
-            return kind
-    if beginning[8:9] == b"{":
+    Raises:
+        ValueError: it is nothing that is known.
+    """
+    beginning = os.read(fd, 64)
+    os.lseek(fd, 0, os.SEEK_SET)
+    kind = next((kind for magic, kind in _KINDS.items() if beginning.startswith(magic)), None)
+    if kind is not None:
+        return "torch" if kind == "npz" and _is_of_torch(path) else kind
+    if is_safetensors(beginning):
         return "safetensors"
-    for magic, what in _OTHERS.items():
-        if beginning.startswith(magic):
-            raise ValueError(f"{path}: must be a file of arrays ({_READABLE}), got {what}")
-    if path.suffix in SUFFIXES and path.suffix != ".bin":  # damaged, perhaps: its reader says how
-        return SUFFIXES[path.suffix]
-    raise ValueError(f"{path}: must be a file of arrays ({_READABLE}), got one that begins with {beginning!r}")
+    begins = f"one that begins with {beginning[:16]!r}" if beginning else "an empty file"
+    what = next((what for magic, what in _OTHERS.items() if beginning.startswith(magic)), begins)
+    raise ValueError(f"must be a cache of attncache or a file of arrays ({_READABLE}), got {what}")
 
 
-def _tensor(tensor: Tensor, whole: Bytes) -> NamedArray:
+def _tensor(tensor: Tensor, whole: Bytes, path: Path) -> NamedArray:
     """A tensor of a safetensors file, over its bytes."""
     name, dtype = _NUMPY.get(tensor.dtype, (tensor.dtype, None))
 
@@ -199,7 +205,7 @@ def _tensor(tensor: Tensor, whole: Bytes) -> NamedArray:
         part: npt.NDArray[Any] = found.reshape(tensor.shape)[key]
         return part
 
-    return NamedArray(tensor.name, name, tensor.shape, items)
+    return NamedArray(tensor.name, name, tensor.shape, items, path)
 
 
 def _hdf5_arrays(path: Path) -> list[NamedArray]:
@@ -215,69 +221,20 @@ def _hdf5_arrays(path: Path) -> list[NamedArray]:
         is_holey = n_bytes > 1 << 20 and item.id.get_storage_size() < n_bytes // 1000
 
         def items(key: Any) -> npt.NDArray[Any]:
-            with undamaged(path, name, "must be whole, in HDF5's format"), h5py.File(path, "r") as again:
+            with undamaged(name, "must be whole, in HDF5's format"), h5py.File(path, "r") as again:
                 if is_holey:
                     raise ValueError(f"{n_bytes} bytes of which the file holds less than a thousandth")
                 return read_only(np.array(again[path_in_file][key]))
 
-        found.append(NamedArray(name, dtype_name(item.dtype), tuple(item.shape), items))
+        found.append(NamedArray(name, dtype_name(item.dtype), tuple(item.shape), items, path))
 
-    with undamaged(path, "the file", "must be whole, in HDF5's format"), h5py.File(path, "r") as file:
+    with undamaged("the file", "must be whole, in HDF5's format"), h5py.File(path, "r") as file:
         file.visititems(dataset)
     return found
 
 
 def _is_of_torch(path: Path) -> bool:
     """Whether a zip archive is one that torch.save wrote."""
-    with suppress(ValueError), undamaged(path, "the file", "must be whole"), zipfile.ZipFile(path) as archive:
+    with suppress(ValueError), undamaged("the file", "must be whole"), zipfile.ZipFile(path) as archive:
         return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.namelist())
     return False
-
-
-def _torch_arrays(path: Path) -> list[NamedArray]:
-    """The tensors in what torch.save wrote: of a tuple by their numbers, of a mapping by their names."""
-    torch = imported("torch", f"{path}: a file of torch.save")
-    rule = "must hold tensors, in tuples, lists or dicts, for torch.load(weights_only=True)"
-    with undamaged(path, "the file", rule):
-        is_mapped = zipfile.is_zipfile(path)
-        saved = torch.load(str(path), weights_only=True, map_location="cpu", mmap=is_mapped)
-    return _saved(saved, "", path)
-
-
-def _saved(value: Any, name: str, path: Path) -> list[NamedArray]:
-    """The arrays in a value of nested tuples, lists and dicts; what else there is is passed over."""
-    if isinstance(value, list | tuple):
-        steps = _merged(value, name, path) if value and is_step(value[0]) else None
-        if steps is not None:
-            return steps
-        value = dict(enumerate(value))
-    if isinstance(value, Mapping):
-        pairs = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
-        return [array for key, item in pairs for array in _saved(item, key, path)]
-    if hasattr(value, "detach"):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return [NamedArray(name or ONLY, dtype, tuple(value.shape), lambda key: _items(value.detach(), key))]
-    return []
-
-
-def _merged(steps: Sequence[Any], name: str, path: Path) -> list[NamedArray] | None:
-    """The layers of a generation; None where these are other tuples in tuples, such as keys and values."""
-    try:
-        merged = list(merged_steps(steps))
-    except (TypeError, ValueError) as error:
-        if name and "attention" not in name:
-            return None
-        raise ValueError(f"{path}: {name or 'the file'} must hold the steps of a generation, got: {error}") from error
-    numbers = [n if layer.source is None else layer.source.layer for n, layer in enumerate(merged)]
-    return [
-        NamedArray(f"{name}.{n}" if name else str(n), layer.dtype, layer.array.shape, layer.array.__getitem__)
-        for n, (layer, _) in zip(numbers, merged, strict=True)
-    ]
-
-
-def _items(tensor: Any, key: Any) -> npt.NDArray[Any]:
-    """The items of a tensor at an index, over its memory; bfloat16 as uint16."""
-    if str(tensor.dtype) == "torch.bfloat16":
-        tensor = tensor.view(imported("torch", "a tensor").int16)
-    items: npt.NDArray[Any] = tensor[key].numpy()
-    return read_only(items.view(np.uint16) if items.dtype == np.int16 else items)

@@ -1,124 +1,32 @@
-"""What is at a path, of whatever kind: its layers without their items, and each layer as a cache of its own when wanted."""
+"""The one reader: what is at a path, of whatever kind, by its first bytes. ``load``, ``read_patterns`` and the commands use it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from os import PathLike
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy.typing as npt
+from typing import Any, Literal, NamedTuple
 
 from attncache.array_input import StoredDType
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
-from attncache.files.arrays import size_of
-from attncache.files.containers import Container, joined
-from attncache.files.foreign import ForeignLayer, layers_of_others
-from attncache.files.layer_reading import push_layer
-from attncache.files.manifest import Manifest
-from attncache.files.opening import at_one_moment, check_ours, checked_path, container_at, load, segments_of
-from attncache.files.said import Said
-from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
-from attncache.files.single import OpenFile
-from attncache.layer_source import LayerSource
-from attncache.tokens import Tokens
-
-Kind = Literal["attncache file", "attncache directory", "safetensors", "npz", "npy", "torch", "hdf5", "folder"]
+from attncache.files.arrays import verify_zip
+from attncache.files.containers import Container, Kind, joined, open_container
+from attncache.files.errors import DamagedFileError, damaged, in_file
+from attncache.files.foreign import layers_of_others
+from attncache.files.layers import Layer, push_stored
+from attncache.files.manifest import MANIFEST, Manifest, read_manifest
+from attncache.files.schema import DERIVED, STORED, VERSION, Said, StoredLayer, layers_of
+from attncache.files.single import OpenFile, digest, proved
 
 
-@dataclass(frozen=True)
-class PatternFile:
-    """What one file holds: its patterns in the order of the layers, and what it says about them.
+class Origin(NamedTuple):
+    """Where a cache was opened from: the path, the hash of its header or manifest, and whether it was mapped."""
 
-    Attributes:
-        patterns: one read-only array of shape [batch, head, query, key] per layer, so that ``push`` can borrow it.
-        tokens: the text of each position (per batch item, where a cache has that), or None where the file does not say.
-        metadata: whatever else the file says about itself; empty where it says nothing.
-    """
-
-    patterns: tuple[npt.NDArray[Any], ...]
-    tokens: tuple[Any, ...] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def sample_path() -> Path:
-    """The packaged sample: every layer and head of SmolLM2-135M on one short text, about 0.4 MB."""
-    return Path(__file__).parents[1] / "data" / "smollm2_sample.npz"
-
-
-def read_patterns(
-    path: str | PathLike[str], names: str | None = None, *, axes: Axes | None = None, check: bool = True
-) -> PatternFile:
-    """Read the patterns in a file of any kind that attncache reads, or in a folder of such files.
-
-    The first bytes say what a file is: ours, safetensors by others, ``.npz``, ``.npy``, a ``.pt`` of ``torch.save``
-    (where torch is installed; nothing in it is executed) or HDF5 (where h5py is). It holds one array per layer, named
-    ``layers.N.pattern`` or otherwise alike but for one number (as ``attentions.0`` or NumPy's ``arr_0``), or a single array
-    of all layers. A ``.npz`` may hold ``tokens`` (1-D strings) and ``metadata`` (a JSON object as a string). A folder has a
-    file per layer. docs/adapters.md says all of it.
-
-    Args:
-        path: the file or folder.
-        names: the names of the layers with {} for the number, where there are other arrays like them; or the name of one
-            array.
-        axes: names of an array's axes, such as "layer head query key"; without it several arrays are one layer each,
-            [batch, head, query, key] or [head, query, key], and a single one of five axes begins with the layer. Where they
-            name the layer, several arrays are batch items.
-        check: as for ``push``: whether to look at a few rows of files by others.
-
-    Returns:
-        The patterns in the dtype that is stored, with tokens and metadata if there are any.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: its contents break a rule above, or it is not clear which axes an array has; the message names file, rule
-            and value. Of a cache: a layer has queries and keys and no pattern, or names or axes are given.
-        TypeError: an argument is of the wrong kind.
-        ImportError: the file needs torch, h5py or ml_dtypes (for bfloat16), which is not installed.
-        MemoryError: its arrays do not fit.
-
-    >>> sample = read_patterns(sample_path())
-    >>> len(sample.patterns), sample.patterns[0].shape
-    (30, (1, 9, 40, 40))
-    """
-    path = checked_path(path)
-    container = container_at(path)
-    if container is not None and not container.is_ours:
-        layers = layers_of_others(container, names, axes, check=check)
-        return PatternFile(tuple(layer.array() for layer in layers), container.tokens, container.metadata)
-    check_ours(path, names, axes)
-    cache = load(path)
-    if "factored" in cache.kinds:
-        raise ValueError(
-            f"{path}: layers must have patterns to be read, got queries and keys in layer {cache.kinds.index('factored')}; "
-            "AttentionCache.load(path).rows(layer, heads=None) computes them"
-        )
-    return PatternFile(cache.patterns, cache.tokens, dict(cache.metadata))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer as it is stored.
-
-    Attributes:
-        kind: whether its weights are stored or computed.
-        shape: its sizes as [batch, head, query, key].
-        dtype: what it is stored as; may be float64 in a file by others.
-        n_bytes: of weights, or of queries, keys and what belongs to them.
-        options: of a factored layer: key heads, items and the numbers of ``push_qk``; which of its arrays there are.
-        has_index: whether head means or row sums are stored too.
-        source: where it comes from; of a file by others, what the names say of it.
-    """
-
-    kind: Literal["dense", "factored"]
-    shape: tuple[int, int, int, int]
-    dtype: str
-    n_bytes: int
-    options: dict[str, Any] = field(default_factory=dict)
-    has_index: bool = False
-    source: LayerSource | None = field(default=None, compare=False)
+    path: Path
+    digest: str
+    is_mapped: bool
 
 
 @dataclass(frozen=True)
@@ -127,125 +35,184 @@ class Contents:
 
     Attributes:
         path, kind: where, and what it is.
-        version: of our format; None if it is not ours.
         n_files, size: how many files that are, and their bytes.
-        checksums: whose checksums its data have: ours, those of a zip archive, or None.
         layers: in their order.
-        tokens, metadata: what else it says.
-        read_layer: gives one layer as a cache, without tokens, in a dtype or in its own: over the mapped file where that
-            can be, otherwise read. It raises OSError or ValueError where the file is damaged.
-        query_tokens: the tokens of the queries, where they are others.
+        said: what else it says.
+        origin: where a cache of all of it comes from; None if that cannot come back from a pickle.
     """
 
     path: Path
-    kind: Kind
-    version: str | None
+    kind: Literal["attncache file", "attncache directory"] | Kind
     n_files: int
     size: int
-    checksums: Literal["attncache", "zip"] | None
     layers: tuple[Layer, ...]
-    tokens: Tokens | None
-    metadata: dict[str, Any]
-    read_layer: Callable[[int, StoredDType | None], AttentionCache]
-    query_tokens: Tokens | None = None
+    said: Said
+    origin: Origin | None
+
+    @property
+    def version(self) -> str | None:
+        """Of our format; None if it is not ours."""
+        return VERSION if self.kind.startswith("attncache") else None
+
+    @property
+    def checksums(self) -> Literal["attncache", "zip"] | None:
+        """Whose checksums its data have: ours, those of a zip archive, or None."""
+        return "attncache" if self.version else "zip" if self.kind in ("npz", "torch") else None
+
+    def give_to(self, cache: AttentionCache) -> None:
+        """Give an empty cache everything; what is not mapped is read now."""
+        for layer in self.layers:
+            layer.push_to(cache, None)
+        if self.version is None:
+            with in_file(self.path):
+                cache.tokens, cache.metadata = self.said.tokens, self.said.metadata
+        else:
+            self.said.give_to(cache)
+        cache._origin = self.origin
 
 
 def contents_of(
-    paths: Path | Sequence[Path], names: str | None = None, axes: Axes | None = None, *, check: bool = True
+    paths: Path | Sequence[Path],
+    names: str | None = None,
+    axes: Axes | None = None,
+    *,
+    check: bool = True,
+    is_mapped: bool = True,
+    verify: bool = False,
 ) -> Contents:
-    """What is at a path, or at several together; of a file only the headers are read.
+    """What is at a path, or at several together; of a mapped file only the headers are read.
 
     Args:
         paths: a file, a directory that ``AttentionCache.create`` made, a folder of files, or several files by others.
         names, axes, check: as for ``layers_of_others``; of a cache there are neither names nor axes.
+        is_mapped: whether files are mapped where they can be; otherwise they are read now.
+        verify: whether to compare all of it with its checksums now.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is none of these, or a header is damaged; the message says where.
-        ImportError: what reads it is not installed.
+        OSError: it cannot be read. ValueError: it is none of these, or damaged; the message says where. ImportError: what
+            reads it is not installed.
     """
-    several = [] if isinstance(paths, Path) else list(paths)
-    path = paths if isinstance(paths, Path) else several[0]
-    if len(several) > 1:
-        together = joined(several, path.parent)
-        return _of_others(together, layers_of_others(together, names, axes, check=check))
-    container = container_at(path)
+    several = [paths] if isinstance(paths, Path) else list(paths)
+    path = several[0]
+    container = joined(several, path.parent) if len(several) > 1 else _container_at(path, is_mapped=is_mapped)
+    is_ours = container is None or container.is_ours
+    if is_ours and (names, axes) != (None, None):
+        name, value = ("names", names) if names is not None else ("axes", axes)
+        raise ValueError(f"{path}: {name} must be None for a cache of attncache, which knows its layers, got {value!r}")
     if container is None:
-        check_ours(path, names, axes)
-        return at_one_moment(path, lambda manifest: _of_directory(path, manifest))
-    if not container.is_ours or container.safetensors is None:
-        return _of_others(container, layers_of_others(container, names, axes, check=check))
-    check_ours(path, names, axes)
+        return _of_directory(path, is_mapped, verify)
+    if is_ours:
+        return _of_file(container, is_mapped, verify)
+    if verify:
+        with in_file(path):
+            if container.kind not in ("npz", "torch"):
+                raise ValueError(f"verify must be False for a file without checksums, got a {container.kind} file")
+            verify_zip(path)
+    layers = layers_of_others(container, names, axes, check=check)
+    origin = None
+    if container.safetensors is not None and names is None and axes is None:
+        origin = Origin(path.absolute(), digest(container.safetensors[0].raw), is_mapped)
+    said = Said(container.tokens, None, container.metadata)
+    return Contents(container.path, container.kind, container.n_files, container.size, tuple(layers), said, origin)
+
+
+def _of_file(container: Container, is_mapped: bool, verify: bool) -> Contents:
+    """What a file of ours holds."""
+    assert container.safetensors is not None
     header, whole = container.safetensors
-    file = OpenFile(path, layers_of(header, path), header, whole)
-    return _ours(path, "attncache file", list(file.each_layer()), [container.size], file.said())
+    with in_file(container.path):
+        file = OpenFile(container.path, layers_of(header), header, whole)
+    proved(file, is_mapped=is_mapped, verify=verify)
+    origin = Origin(container.path.absolute(), file.digest, is_mapped)
+    layers = tuple(_layer(*each) for each in file.each_layer())
+    return Contents(container.path, "attncache file", 1, container.size, layers, file.said(), origin)
 
 
-def _of_directory(path: Path, manifest: Manifest) -> Contents:
-    """What a directory holds, as its manifest says."""
-    layers = segments_of(path, manifest)
-    sizes = [*{file.path: len(file.whole) for file, _ in layers}.values(), len(manifest.raw)]
-    return _ours(path, "attncache directory", layers, sizes, manifest.said)
+def _of_directory(path: Path, is_mapped: bool, verify: bool) -> Contents:
+    """What a directory holds, as its manifest says at one moment; read again if a writer has replaced segments meanwhile."""
+    while True:
+        manifest = read_manifest(path)
+        try:
+            stored = segments_of(path, manifest, is_mapped=is_mapped, verify=verify)
+            break
+        except (FileNotFoundError, DamagedFileError) as error:
+            if read_manifest(path).digest != manifest.digest:
+                continue
+            if isinstance(error, FileNotFoundError):  # and no writer has replaced it
+                with in_file(path / MANIFEST):
+                    raise damaged("segments", "must be in the directory", error) from error
+            raise
+    sizes = [*{file.path: len(file.whole) for file, _ in stored}.values(), len(manifest.raw)]
+    origin = Origin(path.absolute(), manifest.digest, is_mapped)
+    layers = tuple(_layer(*each) for each in stored)
+    return Contents(path, "attncache directory", len(sizes), sum(sizes), layers, manifest.said, origin)
 
 
-def _ours(
-    path: Path,
-    kind: Kind,
-    stored: Sequence[tuple[OpenFile, StoredLayer]],
-    sizes: Sequence[int],
-    said: Said,
-) -> Contents:
-    """Contents in our format."""
-
-    def read_layer(number: int, dtype: StoredDType | None) -> AttentionCache:
-        file, layer = stored[number]
-        cache = AttentionCache(dtype, index="off")
-        push_layer(cache, layer, file.whole, file.path, "off", dtype=dtype)
-        return cache
-
-    layers = tuple(_layer(layer) for _, layer in stored)
-    tokens, query_tokens, metadata = said
-    return Contents(
-        path,
-        kind,
-        VERSION,
-        len(sizes),
-        sum(sizes),
-        "attncache",
-        layers,
-        tokens,
-        dict(metadata),
-        read_layer,
-        query_tokens,
-    )
-
-
-def _layer(layer: StoredLayer) -> Layer:
+def _layer(file: OpenFile, layer: StoredLayer) -> Layer:
     """A layer of ours, as its header describes it."""
-    n_bytes = sum(tensor.n_bytes for name, tensor in layer.tensors.items() if name not in INDEX)
-    has_index = not layer.tensors.keys().isdisjoint(INDEX) and "lse" not in layer.tensors
-    if "pattern" in layer.tensors:
-        pattern = layer.tensors["pattern"]
-        return Layer("dense", pattern.shape, STORED[pattern.dtype], n_bytes, {}, has_index, layer.source)  # type: ignore[arg-type]
-    query, key = layer.tensors["query"], layer.tensors["key"]
-    batch_size, n_heads, seq_q, n_items = query.shape
-    options: dict[str, Any] = {"key_heads": key.shape[1], "items": n_items}
+
+    def push_to(cache: AttentionCache, dtype: StoredDType | None) -> None:
+        with in_file(file.path):
+            push_stored(cache, layer, file.whole, dtype)
+
+    tensors = layer.tensors
+    n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in DERIVED)
+    has_index = not tensors.keys().isdisjoint(DERIVED) and "lse" not in tensors
+    dtype = STORED[layer.main.dtype]
+    if "pattern" in tensors:
+        return Layer("dense", layer.shape, dtype, n_bytes, push_to, layer.source, {}, has_index)
+    options: dict[str, Any] = {"key_heads": tensors["key"].shape[1], "items": layer.main.shape[3]}
     options |= {name: layer.description.get(name) for name in ("scale", "causal", "window", "softcap")}
-    options |= {name: name in layer.tensors for name in ("key_mask", "sinks", "lse")}
-    shape = batch_size, n_heads, seq_q, key.shape[2]
-    return Layer("factored", shape, STORED[query.dtype], n_bytes, options, has_index, layer.source)
+    options |= {name: name in tensors for name in ("key_mask", "sinks", "lse")}
+    return Layer("factored", layer.shape, dtype, n_bytes, push_to, layer.source, options, has_index)
 
 
-def _of_others(container: Container, found: Sequence[ForeignLayer]) -> Contents:
-    """Contents in a format of others, whose arrays are patterns."""
+def is_cache_directory(path: Path) -> bool:
+    """Whether a path is a directory of ``AttentionCache.create``."""
+    return path.is_dir() and os.path.lexists(path / MANIFEST)
 
-    def read_layer(number: int, dtype: StoredDType | None) -> AttentionCache:
-        return found[number].as_cache(dtype)
 
-    layers = tuple(
-        Layer("dense", layer.shape, layer.dtype, size_of(layer.shape, layer.dtype), source=layer.source)
-        for layer in found
-    )
-    checksums: Literal["zip"] | None = "zip" if container.kind in ("npz", "torch") else None
-    tokens, metadata = container.tokens, container.metadata
-    sizes = container.n_files, container.size
-    return Contents(container.path, container.kind, None, *sizes, checksums, layers, tokens, metadata, read_layer)
+def _container_at(path: Path, *, is_mapped: bool) -> Container | None:
+    """What is at a path, as ``open_container``; None if that is a cache directory, be it one that was created meanwhile.
+
+    Raises:
+        As ``open_container``.
+    """
+    if not is_cache_directory(path):
+        try:
+            return open_container(path, is_mapped=is_mapped)
+        except (OSError, ValueError):
+            if not is_cache_directory(path):
+                raise
+    return None
+
+
+def segments_of(
+    path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
+) -> list[tuple[OpenFile, StoredLayer]]:
+    """The layers that a manifest names, in their order, each with the open file that it is in.
+
+    Raises:
+        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means.
+    """
+    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
+    firsts = [segment.first_layer for segment in manifest.segments]
+    return [(files[place], files[place].layers[n - firsts[place]]) for n, place in enumerate(manifest.sources())]
+
+
+def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLayer]]) -> None:
+    """Append layers of open files to a cache in memory."""
+    for file, layer in layers:
+        with in_file(file.path):
+            push_stored(cache, layer, file.whole)
+
+
+def map_directory(cache: AttentionCache, path: Path, manifest: Manifest) -> None:
+    """Give an empty cache what a manifest names.
+
+    Raises:
+        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
+    """
+    push_layers(cache, segments_of(path, manifest))
+    manifest.said.give_to(cache)
+    cache._origin = Origin(path.absolute(), manifest.digest, True)

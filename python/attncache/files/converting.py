@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from attncache.array_input import StoredDType
 from attncache.cache import AttentionCache
-from attncache.files.contents import Contents, Layer
-from attncache.files.layer_writing import Part, dense_parts, parts_of
-from attncache.files.said import Said
-from attncache.files.schema import Description
+from attncache.files.contents import Contents
+from attncache.files.layers import Layer, Part, alone, dense_parts, head_means, parts_of
+from attncache.files.schema import Description, Said
 from attncache.files.single import write_layers
-from attncache.files.user_metadata import checked_metadata
+from attncache.files.strict_json import checked_metadata
 from attncache.files.verifying import verify
 from attncache.tokens import checked_tokens
 
@@ -55,8 +52,8 @@ def convert(
             metadata cannot be saved.
     """
     shapes = [layer.shape for layer in contents.layers]
-    said = checked_tokens(tokens, shapes) if tokens is not None else contents.tokens
-    metadata: Mapping[str, Any] = checked_metadata(contents.metadata)
+    said = checked_tokens(tokens, shapes) if tokens is not None else contents.said.tokens
+    metadata: Mapping[str, Any] = checked_metadata(contents.said.metadata)
     if change.mean_only:
         metadata = {**metadata, **_note(contents.layers)}
     if contents.version is not None:
@@ -65,7 +62,7 @@ def convert(
             raise damage
     layers = _Layers(contents, change)
     described = [layers.described(number) for number in range(len(shapes))]
-    write_layers(target, described, Said(said, contents.query_tokens, metadata))
+    write_layers(target, described, Said(said, contents.said.query_tokens, metadata))
 
 
 class _Layers:
@@ -86,7 +83,7 @@ class _Layers:
         if change.mean_only:
             dtype, shape = "float32", (shape[0], 1, *shape[2:])
             source = source and replace(source, heads=None)
-        return dense_parts(lambda: (self._made(number), 0), name, dtype, shape, index=change.index, source=source)
+        return dense_parts(lambda: self._made(number)._layer(0), name, dtype, shape, index=change.index, source=source)
 
     def _factored(self, number: int, name: str) -> tuple[Description, list[Part]]:
         """As ``described``, of queries and keys: they are made twice, which is cheap beside keeping all."""
@@ -105,21 +102,16 @@ class _Layers:
         if self._latest is None or self._latest[0] != number:
             self._latest = None  # so that two are never there at once
             change = self._change
-            layer = self._contents.read_layer(number, None if change.mean_only else change.dtype)
+            layer = self._contents.layers[number].as_cache(None if change.mean_only else change.dtype)
             self._latest = number, _mean_of(layer) if change.mean_only else layer
         return self._latest[1]
 
 
 def _mean_of(layer: AttentionCache) -> AttentionCache:
     """The head mean of the only layer, as a layer of one head."""
-    batch_size, _, seq_q, seq_k = layer.shapes[0]
-    means = np.empty((batch_size, 1, seq_q, seq_k), np.float32)
-    for batch in range(batch_size):
-        layer.head_mean(0, batch, out=means[batch, 0])
+    means = head_means(layer._layer(0))[:, None]
     means.flags.writeable = False
-    mean = AttentionCache(index="off")
-    mean.push(means, check=False)
-    return mean
+    return alone(lambda cache: cache.push(means, check=False))
 
 
 def _note(layers: Sequence[Layer]) -> dict[str, Any]:

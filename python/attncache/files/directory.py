@@ -25,13 +25,15 @@ import numpy.typing as npt
 from attncache import _core
 from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
-from attncache.factored import push_factors
-from attncache.files.atomic import flush_folder, naming
-from attncache.files.errors import InUseError
+from attncache.factored import factored_layer, longer_layer
+from attncache.files.atomic import flush_folder
+from attncache.files.contents import Origin, map_directory, push_layers
+from attncache.files.errors import InUseError, in_file, naming
+from attncache.files.layers import alone, put_layers
 from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
-from attncache.files.opening import Origin, checked_path, map_directory, push_layers
-from attncache.files.said import Said
+from attncache.files.opening import checked_path
+from attncache.files.schema import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
@@ -62,7 +64,7 @@ class DiskCache(AttentionCache):
         self._writing = threading.RLock()
         self._process = os.getpid()
         self._lock = Lock()
-        with naming(self._directory):
+        with in_file(self._directory):
             try:
                 self._manifest = _opened(self._directory, self._lock)
                 map_directory(self, self._directory, self._manifest)
@@ -116,7 +118,10 @@ class DiskCache(AttentionCache):
         given = read_array(pattern)._replace(is_writable=False)
         if check:
             self._warn_once(unlike_weights(given, self.n_layers))
-        self._add(lambda layer: AttentionCache.push(layer, given, check=False, source=source))
+        checked_layer_source(source, given.array.shape[1])
+        stored = self._dtype or given.own_dtype
+        layer = _core.Layer.dense(given.array, given.dtype, stored, given.borrows(stored, None))
+        self._take(layer, source)
 
     def push_qk(
         self,
@@ -137,26 +142,20 @@ class DiskCache(AttentionCache):
         self._warn_once(with_positions_first(query, key, causal=causal))
         options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
 
-        def fill(layer: AttentionCache) -> None:
-            push_factors(layer, self._dtype, query, key, options, is_only_read=True)
-            layer._remember_source(0, checked_layer_source(source, layer.shapes[0][1]))
-
-        self._add(fill)
+        layer = factored_layer(self._dtype, query, key, options, is_only_read=True)
+        checked_layer_source(source, layer.shape[1])
+        self._take(layer, source)
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         with self._changing():
+            _, longer = longer_layer(self, layer, query, key, key_mask)
             number = range(self.n_layers)[layer]
-            longer = AttentionCache(index="off")
-            longer._put_layer(0, self, number)
-            longer.append_qk(0, query, key, key_mask=key_mask)
-            self._write(longer, number)
+            self._take(longer, self.sources[number], number)
 
-    def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
-        self._add(lambda dense: _core.Store._push_dense_of(dense, source, layer, dtype))
-
-    def _replace_layer(self, layer: int, new: AttentionCache) -> None:
+    def _take(self, layer: _core.Layer, source: LayerSource | None = None, at: int | None = None) -> None:
+        new = alone(lambda cache: cache._take(layer, source))
         with self._changing():
-            self._write(new, range(self.n_layers)[layer])
+            self._write(new, self.n_layers if at is None else at)
 
     def clear(self) -> None:
         with self._changing():
@@ -167,13 +166,6 @@ class DiskCache(AttentionCache):
             said = Said(tokens, query_tokens, metadata)
             self._publish(self._manifest._replace(said=said), lambda: AttentionCache._describe(self, *said))
 
-    def _add(self, fill: Callable[[AttentionCache], None]) -> None:
-        """Append the layer that ``fill`` pushes to an empty cache."""
-        new = AttentionCache(self._dtype, index="off")
-        fill(new)
-        with self._changing():
-            self._write(new, self.n_layers)
-
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """The right to change the directory, of one thread of the process that opened it, until it is closed."""
@@ -182,10 +174,8 @@ class DiskCache(AttentionCache):
             raise InUseError(errno.EBUSY, message, str(self._directory))
         with self._writing, naming(self._directory):
             if not self._lock.is_open:
-                raise ValueError(
-                    f"{self._directory}: the cache must be open to be changed, got one that was closed; "
-                    "AttentionCache.create continues it"
-                )
+                rule = "the cache must be open to be changed, got one that was closed"
+                raise ValueError(f"{self._directory}: {rule}; AttentionCache.create continues it")
             if self._is_amid_change():
                 raise RuntimeError(
                     f"{self._directory}: the cache must not be changed amid a change of it, as from a signal handler"
@@ -210,7 +200,7 @@ class DiskCache(AttentionCache):
         """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
         path = self._directory / segment_name(self._manifest.next)
         try:
-            digest = write_file(path, source, range(source.n_layers), first=first, index=index, follow=False)
+            digest = write_file(path, source, first=first, index=index, follow=False)
             segment = Segment(path.name, first, source.n_layers, digest)
             written = AttentionCache(index=self.index)
             push_layers(written, segment.open(self._directory, is_mapped=True, verify=False).each_layer())
@@ -218,11 +208,7 @@ class DiskCache(AttentionCache):
             _remove(path)
             raise
 
-        def show() -> None:
-            for at in range(written.n_layers):
-                self._put_layer(first + at, written, at)
-
-        self._publish(self._manifest.with_segment(segment), show)
+        self._publish(self._manifest.with_segment(segment), lambda: put_layers(self, first, written))
 
     def _publish(self, manifest: Manifest, show: Callable[[], None]) -> None:
         """Make a manifest the one of the directory, and then its contents ours; files that it does not name go."""
@@ -247,8 +233,7 @@ class DiskCache(AttentionCache):
         map_directory(there, self._directory, manifest)
         if there.n_layers < self.n_layers:
             AttentionCache.clear(self)
-        for layer in range(there.n_layers):
-            self._put_layer(layer, there, layer)
+        put_layers(self, 0, there)
         AttentionCache._describe(self, *manifest.said)
         self._manifest, self._origin = manifest, there._origin
         _remove_litter(self._directory, manifest)
@@ -273,14 +258,14 @@ def _opened(directory: Path, lock: Lock) -> Manifest:
     directory.mkdir(parents=True, exist_ok=True)
     foreign = [path.name for path in directory.iterdir() if not _is_ours(path)]
     if foreign and not os.path.lexists(directory / MANIFEST):
-        raise ValueError(f"{directory}: directory must be empty or a cache, got one with {min(foreign)}")
+        raise ValueError(f"directory must be empty or a cache, got one with {min(foreign)}")
     lock.take_directory(directory)
     if os.path.lexists(directory / MANIFEST):
         manifest = read_manifest(directory)
     else:
         segments = [path.name for path in directory.iterdir() if _SEGMENT.fullmatch(path.name)]
         if segments:  # nothing that writes here leaves them so
-            raise ValueError(f"{directory}: must have the {MANIFEST} of its layers, got {min(segments)} without one")
+            raise ValueError(f"must have the {MANIFEST} of its layers, got {min(segments)} without one")
         flush_folder(directory.parent)
         manifest = Manifest()
         write_manifest(directory, manifest)

@@ -1,12 +1,21 @@
-"""What can be wrong with a cache on disk, as exceptions."""
+"""What can be wrong with a file, as exceptions, and the doors at which a file's name is put into them.
+
+Code below a door says rule and value; the door, which knows the path, puts it in front, once. ``atomic.replacing`` and
+``bytes.opened`` are doors for what the system refuses, ``in_file`` also for what is wrong with the contents.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
+from typing import TypeVar
 
 from attncache.text import visible
 
 _MOST = 300  # characters of each part of a message: names in a damaged file may be of any length
+_MOST_WORDS = 1500  # and of a whole message
+_Error = TypeVar("_Error", bound=ValueError)
 
 
 class DamagedFileError(ValueError):
@@ -17,11 +26,49 @@ class InUseError(OSError):
     """Another writer has the file or directory open."""
 
 
-def damaged(path: str | PathLike[str], where: str, rule: str, got: object) -> DamagedFileError:
-    """The exception of a broken rule.
+def damaged(where: str, rule: str, got: object) -> DamagedFileError:
+    """The exception of a broken rule, to be raised below a door.
 
-    >>> str(damaged("a.safetensors", "header", "must be UTF-8", "byte 0xff"))
-    'a.safetensors: header must be UTF-8, got byte 0xff'
+    >>> with in_file("a.safetensors"):
+    ...     raise damaged("header", "must be UTF-8", "byte 0xff")
+    Traceback (most recent call last):
+    attncache.files.errors.DamagedFileError: a.safetensors: header must be UTF-8, got byte 0xff
     """
     told = (visible(text if len(text) <= _MOST else f"{text[:_MOST]}..") for text in (where, rule, str(got)))
-    return DamagedFileError("{}: {} {}, got {}".format(path, *told))
+    return DamagedFileError("{} {}, got {}".format(*told))
+
+
+def named(path: str | PathLike[str], error: _Error) -> _Error:
+    """The exception with the file's name in front, if it has none yet."""
+    known = vars(error)
+    if "file" not in known:
+        known["file"] = str(path)
+        words = visible(str(error))
+        error.args = (f"{path}: {words if len(words) <= _MOST_WORDS else words[:_MOST_WORDS] + '..'}",)
+    return error
+
+
+@contextmanager
+def in_file(path: str | PathLike[str]) -> Iterator[None]:
+    """Puts the file's name in front of a ValueError, and into an OSError, that does not name a file yet."""
+    with naming(path):
+        try:
+            yield
+        except UnicodeError as error:  # whose words are not its arguments
+            raise named(path, ValueError(str(error))) from error
+        except ValueError as error:
+            named(path, error)
+            raise
+
+
+@contextmanager
+def naming(path: str | PathLike[str], hidden: str | PathLike[str] = "") -> Iterator[None]:
+    """Puts the file's name into an OSError of the system that does not say which file it is about, or names the hidden one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and str(error.filename) == str(hidden):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise

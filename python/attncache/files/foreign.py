@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ import numpy.typing as npt
 from attncache.adapters.named import errors_named
 from attncache.array_input import ArrayInput, read_array
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
-from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed
+from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, listed, size_of
 from attncache.files.containers import Container
+from attncache.files.errors import in_file
+from attncache.files.layers import Layer, Shape
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
-from attncache.text import visible
 
 if TYPE_CHECKING:
     from attncache.array_input import StoredDType
@@ -33,59 +33,15 @@ _PATTERN = "layers.{}.pattern"
 _MOST_LAYERS = 1_000_000
 _MOST_OF_NOTHING = 1 << 20  # as in schema.py: what takes no bytes may still take time
 _MOST_NUMBERS = 32  # in a name
-_MOST_WORDS = 1500  # characters of a message: a damaged file may have any number of axes
 _SCORES = re.compile("score|logit", re.IGNORECASE)
 _ATTENTION = re.compile("att(entio)?n|pattern", re.IGNORECASE)
 _WEIGHT = re.compile(r"(^|[._/])(weight|bias|gamma|beta|running_mean|running_var)$")
 _UNNAMED = re.compile("arr_[0-9]+")  # what np.savez calls arrays that have no name
 
 
-@dataclass(frozen=True)
-class ForeignLayer:
-    """One layer in a file of others, looked at for signs that it is no attention when its items are read.
-
-    Attributes:
-        name: of its array, for errors.
-        shape: [batch, head, query, key].
-        dtype: one of FLOATS.
-        source: what the names say of its place in a model.
-        read: gives its items. It raises ValueError or OSError where the file is damaged.
-    """
-
-    name: str
-    shape: tuple[int, int, int, int]
-    dtype: str
-    source: LayerSource | None
-    read: Callable[[], ArrayInput]
-
-    def array(self) -> npt.NDArray[Any]:
-        """Its items as ``push`` takes them, read-only.
-
-        Raises:
-            ImportError: it is bfloat16 and ml_dtypes is not installed.
-        """
-        items = self.read().array
-        if self.dtype == "bfloat16":
-            items = items.view(imported("ml_dtypes", "bfloat16 in NumPy").bfloat16)
-        items.flags.writeable = False
-        return items
-
-    def as_cache(self, dtype: StoredDType | None = None) -> AttentionCache:
-        """The layer alone as a cache without an index."""
-        from attncache.cache import AttentionCache  # noqa: PLC0415 (which may be what imports this)
-
-        cache = AttentionCache(dtype, index="off")
-        self.push_to(cache)
-        return cache
-
-    def push_to(self, cache: AttentionCache) -> None:
-        """Append the layer to a cache; the one place where layers of others come in."""
-        cache.push(self.read(), check=False, source=self.source)
-
-
 def layers_of_others(
     container: Container, names: str | None = None, axes: Axes | None = None, *, check: bool = True
-) -> list[ForeignLayer]:
+) -> list[Layer]:
     """The layers in a container, in their order.
 
     Args:
@@ -106,17 +62,12 @@ def layers_of_others(
     if names is not None and names.count("{}") > 1:
         raise ValueError(f"names must have {{}} once, where the number of the layer is, got {names!r}")
     axes = None if axes is None else checked_axes(axes)
-    try:
+    with in_file(container.path):
         chosen = _named(container.arrays, names) if names is not None else _found(container.arrays, axes)
         arrangements = _arrangements(chosen, axes)
         for (_, array), arrangement in zip(chosen, arrangements, strict=True):
             _check_sizes(array, arrangement)
-        look = _Look(container.path) if check else None
-        return _layers(chosen, arrangements, look)
-    except ValueError as error:
-        path, said = f"{container.path}: ", str(error)
-        said = visible(said.removeprefix(path))
-        raise ValueError(path + (said if len(said) <= _MOST_WORDS else f"{said[:_MOST_WORDS]}..")) from error
+        return _layers(chosen, arrangements, _Look(container.path) if check else None)
 
 
 _Chosen = list[tuple[int | None, NamedArray]]  # each with the number in its name
@@ -233,25 +184,33 @@ def _check_sizes(array: NamedArray, arrangement: Arrangement) -> None:
         raise ValueError(f"{array.name} {rule}, got shape {array.shape}")
 
 
-def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[ForeignLayer]:
+def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[Layer]:
     """The layers of the arrays: all in one, one in each, or all in each of several texts."""
     arrays = [array for _, array in chosen]
     first = arrangements[0]
     if not first.has_layers:
         sources = _sources([number for number, _ in chosen], arrays)
+        each = zip(arrays, arrangements, sources, strict=True)
         return [
-            ForeignLayer(array.name, how.layer_shape, array.dtype, source, _reader([array], how, (0, n), look))
-            for n, (array, how, source) in enumerate(zip(arrays, arrangements, sources, strict=True))
+            _layer(how.layer_shape, array.dtype, source, _reader([array], how, (0, n), look))
+            for n, (array, how, source) in enumerate(each)
         ]
     for array in arrays:
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
             raise ValueError(f"texts must be of one shape and dtype to be one batch, got {arrays[0]} and {array}")
     batch_size, *sizes = first.layer_shape
     shape: Any = (batch_size * len(arrays), *sizes)
-    return [
-        ForeignLayer(f"layer {n}", shape, arrays[0].dtype, None, _reader(arrays, first, (n, n), look))
-        for n in range(first.n_layers)
-    ]
+    readers = [_reader(arrays, first, (n, n), look) for n in range(first.n_layers)]
+    return [_layer(shape, arrays[0].dtype, None, reader) for reader in readers]
+
+
+def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> Layer:
+    """A layer of others; the one place where they come in."""
+
+    def push_to(cache: AttentionCache, _: StoredDType | None) -> None:
+        cache.push(read(), check=False, source=source)
+
+    return Layer("dense", shape, dtype, size_of(shape, dtype), push_to, source, read=read)
 
 
 def _sources(numbers: list[int | None], arrays: list[NamedArray]) -> list[LayerSource | None]:

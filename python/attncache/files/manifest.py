@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from attncache.files import strict_json
 from attncache.files.atomic import replacing, reserve, write_at
-from attncache.files.checksums import DIGITS, seal, sealed
-from attncache.files.errors import damaged
-from attncache.files.memory import opened, read
-from attncache.files.said import Said, read_said
-from attncache.files.schema import VERSION, check_version
+from attncache.files.bytes import opened, read
+from attncache.files.errors import damaged, in_file
+from attncache.files.safetensors import DIGITS, check_seal, sealed
+from attncache.files.schema import VERSION, Said, check_version, read_said
 from attncache.files.single import OpenFile, open_file
 
 MANIFEST = "manifest.json"
@@ -43,7 +42,8 @@ class Segment(NamedTuple):
         """
         path = directory / self.file
         file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer, follow=False)
-        self.check(file)
+        with in_file(path):
+            self.check(file)
         return file
 
     def check(self, file: OpenFile) -> None:
@@ -54,9 +54,9 @@ class Segment(NamedTuple):
         """
         if file.digest != self.header_sha256:
             rule = f"must have the SHA-256 {self.header_sha256}, as {MANIFEST} says"
-            raise damaged(file.path, "the header", rule, file.digest)
+            raise damaged("the header", rule, file.digest)
         if len(file.layers) != self.n_layers:
-            raise damaged(file.path, "layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
+            raise damaged("layers", f"must be {self.n_layers}, as {MANIFEST} says", len(file.layers))
 
 
 class Manifest(NamedTuple):
@@ -119,11 +119,12 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         ValueError: it is larger than a reader takes. OSError: it cannot be written; see ``atomic.replacing``.
     """
     raw = manifest.raw
-    if len(raw) > _MOST_BYTES:
-        message = f"the manifest with tokens and metadata must be at most {_MOST_BYTES:,} bytes, got {len(raw):,}"
-        raise ValueError(f"{directory}: {message}")
-    if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
-        raise ValueError(f"{directory}: a cache on disk must have at most {_MOST_LAYERS:,} layers")
+    with in_file(directory):
+        if len(raw) > _MOST_BYTES:
+            rule = f"the manifest with tokens and metadata must be at most {_MOST_BYTES:,} bytes"
+            raise ValueError(f"{rule}, got {len(raw):,}")
+        if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
+            raise ValueError(f"a cache on disk must have at most {_MOST_LAYERS:,} layers")
     with replacing(directory / MANIFEST, follow=False) as fd:
         reserve(fd, len(raw))
         write_at(fd, raw, 0)
@@ -135,58 +136,55 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         OSError: there is none, or it cannot be read. DamagedFileError: it breaks a rule.
     """
-    path = directory / MANIFEST
-    with opened(path, follow=False) as fd:
+    with opened(directory / MANIFEST, follow=False) as fd:
         size = os.fstat(fd).st_size
         if size > _MOST_BYTES:
-            raise damaged(path, "the manifest", f"must be at most {_MOST_BYTES} bytes", size)
-        return parse_manifest(read(fd, size).tobytes(), path)
+            raise damaged("the manifest", f"must be at most {_MOST_BYTES} bytes", size)
+        return parse_manifest(read(fd, size).tobytes())
 
 
-def parse_manifest(raw: bytes, path: Path) -> Manifest:
+def parse_manifest(raw: bytes) -> Manifest:
     """A manifest from the bytes of its file.
 
     Raises:
         DamagedFileError: it breaks a rule.
     """
     if not raw.startswith(_BEGINNING):
-        raise damaged(path, "the manifest", f"must begin with {_BEGINNING.decode()}", raw[: len(_BEGINNING)])
-    carried, computed = seal(raw, len(_BEGINNING))
-    if carried != computed:
-        raise damaged(path, "manifest_crc32", f"must be {computed}, the checksum of the manifest", carried)
+        raise damaged("the manifest", f"must begin with {_BEGINNING.decode()}", raw[: len(_BEGINNING)])
+    check_seal(raw, len(_BEGINNING), "manifest_crc32", "the manifest")
     try:
         entries = strict_json.parse(raw)
     except ValueError as error:
-        raise damaged(path, "the manifest", "must be JSON in UTF-8", error) from error
-    check_version(entries.get("attncache"), path)
+        raise damaged("the manifest", "must be JSON in UTF-8", error) from error
+    check_version(entries.get("attncache"))
     if not entries.keys() <= _NAMES or not strict_json.is_whole(entries.get("next")):
-        raise damaged(path, "the manifest", f"must have the names {', '.join(sorted(_NAMES))}", list(entries))
+        raise damaged("the manifest", f"must have the names {', '.join(sorted(_NAMES))}", list(entries))
     listed = entries.get("segments")
     if not isinstance(listed, list):
-        raise damaged(path, "segments", "must be a list", type(listed).__name__)
-    segments = tuple(_segment(entry, path) for entry in listed)
+        raise damaged("segments", "must be a list", type(listed).__name__)
+    segments = tuple(_segment(entry) for entry in listed)
     if sum(segment.n_layers for segment in segments) > _MOST_LAYERS:
-        raise damaged(path, "segments", f"must hold at most {_MOST_LAYERS} layers together", len(segments))
+        raise damaged("segments", f"must hold at most {_MOST_LAYERS} layers together", len(segments))
     layers = sorted({layer for segment in segments for layer in segment.layers})
     if layers != list(range(len(layers))):
-        raise damaged(path, "segments", "must have the layers 0, 1, 2, .. without a gap", layers)
-    return Manifest(segments, entries["next"], read_said(entries.get, path))
+        raise damaged("segments", "must have the layers 0, 1, 2, .. without a gap", layers)
+    return Manifest(segments, entries["next"], read_said(entries.get))
 
 
 _MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted
 
 
-def _segment(entry: Any, path: Path) -> Segment:
+def _segment(entry: Any) -> Segment:
     if not isinstance(entry, dict) or entry.keys() != set(Segment._fields):
-        raise damaged(path, "a segment", f"must have {', '.join(Segment._fields)}", repr(entry)[:80])
+        raise damaged("a segment", f"must have {', '.join(Segment._fields)}", repr(entry)[:80])
     segment = Segment(**entry)
     file: Any = segment.file
     named = isinstance(file, str) and file.isprintable() and len(file) < 256  # no file system takes more
     if not named or Path(file).name != file or file in ("", ".", ".."):
-        raise damaged(path, "the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
+        raise damaged("the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
     for name in ("first_layer", "n_layers"):
         if not strict_json.is_whole(entry[name]) or entry[name] > _MOST_LAYERS:
-            raise damaged(path, f"{name} of {segment.file}", f"must be 0 to {_MOST_LAYERS}", entry[name])
+            raise damaged(f"{name} of {segment.file}", f"must be 0 to {_MOST_LAYERS}", entry[name])
     if not isinstance(entry["header_sha256"], str):
-        raise damaged(path, f"header_sha256 of {segment.file}", "must be a string", repr(entry["header_sha256"])[:80])
+        raise damaged(f"header_sha256 of {segment.file}", "must be a string", repr(entry["header_sha256"])[:80])
     return segment

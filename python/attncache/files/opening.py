@@ -1,43 +1,112 @@
-"""What ``AttentionCache.save`` and ``load`` do, and how a cache on disk comes back from its pickle."""
+"""What ``AttentionCache.save`` and ``load`` and ``read_patterns`` do, and how a cache on disk comes back from its pickle."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
-from attncache.adapters.named import errors_named
+import numpy.typing as npt
+
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
+from attncache.files.arrays import imported
 from attncache.files.atomic import remove_abandoned
-from attncache.files.containers import Container, open_container
-from attncache.files.errors import DamagedFileError, damaged
-from attncache.files.foreign import ForeignLayer, layers_of_others
-from attncache.files.layer_reading import push_layer
-from attncache.files.manifest import MANIFEST, Manifest, read_manifest
-from attncache.files.numpy_arrays import verify_zip
-from attncache.files.said import Said
-from attncache.files.schema import StoredLayer, layers_of
-from attncache.files.single import OpenFile, digest, proved, write_file
+from attncache.files.contents import contents_of
+from attncache.files.layers import Layer
+from attncache.files.schema import Said
+from attncache.files.single import write_file
 
-_Result = TypeVar("_Result")
 _Policy = Literal["off", "auto", "eager"]
 
 
-class Origin(NamedTuple):
-    """Where a cache was opened from: the path, the hash of its header or manifest, and whether it was mapped."""
+@dataclass(frozen=True)
+class PatternFile:
+    """What one file holds: its patterns in the order of the layers, and what it says about them.
 
-    path: Path
-    digest: str
-    is_mapped: bool
+    Attributes:
+        patterns: one read-only array of shape [batch, head, query, key] per layer, so that ``push`` can borrow it.
+        tokens: the text of each position (per batch item, where a cache has that), or None where the file does not say.
+        metadata: whatever else the file says about itself; empty where it says nothing.
+    """
+
+    patterns: tuple[npt.NDArray[Any], ...]
+    tokens: tuple[Any, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def sample_path() -> Path:
+    """The packaged sample: every layer and head of SmolLM2-135M on one short text, about 0.4 MB."""
+    return Path(__file__).parents[1] / "data" / "smollm2_sample.npz"
+
+
+def read_patterns(
+    path: str | PathLike[str], names: str | None = None, *, axes: Axes | None = None, check: bool = True
+) -> PatternFile:
+    """Read the patterns in a file of any kind that attncache reads, or in a folder of such files.
+
+    The first bytes say what a file is: ours, safetensors by others, ``.npz``, ``.npy``, a ``.pt`` of ``torch.save``
+    (where torch is installed; nothing in it is executed) or HDF5 (where h5py is). It holds one array per layer, named
+    ``layers.N.pattern`` or otherwise alike but for one number (as ``attentions.0`` or NumPy's ``arr_0``), or a single array
+    of all layers. A ``.npz`` may hold ``tokens`` (1-D strings) and ``metadata`` (a JSON object as a string). A folder has a
+    file per layer. docs/adapters.md says all of it.
+
+    Args:
+        path: the file or folder.
+        names: the names of the layers with {} for the number, where there are other arrays like them; or the name of one
+            array.
+        axes: names of an array's axes, such as "layer head query key"; without it several arrays are one layer each,
+            [batch, head, query, key] or [head, query, key], and a single one of five axes begins with the layer. Where they
+            name the layer, several arrays are batch items.
+        check: as for ``push``: whether to look at a few rows of files by others.
+
+    Returns:
+        The patterns in the dtype that is stored, with tokens and metadata if there are any.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: its contents break a rule above, or it is not clear which axes an array has; the message names file, rule
+            and value. Of a cache: a layer has queries and keys and no pattern, or names or axes are given.
+        TypeError: an argument is of the wrong kind.
+        ImportError: the file needs torch, h5py or ml_dtypes (for bfloat16), which is not installed.
+        MemoryError: its arrays do not fit.
+
+    >>> sample = read_patterns(sample_path())
+    >>> len(sample.patterns), sample.patterns[0].shape
+    (30, (1, 9, 40, 40))
+    """
+    path = checked_path(path)
+    contents = contents_of(path, names, axes, check=check)
+    kinds = [layer.kind for layer in contents.layers]
+    if "factored" in kinds:
+        raise ValueError(
+            f"{path}: layers must have patterns to be read, got queries and keys in layer {kinds.index('factored')}; "
+            "AttentionCache.load(path).rows(layer, heads=None) computes them"
+        )
+    return PatternFile(tuple(map(_pattern, contents.layers)), contents.said.tokens, dict(contents.said.metadata))
+
+
+def _pattern(layer: Layer) -> npt.NDArray[Any]:
+    """Its items as ``push`` takes them, read-only.
+
+    Raises:
+        ImportError: it is bfloat16 and ml_dtypes is not installed.
+    """
+    if layer.read is None:
+        return layer.as_cache()[0]
+    items = layer.read().array
+    if layer.dtype == "bfloat16":
+        items = items.view(imported("ml_dtypes", "bfloat16 in NumPy").bfloat16)
+    items.flags.writeable = False
+    return items
 
 
 def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
     """``AttentionCache.save``."""
     _check_bool(index, "index")
-    write_file(checked_path(path), cache, range(cache.n_layers), said=Said.of(cache), index=index)
+    write_file(checked_path(path), cache, said=Said.of(cache), index=index)
 
 
 def load(
@@ -55,134 +124,10 @@ def load(
     _check_bool(verify, "verify")
     path = checked_path(path)
     remove_abandoned(path)
-    container = container_at(path, is_mapped=mmap)
-    if container is None:
-        check_ours(path, names, axes)
-        return _load_directory(path, mmap, verify, index)
-    if not container.is_ours or container.safetensors is None:
-        cache = AttentionCache(index=index)
-        _fill(cache, container, layers_of_others(container, names, axes, check=check), verify=verify)
-        if container.safetensors is not None and names is None and axes is None:
-            cache._origin = Origin(path.absolute(), digest(container.safetensors[0].raw), mmap)
-        return cache
-    check_ours(path, names, axes)
-    header, whole = container.safetensors
-    file = proved(OpenFile(path, layers_of(header, path), header, whole), is_mapped=mmap, verify=verify)
+    contents = contents_of(path, names, axes, check=check, is_mapped=mmap, verify=verify)
     cache = AttentionCache(index=index)
-    push_layers(cache, file.each_layer())
-    file.said().give_to(cache)
-    cache._origin = Origin(path.absolute(), file.digest, mmap)
+    contents.give_to(cache)
     return cache
-
-
-def is_cache_directory(path: Path) -> bool:
-    """Whether a path is a directory of ``AttentionCache.create``."""
-    return path.is_dir() and os.path.lexists(path / MANIFEST)
-
-
-def container_at(path: Path, *, is_mapped: bool = True) -> Container | None:
-    """What is at a path, as ``open_container``; None if that is a cache directory, be it one that was created meanwhile.
-
-    Raises:
-        As ``open_container``.
-    """
-    if not is_cache_directory(path):
-        try:
-            return open_container(path, is_mapped=is_mapped)
-        except (OSError, ValueError):
-            if not is_cache_directory(path):
-                raise
-    return None
-
-
-def check_ours(path: Path, names: str | None, axes: Axes | None) -> None:
-    """Refuse names and axes for a cache, whose layers are known.
-
-    Raises:
-        ValueError: one is given.
-    """
-    for name, value in (("names", names), ("axes", axes)):
-        if value is not None:
-            raise ValueError(
-                f"{path}: {name} must be None for a cache of attncache, which knows its layers, got {value!r}"
-            )
-
-
-def _fill(cache: AttentionCache, container: Container, layers: Iterable[ForeignLayer], *, verify: bool) -> None:
-    """Give an empty cache what a file of others holds: over the mapped file where that can be, otherwise read now."""
-    path = container.path
-    if verify:
-        if container.kind not in ("npz", "torch"):
-            raise ValueError(f"{path}: verify must be False for a file without checksums, got a {container.kind} file")
-        verify_zip(path)
-    for layer in layers:
-        layer.push_to(cache)
-    with errors_named(str(path)):
-        cache.tokens, cache.metadata = container.tokens, container.metadata
-
-
-def _load_directory(path: Path, mmap: bool, verify: bool, index: _Policy) -> AttentionCache:
-    """The cache of a directory, as its manifest says at one moment."""
-
-    def loaded(manifest: Manifest) -> AttentionCache:
-        cache = AttentionCache(index=index)
-        map_directory(cache, path, manifest, is_mapped=mmap, verify=verify)
-        return cache
-
-    return at_one_moment(path, loaded)
-
-
-def at_one_moment(path: Path, use: Callable[[Manifest], _Result]) -> _Result:
-    """What ``use`` makes of a directory; called again with the newer manifest if a writer has replaced segments meanwhile.
-
-    Raises:
-        OSError, DamagedFileError: the manifest or a segment that it names cannot be opened.
-    """
-    while True:
-        manifest = read_manifest(path)
-        try:
-            return use(manifest)
-        except (FileNotFoundError, DamagedFileError) as error:
-            if read_manifest(path).digest == manifest.digest:  # no writer has replaced a segment since
-                if isinstance(error, FileNotFoundError):
-                    raise damaged(path / MANIFEST, "segments", "must be in the directory", error) from error
-                raise
-
-
-def map_directory(
-    cache: AttentionCache, path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
-) -> None:
-    """Give an empty cache what a manifest names.
-
-    Raises:
-        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
-    """
-    push_layers(cache, segments_of(path, manifest, is_mapped=is_mapped, verify=verify))
-    manifest.said.give_to(cache)
-    cache._origin = Origin(path.absolute(), manifest.digest, is_mapped)
-
-
-def segments_of(
-    path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
-) -> list[tuple[OpenFile, StoredLayer]]:
-    """The layers that a manifest names, in their order, each with the open file that it is in.
-
-    Raises:
-        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means.
-    """
-    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
-    firsts = [segment.first_layer for segment in manifest.segments]
-    return [(files[place], files[place].layers[n - firsts[place]]) for n, place in enumerate(manifest.sources())]
-
-
-def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLayer]]) -> None:
-    """Append layers of open files to a cache in memory."""
-    policy = cache.index
-    try:
-        for file, layer in layers:
-            push_layer(cache, layer, file.whole, file.path, policy)
-    finally:
-        cache._set_index_policy(policy)
 
 
 def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:

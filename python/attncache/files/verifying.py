@@ -6,23 +6,22 @@ would end the process.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from attncache.cache import AttentionCache
+from attncache.files.arrays import npy_array, verify_zip
+from attncache.files.bytes import mapped, opened, read_between, read_header
 from attncache.files.containers import files_in, kind_of
-from attncache.files.damage import damages
-from attncache.files.errors import DamagedFileError, damaged
+from attncache.files.contents import is_cache_directory
+from attncache.files.errors import DamagedFileError, damaged, in_file
+from attncache.files.layers import push_stored
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest
-from attncache.files.memory import mapped, opened, read_between, read_header
-from attncache.files.numpy_arrays import npy_array, verify_zip
-from attncache.files.opening import is_cache_directory, push_layers
 from attncache.files.safetensors import ALIGNMENT, Header
 from attncache.files.schema import layers_of
-from attncache.files.single import OpenFile
+from attncache.files.single import OpenFile, damages
 
 
 class Verified(NamedTuple):
@@ -60,12 +59,13 @@ def verify(path: Path) -> list[Verified]:
         if path.is_dir():
             return [found for file in files_in(path) for found in verify(file)]
         kind = kind_of(path)
-        if zipfile.is_zipfile(path) or kind == "npz":
-            return [Verified(path, verify_zip(path), "zip")]
         if kind == "safetensors":
             return [_verify_safetensors(path)]
-        if kind == "npy":
-            npy_array(path)
+        with in_file(path):
+            if kind in ("npz", "torch"):
+                return [Verified(path, verify_zip(path), "zip")]
+            if kind == "npy":
+                npy_array(path)
         return [Verified(path, checksums=None)]
     except ValueError as error:
         return [Verified(path, errors=(error,))]
@@ -99,24 +99,26 @@ def _verify_segments(path: Path, manifest: Manifest) -> Iterator[Verified]:
 def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
     """A safetensors file: all that its header says, and its data if it has checksums."""
     with opened(path, follow=segment is None) as fd:
-        header, size = read_header(fd, path)
+        header, size = read_header(fd)
         if "attncache" not in header.metadata and segment is None:
             return Verified(path, checksums=None)
-        layers = layers_of(header, path, segment.first_layer if segment else 0)
+        layers = layers_of(header, segment.first_layer if segment else 0)
         file = OpenFile(path, layers, header, mapped(fd, size))
         if segment is not None:
             segment.check(file)
-        _check_alignment(header, path)
+        _check_alignment(header)
         n_bytes, errors = damages(header, path, lambda begin, end: read_between(fd, begin, end))
         if not errors:  # so that every number that belongs to a factored layer is sound, too
-            push_layers(AttentionCache(index="off"), file.each_layer())
+            cache = AttentionCache(index="off")
+            for layer in layers:
+                push_stored(cache, layer, file.whole)
             file.said()
     return Verified(path, n_bytes, errors=tuple(errors))
 
 
-def _check_alignment(header: Header, path: Path) -> None:
+def _check_alignment(header: Header) -> None:
     """A file of ours must have its data where any vector unit can use them; reading does not need it, and so allows it."""
     for tensor in header.tensors.values():
         if tensor.name.startswith("layers.") and tensor.begin % ALIGNMENT:
             rule = f"must begin at a multiple of {ALIGNMENT} in the file"
-            raise damaged(path, f"tensor {tensor.name}", rule, tensor.begin)
+            raise damaged(f"tensor {tensor.name}", rule, tensor.begin)

@@ -15,7 +15,7 @@ from attncache.adapters.capture.growth import Step
 from attncache.adapters.capture.weights import dense_weights
 from attncache.array_input import ArrayInput, StoredDType, stored_dtype
 from attncache.cache import AttentionCache
-from attncache.factored import push_pattern_of
+from attncache.factored import pattern_layer
 from attncache.layer_source import LayerSource
 from attncache.scoring import Options, key_heads_for
 
@@ -87,9 +87,8 @@ class Piece:
         """The weights over the keys that the call was given, [batch, head, query, key]."""
         call, step = self.call, self.step
         if self.why_not_factored is None:
-            store = _core.Store()
-            push_pattern_of(store, self.query(), self.key(step.first_key), self.options(step.first_key), dtype)
-            weights = store._memory(0)[0]
+            layer = pattern_layer(self.query(), self.key(step.first_key), self.options(step.first_key), dtype)
+            weights = layer.memory[0]
         else:
             weights = dense_weights(
                 call, step.seen, step.n_given, self.heads, dtype, sinks=self.has_sinks, as_returned=self.is_as_returned
@@ -187,7 +186,7 @@ class FactoredLayers:
             before = _tensor_of(self._cache, layer, later[0].dtype)
             key = _on_cpu(piece.key(0))
             new.push_qk(torch.cat([before, *later], 2), key, **piece.options(0)._asdict(), source=piece.source)
-            self._cache._replace_layer(layer, new)
+            self._cache._take(new._layer(0), new.sources[0], layer)
             advance()
 
 
@@ -195,7 +194,7 @@ def _tensor_of(cache: AttentionCache, layer: int, dtype: torch.dtype) -> torch.T
     """The queries of a factored layer as a tensor of that dtype."""
     import torch  # noqa: PLC0415 (loaded already: it made the tensors)
 
-    memory = np.array(cache._memory(layer)[0])
+    memory = np.array(cache._layer(layer).memory[0])
     stored = cache.dtypes[layer]
     found = (
         torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
@@ -240,10 +239,10 @@ class DenseLayers:
     def finish(self, advance: Callable[[], None]) -> None:
         for layer in sorted(self._rows):
             rows = self._rows.pop(layer)
-            first = ArrayInput(self._cache._memory(layer)[0], self._cache.dtypes[layer], is_writable=False)
+            first = ArrayInput(self._cache._layer(layer).memory[0], self._cache.dtypes[layer], is_writable=False)
             new = AttentionCache(index=self._cache.index)
             new.push(_joined([(0, first), *rows]), source=self._cache.sources[layer], check=False)
-            self._cache._replace_layer(layer, new)
+            self._cache._take(new._layer(0), new.sources[0], layer)
             advance()
 
     def _dtype_of(self, piece: Piece) -> StoredDType:

@@ -1,4 +1,7 @@
-"""The bytes of a file as an array: mapped, so that they are read when they are looked at, or read at once."""
+"""The bytes of a file as an array: mapped, so that they are read when they are looked at, or read at once; by whoever opens one.
+
+``opened`` is the door to a file that is read: below it, errors say rule and value alone.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attncache.files.atomic import naming
-from attncache.files.checksums import BLOCK
+from attncache.files.errors import in_file
 from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, check_regular
-from attncache.files.safetensors import ALIGNMENT, Header, header_length, parse_header
+from attncache.files.safetensors import ALIGNMENT, BLOCK, Header, header_length, parse_header
 from attncache.files.threads import in_threads
 
 Bytes = npt.NDArray[np.uint8]
-
-
 _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name != "nt" else {}  # a mapping
 # then takes no file descriptor, of which a process has a thousand or so
 
 
 @contextmanager
 def opened(path: Path, *, follow: bool = True) -> Iterator[int]:
-    """A descriptor of a regular file, to be read.
+    """A descriptor of a regular file, to be read; errors inside name the file.
 
     Args:
         path: of the file.
@@ -38,7 +38,7 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[int]:
     Raises:
         OSError: there is none, or it cannot be read.
     """
-    with naming(path):
+    with in_file(path):
         check_regular(path.stat() if follow else path.lstat(), path)
         fd = os.open(path, os.O_RDONLY | (FOLLOWING if follow else NOT_FOLLOWING))
         try:
@@ -48,7 +48,7 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[int]:
             os.close(fd)
 
 
-def read_header(fd: int, path: Path) -> tuple[Header, int]:
+def read_header(fd: int) -> tuple[Header, int]:
     """The checked header of an open file, and the size of the file.
 
     Raises:
@@ -56,8 +56,8 @@ def read_header(fd: int, path: Path) -> tuple[Header, int]:
     """
     size = os.fstat(fd).st_size
     beginning = _next(fd, 8)
-    length = header_length(beginning, size, path)
-    return parse_header(beginning + _next(fd, length - 8), size, path), size
+    length = header_length(beginning, size)
+    return parse_header(beginning + _next(fd, length - 8), size), size
 
 
 def _next(fd: int, n_bytes: int) -> bytes:

@@ -1,0 +1,281 @@
+"""The tensors in what ``torch.save`` wrote, read without torch; nothing in the file is run, and no name in it is looked up.
+
+The file is a zip archive: a pickle that says which tensors there are, and the bytes of each storage. ``_value`` follows the few
+opcodes of a pickle that make tuples, lists, dicts, numbers, strings and tensors, and refuses every other.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from attncache.adapters.generation import is_step, merged_steps
+from attncache.files.arrays import ONLY, NamedArray, imported, read_only, undamaged
+from attncache.files.bytes import Bytes, mapped, read
+
+_STORAGES = {
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Double": "float64",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+}
+_DTYPES = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
+_TENSOR, _DICT = "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
+_MARK = object()
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "MARK": lambda: _MARK,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
+_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_MOST_VALUES = 1_000_000  # a value that a pickle names many times is as many
+_RULE = "must hold tensors, numbers and strings in tuples, lists and dicts alone"
+
+
+class _Name(NamedTuple):
+    """A class or function that the pickle names."""
+
+    name: str
+
+
+class _Storage(NamedTuple):
+    """A member of the archive: its name, the dtype of its items and how many there are."""
+
+    member: str
+    dtype: str
+    n_items: int
+
+
+class _Tensor(NamedTuple):
+    """A tensor over a storage, as PyTorch describes it: its strides and where it begins count items."""
+
+    storage: _Storage
+    begin: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def torch_arrays(path: Path, *, is_mapped: bool) -> list[NamedArray]:
+    """The tensors in a file: of a tuple by their numbers, of a mapping by their names, of a generation by their layers.
+
+    Args:
+        path: of the file.
+        is_mapped: whether to map it; otherwise it is read now.
+
+    Raises:
+        OSError: it cannot be opened. ValueError: it holds something else, or is damaged.
+    """
+    with path.open("rb") as stream, undamaged("the file", _RULE), zipfile.ZipFile(stream) as archive:
+        size = path.stat().st_size
+        whole = mapped(stream.fileno(), size) if is_mapped else read(stream.fileno(), size)
+        pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        members = _Members(path, whole, archive, pickled.removesuffix("data.pkl"))
+        return _Arrays(path, members).of(_value(archive.read(pickled)), "")
+
+
+def _value(pickled: bytes) -> Any:
+    """What a pickle says, with ``_Tensor`` for its tensors.
+
+    Raises:
+        ValueError: it names something that is no tensor, or an opcode is none of those that follow.
+    """
+    import pickletools  # noqa: PLC0415 (takes time, and few files need it)
+
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        items: list[Any] = []
+        while (item := stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(pickled):
+        name = opcode.name
+        if name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name in _ARGUMENTS:
+            stack.append(argument)
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(since_mark() if name == "TUPLE" else [stack.pop() for _ in range(int(name[-1]))][::-1]))
+        elif name in ("APPEND", "APPENDS"):
+            items = since_mark() if name == "APPENDS" else [stack.pop()]
+            _of_kind(stack[-1], list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = since_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
+            _set_items(_of_kind(stack[-1], dict), items)
+        elif name == "GLOBAL":
+            stack.append(_known(argument.replace(" ", ".")))
+        elif name == "BINPERSID":
+            stack.append(_storage(*stack.pop()))
+        elif name == "REDUCE":
+            arguments = stack.pop()
+            stack.append(_made(_of_kind(stack.pop(), _Name).name, arguments))
+        elif name == "BUILD":  # the attributes of an OrderedDict, which a model gives its weights
+            stack.pop()
+            _of_kind(stack[-1], dict)
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"the opcode {name} of a pickle, which is not followed because it may run code")
+    raise ValueError("a pickle without an end")
+
+
+def _known(name: str) -> _Name:
+    if name not in (_TENSOR, _DICT) and name not in _DTYPES:
+        raise ValueError(
+            f"{name}, which is not looked up because it may run code; "
+            "torch.save(tuple(outputs.attentions), path) writes tensors alone"
+        )
+    return _Name(name)
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        wanted = getattr(kind, "__name__", "string or number").strip("_").lower()
+        got = type(value).__name__.strip("_").lower()
+        raise ValueError(f"a pickle with a {got} in the place of a {wanted}")  # noqa: TRY004 (what a file holds is a value)
+    return value
+
+
+def _set_items(target: dict[Any, Any], items: Sequence[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_of_kind(key, str | int | float | None)] = value
+
+
+def _storage(kind: str, dtype: _Name, member: str, _: str, n_items: int) -> _Storage:
+    if kind != "storage":
+        raise ValueError(f"a {kind!r} in the place of a storage")
+    return _Storage(_of_kind(member, str), _DTYPES[_of_kind(dtype, _Name).name], _of_kind(n_items, int))
+
+
+def _made(name: str, arguments: Sequence[Any]) -> Any:
+    """What a call of one of the known names gives."""
+    if name == _DICT:
+        made: dict[Any, Any] = {}
+        _set_items(made, [each for pair in (arguments[0] if arguments else ()) for each in pair])
+        return made
+    if name != _TENSOR:
+        raise ValueError(f"a call of {name}")
+    storage, begin, shape, strides = arguments[:4]
+    numbers = (begin, *shape, *strides)
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(shape) != len(strides):
+        raise ValueError(f"a tensor of shape {str(shape)[:80]} and strides {str(strides)[:80]}")
+    last = begin + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and last >= _of_kind(storage, _Storage).n_items:
+        raise ValueError(f"a tensor of shape {str(list(shape))[:80]} in a storage of {storage.n_items} items")
+    return _Tensor(storage, begin, tuple(shape), tuple(strides))
+
+
+class _Members:
+    """The bytes of the storages of an archive: where they are not compressed, over the file's own."""
+
+    def __init__(self, path: Path, whole: Bytes, archive: zipfile.ZipFile, folder: str) -> None:
+        self._path, self._whole, self._folder = path, whole, folder
+        self._order: Literal["<", ">"] = "<"
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
+            self._order = ">"
+
+    def items(self, tensor: _Tensor, key: Any) -> npt.NDArray[Any]:
+        """The items of a tensor at an index, read-only; bfloat16 as uint16."""
+        storage = tensor.storage
+        dtype = np.dtype("uint16" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self._order)
+        n_items = int(np.prod(tensor.shape, dtype=object))
+        with undamaged(f"storage {storage.member}", "must be whole"):
+            raw = self._bytes(f"{self._folder}data/{storage.member}")
+            if len(raw) < storage.n_items * dtype.itemsize:
+                raise ValueError(f"{len(raw)} bytes for {storage.n_items} items of {storage.dtype}")
+            if n_items > 1 << 20 and n_items // 1000 > storage.n_items:
+                raise ValueError(f"{n_items} items of which the file holds less than a thousandth")
+            items = raw[: storage.n_items * dtype.itemsize].view(dtype)[tensor.begin :]
+            strides = [stride * dtype.itemsize for stride in tensor.strides]
+            if not n_items:
+                items, strides = np.empty(tensor.shape, dtype), []
+            shaped = np.lib.stride_tricks.as_strided(items, tensor.shape, strides or None, writeable=False)
+            return read_only(np.asarray(shaped[key]))
+
+    def _bytes(self, member: str) -> Bytes:
+        with self._path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            info = archive.getinfo(member)
+            if info.compress_type != zipfile.ZIP_STORED:
+                return np.frombuffer(archive.read(info), np.uint8)
+        head = self._whole[info.header_offset : info.header_offset + 30].tobytes()
+        begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        if head[:4] != b"PK\x03\x04" or begin + info.file_size > len(self._whole):
+            raise ValueError("a member that is not in the file")
+        return self._whole[begin : begin + info.file_size]
+
+
+class _Arrays:
+    """Finds the arrays in a value of nested tuples, lists and dicts; what else there is is passed over."""
+
+    def __init__(self, path: Path, members: _Members) -> None:
+        self._path, self._members = path, members
+        self._n_values = 0
+
+    def of(self, value: Any, name: str) -> list[NamedArray]:
+        """The arrays in a value of this name."""
+        self._n_values += 1
+        if self._n_values > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values")
+        if isinstance(value, _Tensor):
+            return [NamedArray(name or ONLY, value.storage.dtype, value.shape, self._reader(value), self._path)]
+        if isinstance(value, list | tuple):
+            steps = self._merged(value, name) if value and is_step(value[0]) else None
+            if steps is not None:
+                return steps
+            value = dict(enumerate(value))
+        if not isinstance(value, dict):
+            return []
+        pairs = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
+        return [array for key, item in pairs for array in self.of(item, key)]
+
+    def _reader(self, tensor: _Tensor) -> Callable[[Any], npt.NDArray[Any]]:
+        return lambda key: self._members.items(tensor, key)
+
+    def _merged(self, steps: Sequence[Any], name: str) -> list[NamedArray] | None:
+        """The layers of a generation; None where these are other tuples in tuples, such as keys and values."""
+        try:
+            merged = list(merged_steps([[self._whole(item) for item in step] for step in steps]))
+        except (TypeError, ValueError) as error:
+            if name and "attention" not in name:
+                return None
+            with undamaged(name or "the file", "must hold the steps of a generation"):
+                raise ValueError(str(error)) from error
+        numbers = [n if layer.source is None else layer.source.layer for n, layer in enumerate(merged)]
+        return [
+            NamedArray(
+                f"{name}.{n}" if name else str(n), layer.dtype, layer.array.shape, layer.array.__getitem__, self._path
+            )
+            for n, (layer, _) in zip(numbers, merged, strict=True)
+        ]
+
+    def _whole(self, item: Any) -> Any:
+        """A tensor of a step as an array."""
+        if not isinstance(item, _Tensor):
+            return item
+        items = self._members.items(item, ...)
+        is_bfloat16 = item.storage.dtype == "bfloat16"
+        return items.view(imported("ml_dtypes", "a generation in bfloat16").bfloat16) if is_bfloat16 else items
