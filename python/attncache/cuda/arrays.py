@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -72,18 +73,17 @@ def device_array(values: Any, name: str) -> DeviceArray:
     if getattr(array, "requires_grad", False):
         array = array.detach()
     if hasattr(array, "__dlpack__"):
-        found = _from_dlpack(array, stream or DEFAULT, name)
-    elif hasattr(array, "__cuda_array_interface__"):
-        found = _from_interface(array, stream, name)
-    else:
-        raise TypeError(f"{name} must be an array on a CUDA device, got {type(array).__name__}")
-    return found._replace(owner=(found.owner, owner))
+        return _from_dlpack(array, stream or DEFAULT, owner, name)
+    if hasattr(array, "__cuda_array_interface__"):
+        return _from_interface(array, stream, owner, name)
+    raise TypeError(f"{name} must be an array on a CUDA device, got {type(array).__name__}")
 
 
-def _from_dlpack(array: Any, stream: int, name: str) -> DeviceArray:
+def _from_dlpack(array: Any, stream: int, stream_owner: Any, name: str) -> DeviceArray:
     """DLPack has no stream of the maker's: the maker has ours wait for what it was given to do."""
-    _check_device(array.__dlpack_device__(), name)
-    before = devices().use(int(array.__dlpack_device__()[1]))  # torch gives none of another device than the current one
+    place = array.__dlpack_device__()
+    _check_device(place, name)
+    before = devices().use(int(place[1]))  # torch gives none of another device than the current one
     try:
         try:
             capsule = array.__dlpack__(stream=stream, max_version=_VERSION)
@@ -99,7 +99,7 @@ def _from_dlpack(array: Any, stream: int, name: str) -> DeviceArray:
     if dtype is None:
         raise TypeError(f"{name} must hold numbers, got items of DLPack type {(code, bits, lanes)}")
     steps = tuple(bits // 8 * each for each in strides)
-    return DeviceArray(owner, address, place[1], dtype, shape, steps, stream, is_read_only)
+    return DeviceArray((owner, stream_owner), address, place[1], dtype, shape, steps, stream, is_read_only)
 
 
 def _check_device(place: tuple[int, int], name: str) -> None:
@@ -107,6 +107,7 @@ def _check_device(place: tuple[int, int], name: str) -> None:
         raise ValueError(f"{name} must lie on a CUDA device, got DLPack device ({int(place[0])}, {place[1]})")
 
 
+@functools.cache
 def _dtype_of(code: int, bits: int) -> str | None:
     if (code, bits) == (_BFLOAT, 16):
         return "bfloat16"
@@ -117,16 +118,24 @@ def _dtype_of(code: int, bits: int) -> str | None:
         return None
 
 
-def _from_interface(array: Any, stream: int | None, name: str) -> DeviceArray:
+@functools.cache
+def _numbers(typestr: str) -> tuple[str, int] | None:
+    """The name and the size of numbers in this machine's byte order; None of anything else."""
+    dtype = np.dtype(typestr)
+    return (dtype.name, dtype.itemsize) if dtype.kind in _KINDS and dtype.isnative else None
+
+
+def _from_interface(array: Any, stream: int | None, stream_owner: Any, name: str) -> DeviceArray:
     """The CUDA Array Interface names the maker's stream, which is then ours."""
     described = array.__cuda_array_interface__
     if described.get("mask") is not None:
         raise ValueError(f"{name} must have no mask, got an array with one")
-    dtype = np.dtype(described["typestr"])
-    if dtype.kind not in _KINDS or not dtype.isnative:
+    numbers = _numbers(described["typestr"])
+    if numbers is None:
         raise TypeError(f"{name} must hold numbers in this machine's byte order, got {described['typestr']}")
+    dtype, item = numbers
     shape = tuple(map(int, described["shape"]))
-    strides = tuple(map(int, described.get("strides") or _contiguous(shape, dtype.itemsize)))
+    strides = tuple(map(int, described.get("strides") or _contiguous(shape, item)))
     address, is_read_only = int(described["data"][0] or 0), bool(described["data"][1])
     device = devices().device_of(address)
     if device is None:
@@ -139,7 +148,7 @@ def _from_interface(array: Any, stream: int | None, name: str) -> DeviceArray:
     ours = stream or (DEFAULT if makers in (None, OF_THREAD) else makers)
     if makers not in (None, ours):
         devices().wait(device, ours, makers)
-    return DeviceArray(array, address, device, dtype.name, shape, strides, ours, is_read_only)
+    return DeviceArray((array, stream_owner), address, device, dtype, shape, strides, ours, is_read_only)
 
 
 def _contiguous(shape: tuple[int, ...], item: int) -> tuple[int, ...]:

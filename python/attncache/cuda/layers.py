@@ -32,7 +32,7 @@ def layer_of_factors(
         raise ValueError(f"query and key must lie on one device, got cuda:{queries.device} and cuda:{keys.device}")
     if queries.dtype != keys.dtype:
         raise ValueError(f"query and key must have one dtype on a device, got {queries.dtype} and {keys.dtype}")
-    return devices().factored(queries, keys, *scoring)
+    return devices().factored(queries, keys, scoring.for_core(), scoring.lse)
 
 
 def _rows(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool | None) -> DeviceArray:

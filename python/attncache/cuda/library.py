@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -17,12 +18,17 @@ def devices() -> _core.CudaDevices:
     Raises:
         RuntimeError: there is no library, it cannot be loaded, or it is of another version.
     """
-    if not PATH.exists():
+    return _devices_of(PATH)
+
+
+@functools.cache  # of what can be loaded: an exception is not kept
+def _devices_of(path: Path) -> _core.CudaDevices:
+    if not path.exists():
         raise RuntimeError(
-            f"attncache was built without CUDA: there is no {PATH.name} in {PATH.parent}; "
+            f"attncache was built without CUDA: there is no {path.name} in {path.parent}; "
             "pip install . -Ccmake.define.ATTNCACHE_CUDA=ON builds it (docs/cuda.md)"
         )
-    return _core.CudaDevices(str(PATH))
+    return _core.CudaDevices(str(path))
 
 
 def why_not() -> str | None:
