@@ -195,8 +195,7 @@ def right_rows(world: FactoredDeviceWorld, first: int, *, n: int, mean: bool) ->
     bounded = of_mean(exact) if mean else of_heads(exact)
     if n > 1:
         return OnHost(world, replace(bounded, part=checked(n)))
-    ours, theirs = (np.squeeze(bound, -2) for bound in bounded.bounds)
-    return OnHost(world, replace(bounded, values=np.squeeze(bounded.values, -2), bounds=(ours, theirs)))
+    return OnHost(world, bounded.cut(lambda rows: np.squeeze(rows, -2)))
 
 
 def rows_case(what: str, n: int, *, mean: bool) -> DeviceCase:

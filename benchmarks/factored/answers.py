@@ -7,7 +7,8 @@ On float16 layers their exponentials may be as coarse as float16, which torch's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,10 @@ class Bounded:
     axis: int = -2
     is_ranking: bool = False
 
+    def cut(self, how: Callable[[Doubles], Doubles]) -> Bounded:
+        """The same numbers, cut or turned."""
+        return replace(self, values=how(self.values), bounds=(how(self.bounds[0]), how(self.bounds[1])))
+
     def accepts(self, answer: Any, contender: str) -> bool:
         """Whether an answer is right."""
         bounds = self.bounds[0 if contender.startswith(OURS) else 1]
@@ -116,7 +121,7 @@ def rounded_to(dtype: str, bounded: Bounded) -> Bounded:
         return bounded
     added = HALF_ROUNDING * bounded.values + 2.0**-25
     ours, others = (bound * (1 + 2.0**-10) + added for bound in bounded.bounds)
-    return Bounded(bounded.values, (ours, others), bounded.part, bounded.axis)
+    return replace(bounded, bounds=(ours, others))
 
 
 @dataclass(frozen=True)

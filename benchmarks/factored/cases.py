@@ -21,24 +21,14 @@ ALL_SEEN = ", all seen"
 HALF = ("float16",)
 
 
-def a_query(world: FactoredWorld) -> tuple[int]:
-    """A random query position."""
-    return (int(world.rng.integers(world.layer.seq_q)),)
+def some(axis: str, size: int | None = None) -> Callable[[FactoredWorld], tuple[Any]]:
+    """Draws a random position of an axis, or so many at once."""
 
+    def draw(world: FactoredWorld) -> tuple[Any]:
+        found = world.rng.integers(getattr(world.layer, axis), size=size)
+        return (int(found) if size is None else found,)
 
-def a_key(world: FactoredWorld) -> tuple[int]:
-    """A random key position."""
-    return (int(world.rng.integers(world.layer.seq_k)),)
-
-
-def some_keys(world: FactoredWorld) -> tuple[Array]:
-    """Many random key positions."""
-    return (world.rng.integers(world.layer.seq_k, size=MANY),)
-
-
-def a_block(world: FactoredWorld) -> tuple[Array, Array]:
-    """A few random query and key positions."""
-    return world.rng.integers(world.layer.seq_q, size=SOME), world.rng.integers(world.layer.seq_k, size=SOME)
+    return draw
 
 
 def by_hand(numpy: str, torch: str) -> dict[str, str]:
@@ -58,19 +48,12 @@ def key_bytes(world: FactoredWorld) -> int:
 
 def row_of(world: FactoredWorld, position: int) -> Bounded:
     """One row of every head, [head, key]."""
-    exact = of_heads(exact_rows(world.stored, np.array([position])))
-    return Bounded(exact.values[:, 0], (exact.bounds[0][:, 0], exact.bounds[1][:, 0]))
+    return of_heads(exact_rows(world.stored, np.array([position]))).cut(lambda rows: rows[:, 0])
 
 
 def mean_row_of(world: FactoredWorld, position: int) -> Bounded:
     """One row of the mean, [key]."""
-    exact = of_mean(exact_rows(world.stored, np.array([position])))
-    return Bounded(exact.values[0], (exact.bounds[0][0], exact.bounds[1][0]))
-
-
-def ranked(bounded: Bounded) -> Bounded:
-    """The same for an answer that ranks."""
-    return Bounded(bounded.values, bounded.bounds, is_ranking=True)
+    return of_mean(exact_rows(world.stored, np.array([position]))).cut(lambda rows: rows[0])
 
 
 def sampled(world: FactoredWorld, of: Callable[[ExactRows], Bounded]) -> Bounded:
@@ -80,26 +63,12 @@ def sampled(world: FactoredWorld, of: Callable[[ExactRows], Bounded]) -> Bounded
 
 def edges_of(world: FactoredWorld, first: Array, second: Array) -> Bounded:
     """Some queries with some keys, [head, query, key]."""
-    exact = exact_rows(world.stored, first)
-    return Bounded(exact.weights[..., second], (exact.bounds[0][..., second], exact.bounds[1][..., second]))
+    return of_heads(exact_rows(world.stored, first)).cut(lambda rows: rows[..., second])
 
 
-def columns_of(world: FactoredWorld, positions: Array) -> Bounded:
-    """Some columns of the mean, [key, query], on the sampled queries."""
-    mean = of_mean(world.sampled_rows)
-    ours, others = (bound[:, positions].T for bound in mean.bounds)
-    return Bounded(mean.values[:, positions].T, (ours, others), world.sample, axis=-1)
-
-
-def column_of(world: FactoredWorld, position: int) -> Bounded:
-    """One column of the mean, [query], on the sampled queries."""
-    found = columns_of(world, np.array([position]))
-    return Bounded(found.values[0], (found.bounds[0][0], found.bounds[1][0]), world.sample, axis=-1)
-
-
-def lse_of(exact: ExactRows) -> Bounded:
-    """The normalisers, [head, query]."""
-    return Bounded(exact.lse, exact.lse_bounds, axis=-1)
+def columns_of(world: FactoredWorld, positions: Any) -> Bounded:
+    """Columns of the mean, [key, query], or one of them, on the sampled queries."""
+    return replace(sampled(world, of_mean), axis=-1).cut(lambda rows: rows[:, positions].T)
 
 
 def pattern_of(world: FactoredWorld) -> Bounded:
@@ -112,17 +81,12 @@ def score_flops(world: FactoredWorld) -> int:
     return 2 * world.layer.head_dim * world.layer.pairs
 
 
-def stored_bytes(world: FactoredWorld) -> int:
-    """All queries and keys."""
-    return (world.layer.query_items + world.layer.key_items) * world.itemsize
-
-
 def row_case(
     name: str, ours: str, others: dict[str, str], right: Callable[..., Right], goal: Goal | None = None
 ) -> Case:
     """A question about one query of the long layer."""
     contenders = {OURS: ours, **others}
-    return Case(name, ("position",), a_query, contenders, right, key_bytes, "read", goal, HALF, (LONG,), checks=2)
+    return Case(name, ("position",), some("seq_q"), contenders, right, key_bytes, "read", goal, HALF, (LONG,), checks=2)
 
 
 def edges_case(name: str, ours: str, *, sums_known: bool) -> Case:
@@ -131,7 +95,7 @@ def edges_case(name: str, ours: str, *, sums_known: bool) -> Case:
     return Case(
         f"edges, {SOME} x {SOME} in every head, {name}",
         ("query", "key"),
-        a_block,
+        lambda world: some("seq_q", SOME)(world) + some("seq_k", SOME)(world),
         {OURS: f"{ours}.edges(query, key, layers=0)", **by_hand(f"numpy_edges{call}", f"torch_edges{call}")},
         edges_of,
         no_work if sums_known else key_bytes,
@@ -164,13 +128,13 @@ LINES = (
         f"top_k, one query of the mean, k={K}, first",
         f"fresh().top_k({K}, layers=0, positions=position)",
         TOP,
-        lambda world, position: ranked(mean_row_of(world, position)),
+        lambda world, position: replace(mean_row_of(world, position), is_ranking=True),
     ),
     row_case(
         f"top_k, one query of every head, k={K}, first",
         f"fresh().top_k({K}, layers=0, positions=position, heads=None)",
         TOPS,
-        lambda world, position: ranked(row_of(world, position)),
+        lambda world, position: replace(row_of(world, position), is_ranking=True),
     ),
     edges_case("first", "fresh()", sums_known=False),
     edges_case("sums known", "cache", sums_known=True),
@@ -191,7 +155,7 @@ LAYERS = (
     whole(
         "lse",
         ("fresh().lse(0)[0]", "numpy_lse(factors)", "torch_lse(tensors)"),
-        lambda world: sampled(world, lse_of),
+        lambda world: sampled(world, lambda exact: Bounded(exact.lse, exact.lse_bounds, axis=-1)),
         score_flops,
         "sgemm",
         goal=Goal(ratio=1),
@@ -200,12 +164,12 @@ LAYERS = (
     Case(
         "attention_to_position, sums known",
         ("position",),
-        a_key,
+        some("seq_k"),
         {
             OURS: "cache.attention_to_position(0, position)",
             **by_hand("numpy_columns({}, np.array([position]))[0]", "torch_columns({}, np.array([position]))[0]"),
         },
-        column_of,
+        columns_of,
         lambda world: world.layer.query_items * world.itemsize,
         "read",
         kinds=(MODEL, LARGE),
@@ -214,7 +178,7 @@ LAYERS = (
     Case(
         f"columns, {MANY} keys of the mean, sums known",
         ("positions",),
-        some_keys,
+        some("seq_k", MANY),
         {
             OURS: "cache.columns(0, positions)",
             **by_hand("numpy_columns({}, positions)", "torch_columns({}, positions)"),
@@ -260,7 +224,7 @@ STORE = (
             "(tensors.query[None].clone(), tensors.key[None].clone())",
         ),
         same_items,
-        lambda world: 2 * stored_bytes(world),
+        lambda world: 2 * (world.layer.query_items + world.layer.key_items) * world.itemsize,
         "copy",
     ),
     whole("push_qk, borrowed", ("pushed_qk(query, key, causal=causal, copy=False)",), same_items),

@@ -82,9 +82,8 @@ def mean_row(world: LengthWorld, position: int) -> EitherForm:
 def mean_column(world: LengthWorld, position: int) -> EitherForm:
     """One column of the mean at a few queries."""
     queries = np.linspace(0, world.layer.seq_q - 1, CHECKED).astype(np.int64)
-    mean = of_mean(exact_rows(world.stored, queries))
-    ours, others = (bound[:, position] for bound in mean.bounds)
-    return EitherForm(Bounded(mean.values[:, position], (ours, others), queries, axis=-1))
+    column = of_mean(exact_rows(world.stored, queries)).cut(lambda rows: rows[:, position])
+    return EitherForm(replace(column, part=queries, axis=-1))
 
 
 def point(seq: int, panel: str, codes: Mapping[str, str], right: Any, facts: Mapping[str, str] | None = None) -> Case:
