@@ -9,7 +9,6 @@ import argparse
 import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -60,41 +59,24 @@ STYLES = {
 }
 
 
-@dataclass
-class Curve:
-    """One line of a plot: values with their quartiles at each x."""
-
-    xs: list[Any] = field(default_factory=list)
-    medians: list[float] = field(default_factory=list)
-    lowers: list[float] = field(default_factory=list)
-    uppers: list[float] = field(default_factory=list)
-
-    def add(self, x: Any, median: float, lower: float | None = None, upper: float | None = None) -> None:
-        """Append a point; without quartiles it is taken as exact."""
-        self.xs.append(x)
-        self.medians.append(median)
-        self.lowers.append(median if lower is None else lower)
-        self.uppers.append(median if upper is None else upper)
-
-
-Panels: TypeAlias = dict[str, dict[str, Curve]]  # curves by label, by title
+Point: TypeAlias = tuple[Any, float, float, float]  # x, median and quartiles
+Panels: TypeAlias = dict[str, dict[str, list[Point]]]  # points by label, by title
 Results: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 def panels_of(results: Results, limits: Mapping[str, Any]) -> Panels:
-    """The curves of one figure, with the limits of the run; facts are a panel of their own, the last."""
+    """The points of one figure, with the limits of the run; facts are a panel of their own, the last."""
     panels: Panels = {}
-    for result in results:
-        labels = result["labels"]
-        curves = panels.setdefault(labels["panel"], {})
+    for labels, result in ((result["labels"], result) for result in results):
+        points = panels.setdefault(labels["panel"], {})
         for label, timing in timings_of(result).items():
-            curves.setdefault(label, Curve()).add(labels["x"], *(timing[part] for part in ("median", "lower", "upper")))
+            points.setdefault(label, []).append((labels["x"], timing["median"], timing["lower"], timing["upper"]))
         for label, value in limits_of(result, limits):
-            curves.setdefault(label, Curve()).add(labels["x"], value)
-    for result in results:
+            points.setdefault(label, []).append((labels["x"], value, value, value))
+    for labels, result in ((result["labels"], result) for result in results):
         for label, value in result["facts"].items():
-            labels = result["labels"]
-            panels.setdefault(labels["facts"], {}).setdefault(label, Curve()).add(labels["x"], value)
+            point = (labels["x"], value, value, value)
+            panels.setdefault(labels["facts"], {}).setdefault(label, []).append(point)
     return panels
 
 
@@ -158,13 +140,14 @@ def lines(new_figure: Any, panels: Panels, x_label: str) -> tuple[Figure, list[A
     figure = new_figure(figsize=(9.6, 3.1 * rows + TITLE_INCHES + LEGEND_INCHES), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel().tolist()
     for ax, (title, curves) in zip(axes, panels.items(), strict=False):
-        for label, curve in curves.items():
+        for label, points in curves.items():
             colour, marker, dashes = STYLES[label]
-            ax.plot(curve.xs, curve.medians, color=colour, marker=marker, ls=dashes, lw=1.6, ms=4.5, label=label)
+            xs, medians, lowers, uppers = zip(*points, strict=True)
+            ax.plot(xs, medians, color=colour, marker=marker, ls=dashes, lw=1.6, ms=4.5, label=label)
             if marker:
-                ax.fill_between(curve.xs, curve.lowers, curve.uppers, color=colour, alpha=0.18, lw=0)
+                ax.fill_between(xs, lowers, uppers, color=colour, alpha=0.18, lw=0)
         ax.set_xscale("log", base=2)
-        ticks = max((curve.xs for curve in curves.values()), key=len)
+        ticks = [x for x, *_ in max(curves.values(), key=len)]
         in_thousands = max(ticks) > 1 << 14
         ax.set_xticks(ticks, [f"{x // 1024}k" if in_thousands and x % 1024 == 0 else f"{x}" for x in ticks])
         ax.minorticks_off()
@@ -179,17 +162,18 @@ def kinds(new_figure: Any, panels: Panels, _x_label: str) -> tuple[Figure, list[
     figure = new_figure(figsize=(9.6, 2.5 * len(panels) + TITLE_INCHES + LEGEND_INCHES), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False).ravel().tolist()
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        names = next(iter(curves.values())).xs
+        names = [x for x, *_ in next(iter(curves.values()))]
         dots = [label for label in curves if label != LIMIT]
-        for label, curve in curves.items():
+        for label, points in curves.items():
             colour, marker, dashes = STYLES[label]
+            xs, medians, lowers, uppers = zip(*points, strict=True)
             if label == LIMIT:
-                ax.axhline(max(curve.medians), color=colour, ls=dashes, lw=1.6, label=label)
+                ax.axhline(max(medians), color=colour, ls=dashes, lw=1.6, label=label)
                 continue
             shift = 0.13 * (dots.index(label) - (len(dots) - 1) / 2)
-            at = [names.index(name) + shift for name in curve.xs]
-            ax.vlines(at, curve.lowers, curve.uppers, color=colour, lw=2.5, alpha=0.4)
-            ax.plot(at, curve.medians, color=colour, marker=marker, ls="", ms=6, label=label)
+            at = [names.index(name) + shift for name in xs]
+            ax.vlines(at, lowers, uppers, color=colour, lw=2.5, alpha=0.4)
+            ax.plot(at, medians, color=colour, marker=marker, ls="", ms=6, label=label)
         ax.set_xticks(range(len(names)), names)
         ax.tick_params(axis="x", length=0)
         log_axis(ax, "y", duration)
@@ -200,16 +184,16 @@ def kinds(new_figure: Any, panels: Panels, _x_label: str) -> tuple[Figure, list[
 def bars(new_figure: Any, panels: Panels, x_label: str) -> tuple[Figure, list[Axes]]:
     """A row for each operation with a dot for each contender: hollow for one thread, filled for more."""
     (curves,) = panels.values()
-    names = next(iter(curves.values())).xs
+    names = [x for x, *_ in next(iter(curves.values()))]
     figure = new_figure(figsize=(9.6, 0.62 * len(names) + 0.7 + TITLE_INCHES + LEGEND_INCHES), layout="constrained")
     ax = figure.subplots()
-    for label, curve in curves.items():
+    for label, points in curves.items():
         contender, _, how = label.partition(", ")
         style, is_limit, alone = STYLES[contender], contender == "limit", how in {"", "1 thread"}
         shift = -0.13 if contender in {OURS, "limit"} else 0.1
         ax.plot(
-            curve.medians,
-            [names.index(name) + shift for name in curve.xs],
+            [median for _, median, *_ in points],
+            [names.index(name) + shift for name, *_ in points],
             ls="",
             marker=style.marker,
             ms=15 if is_limit else 6.5,
@@ -250,9 +234,10 @@ def log_axis(ax: Axes, which: str, text: Any) -> None:
 def pays_from(results: Results) -> Iterator[str]:
     """From how many rows on it is cheaper to compute a pattern first, by length, where the pattern fits."""
     row, _, first, *_ = panels_of(results, {"rates": {}}).values()
-    dense, factored, made = row[DENSE], row[FACTORED_FIRST], first[DENSE]
-    for i, seq in enumerate(dense.xs):
-        rows = made.medians[i] / max(factored.medians[i] - dense.medians[i], 1e-12)
+    for (seq, dense, *_), (_, factored, *_), (_, made, *_) in zip(
+        row[DENSE], row[FACTORED_FIRST], first[DENSE], strict=False
+    ):
+        rows = made / max(factored - dense, 1e-12)
         yield f"{seq} positions: computing the pattern first pays from {rows:.0f} rows on"
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +55,8 @@ FULL = Scale()
 QUICK = Scale((16, 32), (2, 3), (1, 16), (2,), (1, 8), 3, 4, 16, 16, 1 << 12)
 
 
-class Sweep(NamedTuple):
-    """One world of a figure, and the cases that run there."""
-
-    make: Callable[[int, Plan], DenseWorld]
-    cases: Sequence[Case]
+Make: TypeAlias = Callable[[int, Plan], DenseWorld]  # of threads and plan
+Sweep: TypeAlias = Iterator[tuple[Make, list[Case]]]  # each world of a figure, and the cases that run there
 
 
 def shown(case: Case, contenders: Mapping[str, str], panel: str, x: float | str, x_label: str = "") -> Case:
@@ -76,12 +73,12 @@ def together(direct: Case, indexed: Case | None = None) -> dict[str, str]:
     return contenders | {name: code for name, code in direct.contenders.items() if name in {NUMPY, TORCH}}
 
 
-def of_size(size: Size, dtype: str = "float16") -> Callable[[int, Plan], DenseWorld]:
+def of_size(size: Size, dtype: str = "float16") -> Make:
     """A world of causal softmax."""
     return lambda threads, plan: DenseWorld(size, dtype, threads, plan)
 
 
-def latency(sizes: Mapping[int, Size], x_label: str) -> Iterator[Sweep]:
+def latency(sizes: Mapping[int, Size], x_label: str) -> Sweep:
     """The four questions about the mean, ours direct and indexed, at every size."""
     asked = {
         "attention_from_position": (cases.direct(cases.FROM), cases.indexed(cases.FROM)),
@@ -90,12 +87,10 @@ def latency(sizes: Mapping[int, Size], x_label: str) -> Iterator[Sweep]:
         "head_mean of a layer": (BY_NAME["head_mean, direct"], BY_NAME["head_mean, indexed"]),
     }
     for x, size in sizes.items():
-        yield Sweep(
-            of_size(size), [shown(case[0], together(*case), panel, x, x_label) for panel, case in asked.items()]
-        )
+        yield (of_size(size), [shown(case[0], together(*case), panel, x, x_label) for panel, case in asked.items()])
 
 
-def top_k_by_k(scale: Scale) -> Iterator[Sweep]:
+def top_k_by_k(scale: Scale, _threads: int) -> Sweep:
     """Top-k of one query against k."""
     points = []
     for k in scale.ks:
@@ -104,45 +99,31 @@ def top_k_by_k(scale: Scale) -> Iterator[Sweep]:
         title = f"each of {scale.some_heads} heads: top_k(heads=None), two arrays"
         points.append(shown(cases.direct(line), both, "mean row: top_attended_positions, a list of pairs", k, "k"))
         points.append(shown(heads, together(heads), title, k, "k"))
-    yield Sweep(of_size(scale.size(scale.some_heads, scale.long)), points)
+    yield (of_size(scale.size(scale.some_heads, scale.long)), points)
 
 
-def hard_rows(kind: str, size: Size, threads: int) -> npt.NDArray[Any]:
-    """A layer whose rows are easy or hard to rank."""
-    shape = (1, size.heads, size.seq, size.seq)
-    rows = np.random.default_rng([SEED, size.seq]).random(shape, np.float32) + np.float32(2**-24)
-    ascending = np.sort(rows, axis=-1) if kind in {"ascending", "descending", "up, then\ndown"} else rows
-    made: dict[str, Callable[[], npt.NDArray[Any]]] = {
-        "random": lambda: rows,
-        "causal\nsoftmax": lambda: causal_softmax(size, "float32", (SEED, size.seq), threads),
-        "all equal": lambda: np.full(shape, 1 / size.seq, np.float32),
-        "a tenth\nNaN": lambda: np.where(rows < 0.1, np.float32(np.nan), rows),
-        "all NaN": lambda: np.full(shape, np.nan, np.float32),
-        "ascending": lambda: ascending,
-        "descending": lambda: np.ascontiguousarray(ascending[..., ::-1]),
-        "up, then\ndown": lambda: np.concatenate([ascending[..., ::2], ascending[..., ::-2]], axis=-1),
-    }
-    return made[kind]()
+Rows: TypeAlias = npt.NDArray[Any]
+HARD: dict[str, Callable[[Rows], Rows]] = {  # orders of rows that a partition finds easy or hard, from random ones
+    "random": lambda rows: rows,
+    "causal\nsoftmax": lambda rows: causal_softmax(
+        Size(rows.shape[1], rows.shape[2], 1), "float32", (SEED, rows.shape[2]), 1
+    ),
+    "all equal": lambda rows: np.full_like(rows, 1 / rows.shape[-1]),
+    "a tenth\nNaN": lambda rows: np.where(rows < 0.1, np.float32(np.nan), rows),
+    "all NaN": lambda rows: np.full_like(rows, np.nan),
+    "ascending": lambda rows: np.sort(rows, axis=-1),
+    "descending": lambda rows: np.ascontiguousarray(np.sort(rows, axis=-1)[..., ::-1]),
+    "up, then\ndown": lambda rows: np.concatenate([np.sort(rows)[..., ::2], np.sort(rows)[..., ::-2]], axis=-1),
+}
 
 
-HARD = (
-    "random",
-    "causal\nsoftmax",
-    "all equal",
-    "a tenth\nNaN",
-    "all NaN",
-    "ascending",
-    "descending",
-    "up, then\ndown",
-)
-
-
-def top_k_of_hard_rows(scale: Scale) -> Iterator[Sweep]:
+def top_k_of_hard_rows(scale: Scale, _threads: int) -> Sweep:
     """Top-k of rows in orders that partitioning may be slow on."""
     size = Size(scale.some_heads, scale.long, 1)
 
     def make(kind: str, threads: int, plan: Plan) -> DenseWorld:
-        return DenseWorld(size, "float32", threads, plan, [hard_rows(kind, size, threads)])
+        rows = np.random.default_rng([SEED, size.seq]).random((1, size.heads, size.seq, size.seq), np.float32)
+        return DenseWorld(size, "float32", threads, plan, [HARD[kind](rows + np.float32(2**-24))])
 
     for kind in HARD:
         points = []
@@ -153,10 +134,10 @@ def top_k_of_hard_rows(scale: Scale) -> Iterator[Sweep]:
                 del contenders[TORCH]
                 contenders[NUMPY] = f"heaviest_nan_last(patterns[layer][0, :, position], {k})"
             points.append(shown(case, contenders, f"k = {k}", kind))
-        yield Sweep(partial(make, kind), points)
+        yield (partial(make, kind), points)
 
 
-def threads(scale: Scale, n_threads: int) -> Iterator[Sweep]:
+def threads(scale: Scale, n_threads: int) -> Sweep:
     """Work on whole layers with one thread and with all."""
     names = {
         "head_mean": "head_mean, direct",
@@ -177,7 +158,7 @@ def threads(scale: Scale, n_threads: int) -> Iterator[Sweep]:
                     for count in counts
                 }
                 points.append(shown(case, counted | {NUMPY: case.contenders[NUMPY]}, "", title, "time of a call"))
-        yield Sweep(of_size(Size(scale.many_heads, scale.long, 2), dtype), points)
+        yield (of_size(Size(scale.many_heads, scale.long, 2), dtype), points)
 
 
 def all_together(_world: World) -> int:
@@ -185,7 +166,7 @@ def all_together(_world: World) -> int:
     return 1
 
 
-def asked_often(scale: Scale) -> Iterator[Sweep]:
+def asked_often(scale: Scale, _threads: int) -> Sweep:
     """What a number of questions to a fresh cache cost in all, for each rule of when to build the index."""
     points = []
     for line in (cases.FROM, cases.TO):
@@ -195,37 +176,30 @@ def asked_often(scale: Scale) -> Iterator[Sweep]:
         for count in scale.questions:
             asked = replace(fresh["off"], draw=partial(cases.some_lines, count=count), questions=all_together)
             points.append(shown(asked, contenders, line.name, count, "questions"))
-    yield Sweep(of_size(Size(scale.some_heads, scale.middle, 1)), points)
+    yield (of_size(Size(scale.some_heads, scale.middle, 1)), points)
 
 
-def figures(scale: Scale, n_threads: int) -> dict[str, tuple[str, Iterator[Sweep]]]:
-    """Title and sweeps of each figure."""
-    some, middle, long = scale.some_heads, scale.middle, scale.long
-    by_seq = {seq: scale.size(some, seq) for seq in scale.seqs}
-    by_heads = {heads: scale.size(heads, middle) for heads in scale.heads}
-    return {
-        "latency-by-seq": (
-            f"One question against the length of the sequence: {some} heads, float16",
-            latency(by_seq, "positions"),
-        ),
-        "latency-by-heads": (
-            f"One question against the number of heads: {middle} positions, float16",
-            latency(by_heads, "heads"),
-        ),
-        "top-k-by-k": (f"The k heaviest keys of one query: {some} heads, rows of {long}, float16", top_k_by_k(scale)),
-        "top-k-hard-rows": (
-            f"Top-k of rows in easy and hard orders: {some} rows of {long}, float32",
-            top_k_of_hard_rows(scale),
-        ),
-        "threads": (
-            f"Whole layers with one thread and with more: {scale.many_heads} heads x {long} positions, float16",
-            threads(scale, n_threads),
-        ),
-        "asked-often": (
-            f"Many questions to a fresh cache, all together, with its push: {some} heads x {middle} positions, float16",
-            asked_often(scale),
-        ),
-    }
+# Title, which the scale completes, and sweeps of each figure.
+FIGURES: dict[str, tuple[str, Callable[[Scale, int], Sweep]]] = {
+    "latency-by-seq": (
+        "One question against the length of the sequence: {some_heads} heads, float16",
+        lambda scale, _: latency({seq: scale.size(scale.some_heads, seq) for seq in scale.seqs}, "positions"),
+    ),
+    "latency-by-heads": (
+        "One question against the number of heads: {middle} positions, float16",
+        lambda scale, _: latency({heads: scale.size(heads, scale.middle) for heads in scale.heads}, "heads"),
+    ),
+    "top-k-by-k": ("The k heaviest keys of one query: {some_heads} heads, rows of {long}, float16", top_k_by_k),
+    "top-k-hard-rows": (
+        "Top-k of rows in easy and hard orders: {some_heads} rows of {long}, float32",
+        top_k_of_hard_rows,
+    ),
+    "threads": ("Whole layers with one thread and with more: {many_heads} heads x {long} positions, float16", threads),
+    "asked-often": (
+        "Many questions to a fresh cache, all together, with its push: {some_heads} heads x {middle} positions, float16",
+        asked_often,
+    ),
+}
 
 
 class SweepSuite(DenseSuite):
@@ -234,14 +208,12 @@ class SweepSuite(DenseSuite):
     module = "benchmarks.dense.sweeps"
     contenders = ()
 
-    def planned(
-        self, options: argparse.Namespace
-    ) -> Iterator[tuple[str, Callable[[int, Plan], DenseWorld], list[Case]]]:
+    def planned(self, options: argparse.Namespace) -> Iterator[tuple[str, Make, list[Case]]]:
         """Each world with its kind and its cases."""
-        for figure, (title, sweeps) in figures(
-            QUICK if options.quick else FULL, options.threads or get_num_threads()
-        ).items():
-            for number, (make, points) in enumerate(sweeps):
+        scale = QUICK if options.quick else FULL
+        for figure, (title, sweep) in FIGURES.items():
+            labels = {"figure": figure, "title": title.format(**vars(scale))}
+            for number, (make, points) in enumerate(sweep(scale, options.threads or get_num_threads())):
                 kind = f"{figure} {number}"
                 yield (
                     kind,
@@ -252,7 +224,7 @@ class SweepSuite(DenseSuite):
                             name=f"{figure}, {case.labels['panel']}, {case.labels['x']}",
                             kinds=(kind,),
                             dtypes=("",),
-                            labels={"figure": figure, "title": title, **case.labels},
+                            labels={**labels, **case.labels},
                         )
                         for case in points
                     ],
