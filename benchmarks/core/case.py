@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from benchmarks.core.machine import TORCH_ALONE, pinned
 from benchmarks.core.timing import Clock, Plan, Sweep, seconds, sweep_of
 
 OURS, NUMPY, TORCH, READY = "attncache", "NumPy", "torch", "ready-made"
@@ -118,15 +119,16 @@ class Way(NamedTuple):
 class World:
     """What a group of cases runs on, shared without copies by all contenders.
 
-    shape, dtype: what the table says. names: what expressions can refer to. without: contenders that cannot run here.
+    shape, dtype: what the table says. without: contenders that cannot run here. threads: torch's, which is timed with one
+    thread as well unless it multiplies matrices all the time; 0: it is left alone.
     """
 
     shape: str
     dtype: str
     plan: Plan
     torch: ModuleType | None = None
+    threads = 0
     without: frozenset[str] = frozenset()
-    is_judged = True
 
     @property
     def names(self) -> dict[str, Any]:
@@ -147,11 +149,16 @@ class World:
 
     def sweeps(self, case: Case, codes: Mapping[str, str]) -> dict[str, Sweep]:
         """What is timed, by contender."""
-        return {name: sweep_of(code, case.arguments, self.names) for name, code in codes.items()}
+        sweeps = {name: sweep_of(code, case.arguments, self.names) for name, code in codes.items()}
+        if not self.threads:
+            return sweeps
+        if TORCH in sweeps and case.limit != "sgemm":
+            sweeps[TORCH_ALONE] = sweeps[TORCH]
+        return pinned(sweeps, self.torch, self.threads)
 
     def is_judged_for(self, _case: Case) -> bool:
         """Whether the goal of a case holds here."""
-        return self.is_judged
+        return True
 
     def close(self) -> None:
         """Give back what the world holds beyond its own memory."""

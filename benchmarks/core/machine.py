@@ -16,10 +16,9 @@ from types import ModuleType
 import numpy as np
 
 import attncache
-from benchmarks.core.case import OURS, TORCH
 from benchmarks.core.timing import Calls, Sweep
 
-TORCH_ALONE = f"{TORCH}, 1 thread"  # torch's expression once more: threads cost more than they bring to small tensors
+TORCH_ALONE = "torch, 1 thread"  # torch's expression once more: threads cost more than they bring to small tensors
 
 
 def torch_or_none() -> ModuleType | None:
@@ -58,9 +57,9 @@ def pinned(sweeps: Mapping[str, Sweep], torch: ModuleType | None, threads: int) 
     for name, sweep in sweeps.items():
         library, _, how = name.partition(", ")
         counted = re.fullmatch(r"(\d+) threads?", how)
-        if library == TORCH and torch is not None:
+        if library == "torch" and torch is not None:
             found[name] = with_threads(sweep, torch.set_num_threads, int(counted[1]) if counted else threads)
-        elif library == OURS and counted:
+        elif library == "attncache" and counted:
             found[name] = with_threads(sweep, attncache.set_num_threads, int(counted[1]))
     return found
 

@@ -1,4 +1,4 @@
-"""What is measured of stored patterns: every query of the registry, pushes, and getting layers back.
+"""What is measured of stored patterns: every query of the registry, and what ``pushes`` adds.
 
 The questions of a hot loop come three ways: answered directly, from an index that is there, and under "auto". Ready-made
 beside the indexed answers is NumPy's index of a mean that is there too; beside "auto" the means are computed first, within
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.core.answers import Expected
-from benchmarks.core.case import NUMPY, OURS, READY, TORCH, Case, Goal, Judged, K, no_work, nothing
+from benchmarks.core.case import NUMPY, OURS, READY, TORCH, Case, Goal, K, no_work
+from benchmarks.dense import pushes
 from benchmarks.dense import questions as q
 from benchmarks.dense.questions import SEVERAL
 from benchmarks.dense.world import DenseWorld as World
@@ -115,13 +116,6 @@ def from_fresh(line: Line, index: str) -> Case:
     )
 
 
-def whole(name: str, contenders: tuple[str, ...], right: Any, work: Any, limit: str = "read", **more: Any) -> Case:
-    """An operation on a whole layer: ours, NumPy's and torch's expressions, or ours and a ready-made one."""
-    names = (OURS, NUMPY, TORCH) if len(contenders) == 3 else (OURS, READY)
-    named = dict(zip(names, contenders, strict=True))
-    return Case(name, ("layer",), q.a_layer, named, right, work, limit, checks=1, **more)
-
-
 def top_of_heads(k: int) -> Case:
     """The k heaviest of one query in each head."""
     return Case(
@@ -173,14 +167,14 @@ HOT = (
     *(direct(FROM), indexed(FROM), from_fresh(FROM, "auto")),
     *(direct(TO), indexed(TO), from_fresh(TO, "auto")),
     *(direct(TOP), indexed(TOP)),
-    whole("head_mean, direct", ("cache.head_mean(layer)", *WHOLE_MEAN), q.rows, q.mean_bytes, goal=Goal(share=0.85)),
-    whole(
+    q.whole("head_mean, direct", ("cache.head_mean(layer)", *WHOLE_MEAN), q.rows, q.mean_bytes, goal=Goal(share=0.85)),
+    q.whole(
         "head_mean, direct, into out",
         ("cache.head_mean(layer, out=mean_out)", MEANS[0].format(", mean_out"), MEANS[1].format(", mean_out_tensor")),
         q.rows,
         q.mean_bytes,
     ),
-    whole("head_mean, indexed", ("indexed.head_mean(layer)", "means[layer]"), q.rows, no_work, "call"),
+    q.whole("head_mean, indexed", ("indexed.head_mean(layer)", "means[layer]"), q.rows, no_work, "call"),
 )
 
 LINES = (
@@ -194,8 +188,8 @@ LINES = (
 )
 
 LAYERS = (
-    whole("rows, every query of the mean", ("cache.rows(layer)", *WHOLE_MEAN), q.rows, q.mean_bytes),
-    whole(
+    q.whole("rows, every query of the mean", ("cache.rows(layer)", *WHOLE_MEAN), q.rows, q.mean_bytes),
+    q.whole(
         "rows, every query of every head",
         (
             "cache.rows(layer, heads=None)",
@@ -206,7 +200,7 @@ LAYERS = (
         q.widened_bytes,
         "copy",
     ),
-    whole(
+    q.whole(
         "rows, every query of every head, into out",
         (
             "cache.rows(layer, heads=None, out=heads_out)",
@@ -217,13 +211,13 @@ LAYERS = (
         q.widened_bytes,
         "overwrite",
     ),
-    whole(
+    q.whole(
         "columns, every key of the mean",
         ("cache.columns(layer)", f"np.ascontiguousarray({WHOLE_MEAN[0]}.T)", f"{WHOLE_MEAN[1]}.T.contiguous()"),
         q.columns,
         q.mean_bytes,
     ),
-    whole(
+    q.whole(
         f"top_k, every query of every head, k={K}",
         (
             f"cache.top_k({K}, layers=layer, heads=None)",
@@ -234,7 +228,7 @@ LAYERS = (
         lambda world: q.top_bytes(world, world.size.heads * world.size.seq),
         goal=Goal(share=0.6),
     ),
-    whole(
+    q.whole(
         f"top_k, every key of the mean, k={K}",
         (
             f"cache.top_k({K}, layers=layer, direction='to')",
@@ -247,67 +241,4 @@ LAYERS = (
 )
 
 
-def push(name: str, how: str, others: tuple[str, str], right: Any, work: Any, **more: Any) -> Case:
-    """A layer pushed into a fresh cache."""
-    ours = f"pushed(patterns[layer], {how})"
-    return whole(f"push, {name}", (ours, *others), right, work, **{"limit": "copy", **more})
-
-
-def push_and_index(name: str, how: str, others: tuple[str, str], right: Any, work: Any, **more: Any) -> Case:
-    """The same, and its index built."""
-    ours = f"pushed_and_indexed(patterns[layer], {how})"
-    both = (f"mean_both_ways({others[0]})[0]", f"torch_mean_both_ways({others[1]})[0]")
-    full = lambda world: work(world) + q.index_bytes(world)
-    return whole(f"push, {name}, and index", (ours, *both), right, full, **{"limit": "copy", **more})
-
-
-def narrowed_bytes(world: World) -> int:
-    """A float32 layer read, and written in float16."""
-    return world.size.weights * 6
-
-
-def copied_bytes(world: World) -> int:
-    """A layer read and written."""
-    return world.size.weights * 2 * world.itemsize
-
-
-NARROWED = ("patterns[layer].astype(np.float16)", "tensors[layer].half()")
-COPIED = ("patterns[layer].copy()", "tensors[layer].clone()")
-BORROWED = ("listed(patterns[layer])", "listed(tensors[layer])")
-ALONE: dict[str, Any] = {"dtypes": ("float32",)}
-
-STORE = (
-    push(
-        "float32 as float16",
-        "'float16'",
-        NARROWED,
-        partial(q.stored, dtype="float16"),
-        narrowed_bytes,
-        goal=Goal(share=0.8),
-        **ALONE,
-    ),
-    push("copied", "copy=True", COPIED, q.stored, copied_bytes),
-    push("borrowed", "copy=False", BORROWED, q.stored, no_work, limit="call"),
-    push_and_index("float32 as float16", "'float16'", NARROWED, q.mean_as_float16, narrowed_bytes, **ALONE),
-    push_and_index("copied", "copy=True", COPIED, q.rows, copied_bytes),
-    push_and_index(
-        "borrowed",
-        "copy=False",
-        ("patterns[layer]", "tensors[layer]"),
-        q.rows,
-        lambda world: world.size.weights * world.itemsize,
-        limit="read",
-    ),
-    whole("get_layer", ("cache.get_layer(layer)", "patterns[layer]", "tensors[layer]"), q.stored, no_work, "call"),
-    Case(
-        "get_layer, absent",
-        (),
-        nothing,
-        {OURS: "cache.get_layer(1000000)"},
-        lambda _world: Judged(lambda _contender, answer: answer is None),
-        limit="call",
-        goal=Goal(seconds=20e-9),
-    ),
-)
-
-CASES = (*HOT, *LINES, *LAYERS, *STORE)
+CASES = (*HOT, *LINES, *LAYERS, *pushes.CASES)

@@ -12,7 +12,7 @@ import numpy as np
 
 from attncache import reference
 from benchmarks.core.answers import Expected
-from benchmarks.core.case import K
+from benchmarks.core.case import NUMPY, OURS, READY, TORCH, Case, K
 
 SEVERAL = 16  # positions in each direction of a block of edges
 
@@ -155,3 +155,10 @@ def mean_as_float16(world: Any, layer: int) -> Expected:
     """The head mean of a layer that was narrowed, on its sample."""
     narrow = [stored(world, layer, dtype="float16").answer]
     return Expected(reference.head_mean(narrow, 0), world.size.heads, part=world.sample)
+
+
+def whole(name: str, contenders: tuple[str, ...], right: Any, work: Any, limit: str = "read", **more: Any) -> Case:
+    """An operation on a whole layer: ours, NumPy's and torch's expressions, or ours and a ready-made one."""
+    names = (OURS, NUMPY, TORCH) if len(contenders) == 3 else (OURS, READY)
+    named = dict(zip(names, contenders, strict=True))
+    return Case(name, ("layer",), a_layer, named, right, work, limit, checks=1, **more)

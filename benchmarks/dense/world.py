@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import AttentionCache, reference, set_num_threads
-from benchmarks.core.case import TORCH, Case, World
-from benchmarks.core.machine import TORCH_ALONE, pinned, torch_or_none
-from benchmarks.core.timing import Plan, Sweep
+from benchmarks.core.case import Case, World
+from benchmarks.core.machine import torch_or_none
+from benchmarks.core.timing import Plan
 from benchmarks.dense import contenders
 
 SEED = 20251
@@ -98,13 +98,6 @@ class DenseWorld(World):
     def is_judged_for(self, case: Case) -> bool:
         """Goals hold for the largest layer, in float16 if the case has it."""
         return self.is_last and self.dtype == case.dtypes[-1]
-
-    def sweeps(self, case: Case, codes: Mapping[str, str]) -> dict[str, Sweep]:
-        """What is timed; torch also with one thread, unless the case says how many."""
-        sweeps = super().sweeps(case, codes)
-        if TORCH in sweeps:
-            sweeps[TORCH_ALONE] = sweeps[TORCH]
-        return pinned(sweeps, self.torch, self.threads)
 
     def close(self) -> None:
         """Give attncache its threads again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import AttentionCache, pattern_from_qk
-from benchmarks.core.case import NUMPY, TORCH, WIDE, Case, World
-from benchmarks.core.machine import TORCH_ALONE, pinned, torch_or_none
-from benchmarks.core.timing import Plan, Sweep
+from benchmarks.core.case import NUMPY, TORCH, WIDE, World
+from benchmarks.core.machine import torch_or_none
+from benchmarks.core.timing import Plan
 from benchmarks.dense.contenders import heaviest, torch_heaviest
 from benchmarks.dense.world import SAMPLED, SEED
 from benchmarks.factored import contenders
@@ -94,13 +93,6 @@ class FactoredWorld(World):
         few = shape.seq_q > SAMPLED
         everything = np.arange(shape.seq_q)
         self.sample = np.sort(self.rng.choice(shape.seq_q, SAMPLED, replace=False)) if few else everything
-
-    def sweeps(self, case: Case, codes: Mapping[str, str]) -> dict[str, Sweep]:
-        """What is timed; torch also with one thread where it does not multiply matrices all the time."""
-        sweeps = super().sweeps(case, codes)
-        if TORCH in sweeps and case.limit != "sgemm":
-            sweeps[TORCH_ALONE] = sweeps[TORCH]
-        return pinned(sweeps, self.torch, self.threads)
 
     def fresh(self, *, copy: bool | None = False) -> AttentionCache:
         """A new cache that holds this layer, borrowed unless ``copy`` says otherwise."""
