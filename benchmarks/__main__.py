@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.run import main
+from benchmarks.core.run import main
+from benchmarks.dense.suite import DenseSuite
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(DenseSuite()))

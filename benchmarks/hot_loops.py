@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from attncache import AttentionCache
+from benchmarks.core.timing import sweep_of
 
 HEADS, SEQ, LAYERS = 12, 128, 2
 EMPTY = "an empty loop"
@@ -46,20 +46,13 @@ def names() -> dict[str, Any]:
     return {"cache": cache, "indexed": indexed, "means": [indexed.head_mean(layer) for layer in range(LAYERS)]}
 
 
-def sweep_of(code: str, namespace: dict[str, Any]) -> Callable[[list[tuple[int, int]]], None]:
-    """The code in a loop over layers and positions."""
-    exec(f"def sweep(calls):\n    for layer, position in calls:\n        {code}", namespace)  # noqa: S102
-    sweep: Callable[[list[tuple[int, int]]], None] = namespace.pop("sweep")
-    return sweep
-
-
 def main(count: int) -> None:
     """Run every loop count times, then twice as often, on the same arguments."""
     namespace = names()
     once = [(i % LAYERS, i * 37 % SEQ) for i in range(count)]
     twice = once + once
     for code in LOOPS.values():
-        sweep = sweep_of(code, namespace)
+        sweep = sweep_of(code, ("layer", "position"), namespace)
         sweep(once)  # caches of the interpreter fill here
         os.getppid()
         sweep(once)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 import attncache
+from benchmarks.core.table import aligned
 from benchmarks.hot_loops import EMPTY, LOOPS, YARDSTICKS
-from benchmarks.table import aligned
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = Path(__file__).with_suffix(".json")

@@ -78,7 +78,8 @@ def of_a_model() -> AttentionCache:
     push_factored(cache, source=LayerSource("decoder.layers.1.cross", 1, kind="cross", stack="decoder", call=2))
     longer = AttentionCache()
     push_factored(longer, sinks=np.arange(4, dtype=np.float32), window=4, source=LayerSource(layer=7))
-    cache._put_layer(3, longer.part(positions=slice(3, None)), 0)
+    part = longer.part(positions=slice(3, None))
+    cache._take(part._layer(0), part.sources[0], 3)
     cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2
     return cache
 
@@ -87,12 +88,12 @@ def state(cache: AttentionCache) -> Any:
     """All bytes and numbers of a cache, comparable by ==."""
     layers = []
     for layer, (kind, shape, dtype) in enumerate(zip(cache.kinds, cache.shapes, cache.dtypes, strict=True)):
-        memory = [(rows.shape, rows.tobytes()) for rows in cache._memory(layer)]
+        memory = [(rows.shape, rows.tobytes()) for rows in cache._layer(layer).memory]
         options: Any = None
         if kind == "factored":
-            options = cache._options(layer)
+            options = (*cache._layer(layer).scoring, cache._layer(layer).has_given_lse)
             if options[-1]:
-                sums = cache._row_sums(layer)
+                sums = cache._layer(layer).row_sums
                 assert sums is not None
                 options = (*options, cache.lse(layer).tobytes(), *(each.tobytes() for each in sums))
         layers.append((kind, shape, dtype, memory, options))

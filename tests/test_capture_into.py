@@ -2,7 +2,7 @@
 
 Covered: both stores, one forward and a generation, models with padding, windows and sinks; compared bit by bit with the
 same capture in memory; what is on disk while the model runs; refusals and failures. Sizes: those of capturing.py.
-Not covered: memory while a large model runs (benchmarks/long_context.py measures captures in memory).
+Not covered: memory while a large model runs (tests/proofs/long_context.py measures captures in memory).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ than the file, answered with the same bits as by a cache in memory; reading the 
 pushing to disk under it. Pages are counted, not timed: the system brings in at most one large page of 2 MB around each
 address that is touched.
 Not covered: a limit that counts the pages of files too, which takes a control group: ``python -m
-benchmarks.larger_than_memory`` has one. How much the system reads ahead into its own cache is its own choice.
+tests.proofs.larger_than_memory`` has one. How much the system reads ahead into its own cache is its own choice.
 """
 
 from __future__ import annotations

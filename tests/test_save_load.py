@@ -3,7 +3,7 @@
 Covered: every dtype, kind and option of layer, empty axes, tokens, metadata and indexes, mapped and read, bit by bit; the
 stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; files by others;
 arguments. Sizes: stored.py; 3 MB where a mapping must be seen to stay unread.
-Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files.py).
+Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files).
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def parts(options: argparse.Namespace, target: Path) -> list[Part]:
     ]
     side_by_side = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     alone = {**python, "ATTNCACHE_DEVICE_ALONE": "" if options.dry_run else "1"}
-    times = [sys.executable, "-m", "benchmarks.cuda", "--json", options.out / "times.json"]
+    times = [sys.executable, "-m", "benchmarks.device", "--json", options.out / "times.json"]
     sanitizer = shutil.which("compute-sanitizer")
     no_sanitizer = no_card or (None if sanitizer else "compute-sanitizer is not on PATH")
     small = [*pytest, TESTS + "/test_device_queries.py", TESTS + "/test_device_factored.py", "-k", SANITIZED]

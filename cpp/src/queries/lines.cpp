@@ -101,15 +101,16 @@ LineRequest request_of(const Selection& selection, const AskedLines& lines, cons
 
 IndexedSelection::IndexedSelection(const Selection& selection, const AskedLines& lines) : selection_(selection) {
     if (!is_mean_of_all_heads(selection)) return;
-    for (const Layer* const layer : selection.layers) {
-        if (layer->stored() == nullptr) continue;
-        const std::int64_t cost = cost_of(lines, layer->costs());
-        for (std::size_t i = 0; i < selection.batches.size(); ++i) {
-            auto found = head_mean_for(*layer, selection.batches[i], selection.policy, cost);
+    const std::size_t n_batches = selection.batches.size();
+    for (std::size_t l = 0; l < selection.layers.size(); ++l) {
+        const Layer& layer = *selection.layers[l];
+        if (layer.stored() == nullptr) continue;
+        const std::int64_t cost = cost_of(lines, layer.costs());
+        for (std::size_t i = 0; i < n_batches; ++i) {
+            auto found = head_mean_for(layer, selection.batches[i], selection.policy, cost);
             if (found == nullptr) continue;
-            means_.resize(selection.layers.size() * selection.batches.size());
-            const auto at = static_cast<std::size_t>(&layer - selection.layers.data());
-            means_[at * selection.batches.size() + i] = found.get();
+            means_.resize(selection.layers.size() * n_batches);
+            means_[l * n_batches + i] = found.get();
             kept_.push_back(std::move(found));
         }
     }

@@ -1,0 +1,1 @@
+"""Stored patterns beside NumPy and torch, for ``python -m benchmarks``."""

@@ -1,0 +1,1 @@
+"""Layers of queries and keys beside NumPy and torch, for ``python -m benchmarks.factored``."""

@@ -1,0 +1,1 @@
+"""Caches in files beside NumPy, safetensors, torch and cp, for ``python -m benchmarks.files``."""
