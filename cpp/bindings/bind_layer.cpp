@@ -74,13 +74,15 @@ Held factored_over(const py::object& query, const py::object& key, const std::st
 }
 
 const FactoredLayer& as_factored(const Held& layer) {
+    check_in_cpu_memory(*layer);
     if (const auto* const factored = dynamic_cast<const FactoredLayer*>(layer.get())) return *factored;
-    throw py::value_error("layer must be a factored one in CPU memory");
+    throw py::value_error("layer must be a factored one");
 }
 
 const DenseLayer& as_dense(const Held& layer) {
+    check_in_cpu_memory(*layer);
     if (const auto* const dense = dynamic_cast<const DenseLayer*>(layer.get())) return *dense;
-    throw py::value_error("layer must be a dense one in CPU memory");
+    throw py::value_error("layer must be a dense one");
 }
 
 void check_size(const char* what, std::int64_t got, std::int64_t wanted) {
