@@ -18,7 +18,9 @@ import numpy as np
 from cuda.header import CONSTANTS, Factored, Pattern, Selection
 from patterns import Array
 
-CODES = {np.dtype(kind): CONSTANTS[np.dtype(kind).name.upper()] for kind in (np.float16, ml_dtypes.bfloat16, np.float32)}
+CODES = {
+    np.dtype(kind): CONSTANTS[np.dtype(kind).name.upper()] for kind in (np.float16, ml_dtypes.bfloat16, np.float32)
+}
 INT64 = ctypes.c_int64
 POINTER = ctypes.c_void_p
 Apart: TypeAlias = tuple[int, int]  # an axis, and the bytes from item to item of it, a multiple of 4096

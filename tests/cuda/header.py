@@ -55,7 +55,9 @@ BAD_ARGUMENT, TOO_LARGE = CONSTANTS["BAD_ARGUMENT"], CONSTANTS["TOO_LARGE"]
 
 
 def _parameters(words: str) -> tuple[Any, ...]:
-    pairs = (re.fullmatch(r"(.*\W)(\w+)", each.strip(), re.DOTALL) for each in words.split(",") if each.strip() != "void")
+    pairs = (
+        re.fullmatch(r"(.*\W)(\w+)", each.strip(), re.DOTALL) for each in words.split(",") if each.strip() != "void"
+    )
     return tuple(_type(pair[1]) for pair in pairs if pair)
 
 

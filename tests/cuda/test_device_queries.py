@@ -119,6 +119,13 @@ def test_any_selectors_pick_what_the_reference_picks(name: str, data: st.DataObj
     assert_same(getattr(cache_on_device(patterns), name)(*args, **options), expected, f"{name}{args} {options}")
 
 
+def test_means_and_columns_beyond_the_scratch_of_the_library_are_ranked_in_pieces() -> None:
+    patterns = [make("soft", (2, 2, 90, 110), "float32", layer) for layer in range(2)]  # 40 KB a plane of 64 KB
+    cache = cache_on_device(patterns)
+    for options in ({"batch": None}, {"heads": [1, 0], "direction": "to"}):
+        assert_same(tuple(cache.top_k(2, **options)), meaning("top_k", patterns, 2, **options))
+
+
 @pytest.mark.parametrize("name", SELECTING)
 def test_no_layers_make_an_empty_layer_axis(name: str) -> None:
     cpu = test_contracts.small()
@@ -141,9 +148,7 @@ def test_a_layer_without_heads_has_a_mean_of_nan() -> None:
     test_contracts.OUT_OF_RANGE,
     ids=[place for _, place, _ in test_contracts.OUT_OF_RANGE],
 )
-def test_out_of_range_is_the_same_index_error(
-    message: str, place: str, query: Callable[[AttentionCache], Any]
-) -> None:
+def test_out_of_range_is_the_same_index_error(message: str, place: str, query: Callable[[AttentionCache], Any]) -> None:
     with pytest.raises(IndexError, match=rf"^{message}"):
         query(small())
 

@@ -47,8 +47,9 @@ const CudaDevice& CudaDevices::device(int number) {
 const CudaDevice* CudaDevices::device_of(const void* address) {
     if (address == nullptr) return &device(current());
     int number = 0;
-    if (library_.device_of.pointer(address, &number) == ATTNCACHE_CUDA_BAD_ARGUMENT) return nullptr;
-    library_.call(library_.device_of, address, &number);
+    const int status = library_.device_of.pointer(address, &number);
+    if (status == ATTNCACHE_CUDA_BAD_ARGUMENT) return nullptr;
+    if (status != 0) library_.fail(library_.device_of.name, status);
     return &device(number);
 }
 

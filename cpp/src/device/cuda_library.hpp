@@ -37,12 +37,10 @@ public:
     void call(const CudaFunction<int(Parameters...)>& function, Arguments... arguments) const {
         if (const int status = function.pointer(arguments...); status != 0) fail(function.name, status);
     }
+    [[noreturn]] void fail(const char* function, int status) const;
 
     /// Why no device can be used; empty if one can.
     std::string why_not() const;
-
-private:
-    [[noreturn]] void fail(const char* function, int status) const;
 };
 
 /// Makes a device the current one of this thread, for a while.

@@ -15,7 +15,8 @@ from attncache.scoring import Options, checked_scoring
 
 def layer_of_pattern(dtype: StoredDType | None, pattern: Any, copy: bool | None) -> _core.Layer:
     """The layer that ``AttentionCache.push`` makes of an array on a device."""
-    return devices().dense(_rows(pattern, PATTERN, dtype, copy))
+    rows = _rows(pattern, PATTERN, dtype, copy)  # says it if no device can be used
+    return devices().dense(rows)
 
 
 def layer_of_factors(
@@ -65,5 +66,7 @@ def _rows(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool
     if 0 not in found.shape and any(number % item for number in (found.address, *used)):
         raise ValueError(f"{name} must be aligned to its items, got address {found.address:#x} and {where}")
     if dtype is not None and found.dtype != dtype:
-        raise ValueError(f"{name} must hold {dtype} as the cache says, got {found.dtype}; convert it on its device first")
+        raise ValueError(
+            f"{name} must hold {dtype} as the cache says, got {found.dtype}; convert it on its device first"
+        )
     return found
