@@ -314,12 +314,3 @@ def test_the_repr_of_nothing_is_its_shape(k: int, positions: Any) -> None:
     lines = readable(ROWS, k, positions=positions)
     assert lines[0].startswith("TopK of shape [1, ")
     assert not any("The" in line for line in lines)
-
-
-def test_the_demo_keeps_its_tokens_in_the_cache() -> None:
-    from attncache.demo.sample import load_sample
-
-    sample = load_sample()
-    assert sample.cache.tokens == sample.tokens
-    assert len(sample.tokens) == sample.cache[0].shape[3]
-    assert sample.cache.top_k(1, layers=0, positions=0).tokens() == [sample.tokens[0]]
