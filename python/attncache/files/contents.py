@@ -155,10 +155,10 @@ def _layer(file: OpenFile, layer: StoredLayer) -> Layer:
         with in_file(file.path):
             push_stored(cache, layer, file.whole, dtype)
 
-    tensors = layer.tensors
-    n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in DERIVED)
-    has_index = not tensors.keys().isdisjoint(DERIVED) and "lse" not in tensors
-    dtype = STORED[layer.main.dtype]
+    tensors, dtype = layer.tensors, STORED[layer.main.dtype]
+    derived = DERIVED & tensors.keys()
+    n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in derived)
+    has_index = bool(derived) and "lse" not in tensors
     if "pattern" in tensors:
         return Layer("dense", layer.shape, dtype, n_bytes, push_to, layer.source, {}, has_index)
     options: dict[str, Any] = {"key_heads": tensors["key"].shape[1], "items": layer.main.shape[3]}

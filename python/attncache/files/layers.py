@@ -23,7 +23,7 @@ _NUMPY = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "BOOL": np.ui
 _SAFETENSORS = {name: code for code, name in STORED.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """One layer of a file as it is stored, ours or of others; its items are read when they are wanted.
 
@@ -198,9 +198,10 @@ def push_stored(
         return np.require(array(name), requirements=["C", "A"])
 
     is_kept = dtype in (None, STORED[layer.main.dtype])
-    derived = [[floats(name) for name in slot.tensors if name in layer.tensors] for slot in (HEAD_MEANS, ROW_SUMS)]
-    if "pattern" in layer.tensors:
-        _push_dense(cache, _source(array("pattern"), layer.main), dtype, derived[0] if is_kept else [])
+    slot = HEAD_MEANS if "pattern" in layer.tensors else ROW_SUMS
+    derived = [floats(name) for name in slot.tensors if name in layer.tensors]
+    if slot is HEAD_MEANS:
+        _push_dense(cache, _source(array("pattern"), layer.main), dtype, derived if is_kept else [])
     else:
         given = {name: floats(name) if name in layer.tensors else None for name in ("key_mask", "sinks", "lse")}
         query = _source(array("query"), layer.main)
@@ -209,10 +210,10 @@ def push_stored(
             push_factors(cache, dtype, query, query._replace(array=array("key")), options)
         except (TypeError, ValueError) as error:
             raise damaged(f"layers.{layer.number}", "must fit together as push_qk asks", error) from error
-        if derived[1] and given["lse"] is not None:
-            cache._give_row_sums(-1, *derived[1])
-        elif derived[1] and is_kept:
-            cache._set_row_sums(-1, *derived[1])
+        if derived and given["lse"] is not None:
+            cache._give_row_sums(-1, *derived)
+        elif derived and is_kept:
+            cache._set_row_sums(-1, *derived)
     cache._remember_source(cache.n_layers - 1, layer.source)
 
 
@@ -221,15 +222,17 @@ def _push_dense(
 ) -> None:
     """A pattern, and head means as its index."""
     policy, stored = cache.index, dtype or source.own_dtype
-    has_index = bool(means) and policy != "off"
+    given = source.array, source.dtype, stored, source.borrows(stored, None)
+    if not means or policy == "off":
+        cache._push(*given)
+        return
     try:
-        cache._set_index_policy("off" if has_index else policy)
-        cache._push(source.array, source.dtype, stored, source.borrows(stored, None))
+        cache._set_index_policy("off")
+        cache._push(*given)
     finally:
         cache._set_index_policy(policy)
-    if has_index:
-        for batch, (by_query, by_key) in enumerate(zip(*means, strict=True)):
-            cache._set_index(-1, batch, by_query, by_key)
+    for batch, (by_query, by_key) in enumerate(zip(*means, strict=True)):
+        cache._set_index(-1, batch, by_query, by_key)
 
 
 def _options(layer: StoredLayer, given: dict[str, Any]) -> Options:
