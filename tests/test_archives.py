@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -49,13 +47,6 @@ def test_npz_gives_back_every_layer_bit_for_bit(tmp_path: Path, dtype: str, save
     assert [layer.dtype for layer in file.patterns] == [np.dtype(dtype)] * 3
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(file.patterns, layers, strict=True))
     assert (file.tokens, file.metadata) == (None, {})
-
-
-def test_npz_layers_come_in_numeric_order_whatever_their_order_in_the_file(tmp_path: Path) -> None:
-    numbers = [10, 2, 0, 1, 9, 3, 8, 4, 7, 5, 6]
-    arrays = {f"layers.{number}.pattern": np.full(SHAPE, number, np.float32) for number in numbers}
-    file = read_patterns(write_npz(tmp_path / "a.npz", **arrays))
-    assert [layer[0, 0, 0, 0] for layer in file.patterns] == list(range(11))
 
 
 def test_npz_layers_may_differ_in_shape(tmp_path: Path) -> None:
@@ -136,12 +127,6 @@ def test_patterns_are_read_only_so_that_push_borrows_them(tmp_path: Path) -> Non
     cache = AttentionCache()
     cache.push(layer, copy=False)
     assert np.shares_memory(cache[0], layer)
-
-
-def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
-    with (tmp_path / "A.NPY").open("wb") as file:
-        np.save(file, pattern())
-    assert len(read_patterns(tmp_path / "A.NPY").patterns) == 1
 
 
 @pytest.mark.parametrize(
@@ -286,9 +271,3 @@ def test_the_sample_shows_an_induction_head(sample: PatternFile) -> None:
     weights = reference.edges(sample.patterns, last, followed)
     assert tokens[followed] == sample.metadata["next_token"]
     assert weights.max() > 0.9
-
-
-def test_importing_attncache_loads_neither_the_command_line_nor_the_demo() -> None:
-    program = "import sys, attncache; print([m for m in sys.modules if m.startswith(('attncache.', 'argparse'))])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not any(name in done.stdout for name in ("cli", "demo", "info", "layout", "argparse"))

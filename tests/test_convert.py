@@ -165,23 +165,6 @@ def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_
         assert_same(means[layer][0, 0], reference.head_mean(SAMPLE.patterns, layer))
 
 
-@pytest.mark.parametrize(
-    ("names", "pattern"), [([], 0), (["--names", "decoder.{}"], 10), (["--names", "encoder.{}"], 0)]
-)
-def test_names_choose_the_layers(
-    converted: Converted, fails: Fails, tmp_path: Path, names: list[str], pattern: int
-) -> None:
-    kinds = {"encoder": 0, "decoder": 10} if names else {"encoder": 0}
-    tensors = {f"{kind}.{n}": np.full((1, 1, 2, 2), at + n, "f4") for kind, at in kinds.items() for n in range(11)}
-    tensors = {"hidden": np.zeros((3, 4)), "ids": np.zeros((1, 1, 2, 2), np.int64), **tensors}
-    path = write_safetensors(tmp_path / "a.safetensors", tensors)
-    assert [layer[0, 0, 0, 0] for layer in converted(path, *names)] == list(range(pattern, pattern + 11))
-    if names:
-        _, line = fails("convert", path, tmp_path / "b.safetensors")
-        assert "names, such as 'attentions.{}', chooses among several kinds; got hidden [3, 4] float64, " in line
-        assert not (tmp_path / "b.safetensors").exists()
-
-
 def test_several_sources_and_folders_are_a_file_per_layer(
     ask: Ask, run: Run, converted: Converted, fails: Fails, tmp_path: Path
 ) -> None:

@@ -51,14 +51,14 @@ def verify(path: Path) -> list[Verified]:
     """What is found of a file, of the manifest and every segment of a cache's directory, or of every file of a folder.
 
     Raises:
-        OSError: a path that is not there or cannot be read.
+        OSError: a path that is not there or cannot be read. ValueError: it is no file of arrays at all, and so not damaged.
     """
     if is_cache_directory(path):
         return _verify_directory(path)
+    if path.is_dir():
+        return [found for file in files_in(path) for found in verify(file)]
+    kind = kind_of(path)
     try:
-        if path.is_dir():
-            return [found for file in files_in(path) for found in verify(file)]
-        kind = kind_of(path)
         if kind == "safetensors":
             return [_verify_safetensors(path)]
         with in_file(path):
