@@ -33,6 +33,7 @@ from attncache.files.torch_archive import torch_arrays
 from attncache.runs import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
+WITH_CHECKSUMS = ("npz", "torch")  # those of zip archives
 SUFFIXES = (
     ".npz",
     ".npy",

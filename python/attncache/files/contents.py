@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.arrays import verify_zip
-from attncache.files.containers import Container, Kind, joined, open_container
+from attncache.files.containers import WITH_CHECKSUMS, Container, Kind, joined, open_container
 from attncache.files.errors import DamagedFileError, damaged, in_file
 from attncache.files.foreign import layers_of_others
 from attncache.files.layers import Layer, push_stored
@@ -57,7 +57,7 @@ class Contents:
     @property
     def checksums(self) -> Literal["attncache", "zip"] | None:
         """Whose checksums its data have: ours, those of a zip archive, or None."""
-        return "attncache" if self.version else "zip" if self.kind in ("npz", "torch") else None
+        return "attncache" if self.version else "zip" if self.kind in WITH_CHECKSUMS else None
 
     def give_to(self, cache: AttentionCache) -> None:
         """Give an empty cache everything; what is not mapped is read now."""
@@ -103,10 +103,10 @@ def contents_of(
         return _of_directory(path, is_mapped, verify)
     if is_ours:
         return _of_file(container, is_mapped, verify)
-    if verify:
+    if verify and container.kind not in WITH_CHECKSUMS:
+        raise ValueError(f"{path}: verify must be False for a file without checksums, got a {container.kind} file")
+    if verify or (container.kind == "torch" and not is_mapped):
         with in_file(path):
-            if container.kind not in ("npz", "torch"):
-                raise ValueError(f"verify must be False for a file without checksums, got a {container.kind} file")
             verify_zip(path)
     layers = layers_of_others(container, names, axes, check=check)
     origin = None

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from attncache.cache import AttentionCache
 from attncache.files.arrays import npy_array, verify_zip
 from attncache.files.bytes import mapped, opened, read_between, read_header
-from attncache.files.containers import files_in, kind_of
+from attncache.files.containers import WITH_CHECKSUMS, files_in, kind_of
 from attncache.files.contents import is_cache_directory
 from attncache.files.errors import DamagedFileError, damaged, in_file
 from attncache.files.layers import push_stored
@@ -62,7 +62,7 @@ def verify(path: Path) -> list[Verified]:
         if kind == "safetensors":
             return [_verify_safetensors(path)]
         with in_file(path):
-            if kind in ("npz", "torch"):
+            if kind in WITH_CHECKSUMS:
                 return [Verified(path, verify_zip(path), "zip")]
             if kind == "npy":
                 npy_array(path)
