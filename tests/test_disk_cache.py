@@ -192,19 +192,19 @@ def test_a_bad_layer_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
     with AttentionCache.create(tmp_path / "run") as cache:
         push_factored(cache)
         before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-        bad: list[tuple[Any, type[Exception]]] = [
-            (lambda: cache.push([[1.0]]), ValueError),
-            (lambda: cache.push("x"), TypeError),
-            (lambda: cache.push(ONE, copy=False), ValueError),
-            (lambda: cache.push_qk(ONE, ONE, window=0), ValueError),
-            (lambda: cache.append_qk(5, ONE, ONE), IndexError),
-            (lambda: cache.append_qk("x", ONE, ONE), TypeError),
-            (lambda: cache.append_qk(0, ONE, ONE), ValueError),
-            (lambda: setattr(cache, "tokens", ["a"]), ValueError),
-            (lambda: setattr(cache, "metadata", {"a": {1}}), TypeError),
+        bad: list[tuple[Any, type[Exception], str]] = [
+            (lambda: cache.push([[1.0]]), ValueError, "pattern"),
+            (lambda: cache.push("x"), TypeError, "pattern"),
+            (lambda: cache.push(ONE, copy=False), ValueError, "copy=False cannot borrow"),
+            (lambda: cache.push_qk(ONE, ONE, window=0), ValueError, "window must be at least 1"),
+            (lambda: cache.append_qk(5, ONE, ONE), IndexError, "layer 5 is out of range for n_layers=1"),
+            (lambda: cache.append_qk("x", ONE, ONE), TypeError, "layer must be an int, got str"),
+            (lambda: cache.append_qk(0, ONE, ONE), ValueError, "query"),
+            (lambda: setattr(cache, "tokens", ["a"]), ValueError, "tokens"),
+            (lambda: setattr(cache, "metadata", {"a": {1}}), TypeError, "metadata"),
         ]
-        for change, kind in bad:
-            with pytest.raises(kind):
+        for change, kind, words in bad:
+            with pytest.raises(kind, match=words):
                 change()
             assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 

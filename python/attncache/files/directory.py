@@ -147,10 +147,9 @@ class DiskCache(AttentionCache):
 
     def append_qk(self, layer: int, query: Any, key: Any, *, key_mask: Any = None) -> None:
         with self._changing():
-            number = range(self.n_layers)[layer]
-            longer = copy_of(self, number)
+            longer = copy_of(self, layer)
             longer.append_qk(0, query, key, key_mask=key_mask)
-            self._write(longer, number)
+            self._write(longer, range(self.n_layers)[layer])
 
     def _push_dense_of(self, source: _core.Store, layer: Any, dtype: str) -> None:
         self._add(lambda dense: push_dense_of(dense, source, layer, dtype))

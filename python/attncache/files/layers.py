@@ -72,7 +72,8 @@ def alone(fill: Callable[[AttentionCache], object], dtype: StoredDType | None = 
 
 
 def copy_of(cache: _core.Store, number: int) -> AttentionCache:
-    """One layer of a cache alone, over the same memory."""
+    """One layer of a cache alone, over the same memory; the core says which layer there is not."""
+    cache._memory(number)
     return alone(lambda copy: copy._put_layer(0, cache, number))
 
 
