@@ -224,7 +224,7 @@ class AttentionCache(Selections):
 
         Args:
             path: a file, or a directory of ``create``, whose layers are those at this moment; or anything else that
-                ``attncache.files.read_patterns`` reads, of which safetensors are mapped.
+                ``attncache.files.read_patterns`` reads, of which safetensors and ``.pt`` files are mapped.
             mmap: whether to map; False reads all layers into memory and compares them with their checksums, as is wise
                 for files that others may change or have sent.
             verify: whether to compare a mapped file with its checksums too, which reads all of it once.
@@ -238,7 +238,7 @@ class AttentionCache(Selections):
             OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
                 its format or is damaged; the message says where. ValueError: it is no file of attention, or it is not
                 clear which of its arrays and axes are which. MemoryError: no memory to read it. ImportError: it needs
-                torch or h5py, which is not installed. TypeError: an argument is of the wrong kind.
+                h5py, which is not installed. TypeError: an argument is of the wrong kind.
 
         >>> import tempfile
         >>> cache = AttentionCache()
