@@ -2,7 +2,7 @@
 
 Covered: that the tested attncache is the installed one, never the source tree's `python/attncache`; that a forced
 SIMD level or thread count is really in force, and that no test leaves another one behind.
-Seeds: every random array comes from `patterns.SEED`; hypothesis runs derandomised, so a failure repeats by itself.
+Seeds: every random array comes from `support.patterns.SEED`; hypothesis runs derandomised, so a failure repeats by itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pytest
 from hypothesis import settings
 
 import attncache
-from command_line import Run
-from patterns import DTYPES, SEED
+from tests.support.command_line import Run
+from tests.support.patterns import DTYPES, SEED
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")

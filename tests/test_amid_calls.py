@@ -1,7 +1,7 @@
 """Questions from signal handlers, progress callbacks and finalisers, amid a long call of the same thread.
 
 Covered: every kind of call, small and large, the sums that the long call is just making, other threads that ask meanwhile or
-are waited for, and fork. Each case is a process with a watchdog, so that a hang is a failure (asked_amid_calls.py). Sizes: as many queries
+are waited for, and fork. Each case is a process with a watchdog, so that a hang is a failure (support/asked_amid_calls.py). Sizes: as many queries
 and keys of 4 heads as take a quarter of a second of two threads.
 Not covered: handlers that raise (test_factored.py has Ctrl-C).
 """
@@ -27,11 +27,16 @@ WAYS = [
     ),
 ]
 
+ASKS = f"""
+import sys
+sys.path.append({str(Path(__file__).resolve().parents[1])!r})
+import tests.support.asked_amid_calls
+"""
+
 
 def run(case: str, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("asked_amid_calls.py")
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", str(script), *case.split()],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ASKS, *case.split()],
         capture_output=True,
         text=True,
         timeout=120,

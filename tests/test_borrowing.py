@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, pattern_from_qk
-from patterns import Array, assert_same, cache_of, make
+from tests.support.patterns import Array, assert_same, cache_of, make
 
 SHAPE = (1, 2, 3, 4)
 

@@ -3,7 +3,7 @@
 Covered: both stores against the weights that the same forward returns under eager attention, logits with and without a
 capture bit by bit, padding at both sides, windows, soft-capping, sinks, grouped heads, selections, generation with
 growing, static and sliding caches, restoration, nesting, threads, compiled models, masks read back, progress.
-Sizes: 4 layers, 4 heads, 12 tokens, 2 texts. Tolerance: capturing.allowed, derived there from the queries and keys; two
+Sizes: 4 layers, 4 heads, 12 tokens, 2 texts. Tolerance: support.capturing.allowed, derived there from the queries and keys; two
 backends differ in their rounding, so patterns are compared with those of the same forward.
 Not covered: flash attention and devices other than the CPU, which need hardware; real weights (test_models.py).
 """
@@ -33,7 +33,7 @@ from attncache.capturing.interface import Heard, listening
 from attncache.capturing.masks import continued, read_sight
 from attncache.factored import key_heads_for
 from attncache.taking import indices
-from capturing import (
+from tests.support.capturing import (
     BATCH,
     CAUSAL,
     GROUPED,

@@ -1,7 +1,7 @@
 """``attncache.capture`` straight into a directory.
 
 Covered: both stores, one forward and a generation, models with padding, windows and sinks; compared bit by bit with the
-same capture in memory; what is on disk while the model runs; refusals and failures. Sizes: those of capturing.py.
+same capture in memory; what is on disk while the model runs; refusals and failures. Sizes: those of support/capturing.py.
 Not covered: memory while a large model runs (benchmarks/long_context.py measures captures in memory).
 """
 
@@ -20,7 +20,7 @@ import torch
 
 from attncache import AttentionCache, capture
 from attncache.files import InUseError
-from capturing import CAUSAL, MAKERS, N_LAYERS, inputs, make
+from tests.support.capturing import CAUSAL, MAKERS, N_LAYERS, inputs, make
 
 STORES = ("pattern", "qk")
 

@@ -25,7 +25,7 @@ import transformers
 from transformers import AttentionInterface, DynamicCache
 
 from attncache import AttentionCache, CaptureWarning, LayerSource, capture
-from capturing import GROUPED, HEAD_DIM, LENGTH, MAKERS, SIZES, go_on, inputs, make
+from tests.support.capturing import GROUPED, HEAD_DIM, LENGTH, MAKERS, SIZES, go_on, inputs, make
 
 STORES = ("pattern", "qk")
 IDS = torch.randint(3, 90, (1, LENGTH), generator=torch.Generator().manual_seed(7))

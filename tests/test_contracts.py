@@ -23,7 +23,7 @@ import pytest
 import attncache
 from attncache import AttentionCache, TopK
 from attncache.reference import QUERIES
-from patterns import SIZES, Array, assert_same, cache_of, make, meaning, rng
+from tests.support.patterns import SIZES, Array, assert_same, cache_of, make, meaning, rng
 
 SELECTING = ("rows", "columns", "edges", "top_k")
 HOT = ("attention_from_position", "attention_to_position", "top_attended_positions", "head_mean")

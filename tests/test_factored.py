@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import attncache
 from attncache import AttentionCache, pattern_from_qk, reference
-from patterns import Array, assert_same
+from tests.support.patterns import Array, assert_same
 
 Options = dict[str, Any]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import DTYPES, Array, assert_same, make
+from tests.support.patterns import DTYPES, Array, assert_same, make
 
 TEXT = 11
 

@@ -24,8 +24,8 @@ import pytest
 import attncache
 from attncache import AttentionCache
 from attncache.reference import QUERIES
-from patterns import DTYPES, Array, Shape, assert_same, make, meaning, rng, strided
 from test_threads import fresh_process, run_together
+from tests.support.patterns import DTYPES, Array, Shape, assert_same, make, meaning, rng, strided
 
 POLICIES = ("off", "auto", "eager")
 

@@ -3,7 +3,7 @@
 Covered: dense and factored captures against the weights that the same eager forward returns, grouped heads, batches
 padded at either side, float32 and float16; logits under SDPA bit by bit; SDPA against eager; generation against one
 forward over the same tokens; the demo's pages for a gguf file and for a folder.
-Tolerance: within one forward, capturing.allowed, derived there from head_dim and the size of the scores: float32
+Tolerance: within one forward, support.capturing.allowed, derived there from head_dim and the size of the scores: float32
 queries and keys differ by the order of addition alone, float16 ones also by two roundings of 2^-11 per product.
 Between two forwards (SDPA and eager, cached and whole) rounding is carried through the layers; the largest difference
 seen here was 2e-6 between weights, and BETWEEN_FORWARDS leaves a margin for other processors.
@@ -29,7 +29,7 @@ import torch
 
 from attncache import AttentionCache, capture, cli
 from attncache.demo.model import capture_model, find_model, load
-from capturing import HALF_UNIT, allowed, hearing
+from tests.support.capturing import HALF_UNIT, allowed, hearing
 
 TEXTS = ["The old lighthouse keeper climbed the spiral stairs and lit the lamp.", "Every ship knew its light."]
 BETWEEN_FORWARDS = 1e-4

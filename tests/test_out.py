@@ -18,7 +18,7 @@ import pytest
 
 import attncache
 from attncache import AttentionCache
-from patterns import DTYPES, Array, assert_same, make, meaning
+from tests.support.patterns import DTYPES, Array, assert_same, make, meaning
 
 SHAPE = (2, 3, 5, 17)
 N_LAYERS = 2

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncache import AttentionCache, LayerSource, capture, reference
-from patterns import DTYPES, Array, assert_same, cache_of, make, meaning, rng
-from strategies import kinds, selectors, shapes
+from tests.support.patterns import DTYPES, Array, assert_same, cache_of, make, meaning, rng
+from tests.support.strategies import kinds, selectors, shapes
 
 
 def assert_answers_as(part: AttentionCache, patterns: list[Array]) -> None:

@@ -19,7 +19,19 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, cache_of, make, meaning, rng, strided
+from tests.support.patterns import (
+    DTYPES,
+    KINDS,
+    SIZES,
+    Array,
+    Shape,
+    assert_same,
+    cache_of,
+    make,
+    meaning,
+    rng,
+    strided,
+)
 
 SHAPE: Shape = (2, 3, 7, 37)
 

@@ -1,7 +1,7 @@
 """Every query of the registry against its plain NumPy meaning in attncache.reference, and the head mean against NumPy.
 
 Sizes: one below, at and above every vector width up to 129, once along keys and once along queries, and one row of
-4099; head counts 1 to 33; patterns of every kind in patterns.py; every SIMD level, dtype and thread count.
+4099; head counts 1 to 33; patterns of every kind in support/patterns.py; every SIMD level, dtype and thread count.
 Tolerance: none. All queries here are of the exact family: same bits, -0.0 told from 0.0, NaN where NaN is expected.
 Not covered: the payload and sign of NaN, errors (test_contracts.py), sources and layouts (test_push.py).
 """
@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attncache
-import strategies
 from attncache.reference import QUERIES
-from patterns import DTYPES, KINDS, LONG, SIZES, Array, Shape, assert_same, bits, cache_of, make, meaning
+from tests.support import strategies
+from tests.support.patterns import DTYPES, KINDS, LONG, SIZES, Array, Shape, assert_same, bits, cache_of, make, meaning
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

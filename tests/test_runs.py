@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asked_of_runs import (
+from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs, progress, set_num_threads
+from attncache.files import DamagedFileError
+from tests.support.asked_of_runs import (
     end_of_the_process_at_three,
     number_but_not_three,
     number_or_an_error_that_cannot_be_read_back,
     place,
     write_runs,
 )
-from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs, progress, set_num_threads
-from attncache.files import DamagedFileError
-from stored import everything, state, tokened
+from tests.support.stored import everything, state, tokened
 
 LONG = 30.0  # seconds before a test that waits for another thread gives up
 

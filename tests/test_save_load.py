@@ -2,7 +2,7 @@
 
 Covered: every dtype, kind and option of layer, empty axes, tokens, metadata and indexes, mapped and read, bit by bit; the
 stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; files by others;
-arguments. Sizes: stored.py; 3 MB where a mapping must be seen to stay unread.
+arguments. Sizes: support/stored.py; 3 MB where a mapping must be seen to stay unread.
 Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files.py).
 """
 
@@ -24,8 +24,8 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError
-from patterns import DTYPES, cache_of
-from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
+from tests.support.patterns import DTYPES, cache_of
+from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import cache_of, make
+from tests.support.patterns import cache_of, make
 
 FIRST = LayerSource("model.layers.3.self_attn", layer=3, heads=(1, 0), kind="self")
 PATTERN = make("soft", (1, 2, 3, 3))

@@ -23,7 +23,7 @@ import pytest
 import attncache
 from attncache import AttentionCache
 from attncache.reference import QUERIES
-from patterns import SEED, Array, assert_same, cache_of, make, meaning
+from tests.support.patterns import SEED, Array, assert_same, cache_of, make, meaning
 
 LARGE = (1, 8, 384, 512)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

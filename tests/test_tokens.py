@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource, TopK
-from patterns import assert_same, cache_of, make
+from tests.support.patterns import assert_same, cache_of, make
 
 SHAPE = (2, 2, 3, 5)
 WORDS = ("The", " cat", " sat", "\n", " internationally")

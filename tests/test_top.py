@@ -20,9 +20,9 @@ import pytest
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.layout import WIDTH, bar, label
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from patterns import DTYPES, make
-from stored import everything
+from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
+from tests.support.patterns import DTYPES, make
+from tests.support.stored import everything
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = list(SAMPLE.tokens or ())

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import DTYPES, Array, assert_same, cache_of, make
+from tests.support.patterns import DTYPES, Array, assert_same, cache_of, make
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident size is read from /proc")
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import DTYPES, Array, assert_same, make, rng, softmax
+from tests.support.patterns import DTYPES, Array, assert_same, make, rng, softmax
 
 BATCH, HEADS, PROMPT, ANSWER = 2, 3, 4, 3
 TEXT = PROMPT + ANSWER

@@ -17,7 +17,7 @@ import pytest
 
 import attncache
 from attncache import AttentionCache
-from patterns import Array, assert_same
+from tests.support.patterns import Array, assert_same
 
 QK = np.zeros((1, 2, 4, 4), np.float32)
 NO_NUMBERS: dict[str, Any] = {

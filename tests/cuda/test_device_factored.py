@@ -18,7 +18,7 @@ from attncache import AttentionCache, reference
 from attncache.cuda import on_stream, queries
 from cuda.placing import ThroughInterface, put
 from cuda.recording import Recorder
-from patterns import Array, assert_same, meaning
+from tests.support.patterns import Array, assert_same, meaning
 
 SHAPE = {"batch": 2, "heads": 6, "key_heads": 2, "head_dim": 24}
 

@@ -1,6 +1,6 @@
 """Every query of layers on a device: the cases of tests/test_queries.py and tests/test_contracts.py, asked there.
 
-Sizes: around a warp and a block of threads, one long row; every dtype; patterns of every kind in patterns.py.
+Sizes: around a warp and a block of threads, one long row; every dtype; patterns of every kind in support/patterns.py.
 Tolerance: none, the bits of attncache.reference. The library is the emulated one, so its memory cannot be read by the CPU
 without a crash; with a device, the built one as well.
 Not covered: the kernels by themselves (test_emulated*.py), factored layers (test_device_factored.py).
@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import strategies
 import test_contracts
 import test_queries
 from attncache import AttentionCache, LayerSource, TopK
@@ -26,7 +25,8 @@ from attncache.reference import QUERIES
 from cuda.emulated import load
 from cuda.placing import put
 from cuda.recording import Recorder
-from patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
+from tests.support import strategies
+from tests.support.patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
 
 HOT = {"attention_from_position": (0, 1), "attention_to_position": (0, 1), "head_mean": (0,)}
 SELECTING: dict[str, tuple[Any, ...]] = {"rows": (), "columns": (), "edges": (None, None), "top_k": (3,)}

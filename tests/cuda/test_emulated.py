@@ -34,7 +34,7 @@ from attncache import reference
 from cuda import emulated
 from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
 from cuda.compilers import NO_GXX, find_gxx
-from patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
+from tests.support.patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 
 SEEDS = (1, 2, 3)
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 1000, 2049, 4099)

@@ -36,7 +36,7 @@ from transformers import (
 from attncache.capturing.interface import Heard as HeardCall
 from attncache.capturing.interface import listening
 from attncache.capturing.modules import attention_modules
-from patterns import SEED
+from tests.support.patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

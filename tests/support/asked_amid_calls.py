@@ -19,7 +19,7 @@ import numpy as np
 
 import attncache
 from attncache import AttentionCache
-from patterns import Array, assert_same
+from tests.support.patterns import Array, assert_same
 
 SECONDS = 60  # after which a call that hangs ends the process
 random = np.random.default_rng(1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attncache import AttentionCache, LayerSource
-from patterns import DTYPES, KINDS, rng
+from tests.support.patterns import DTYPES, KINDS, rng
 
 SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 9, 33, 64), (2, 2, 0, 3), (0, 2, 3, 4), (1, 0, 2, 2))
 
