@@ -1,0 +1,87 @@
+"""Queries and keys, every option of push_qk by name, and the bound that a factored layer's weights must keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attncache import AttentionCache, reference
+from tests.support.patterns import Array
+
+Options = dict[str, Any]
+
+
+def normal(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Array:
+    """Normal numbers in a dtype; bfloat16 too."""
+    return np.random.default_rng([*shape, seed]).standard_normal(shape, np.float32).astype(dtype)
+
+
+def layer(
+    seq_q: int = 40,
+    seq_k: int = 40,
+    *,
+    batch: int = 2,
+    heads: int = 6,
+    key_heads: int = 2,
+    head_dim: int = 24,
+    dtype: Any = np.float32,
+) -> tuple[Array, Array]:
+    """Queries and keys of one layer."""
+    return normal((batch, heads, seq_q, head_dim), dtype, 1), normal((batch, key_heads, seq_k, head_dim), dtype, 2)
+
+
+def factored_of(query: Array, key: Array, **options: Any) -> AttentionCache:
+    cache = AttentionCache()
+    cache.push_qk(query, key, **options)
+    return cache
+
+
+def all_rows(cache: AttentionCache) -> Array:
+    """Every weight of layer 0, [batch, head, query, key]."""
+    return cache.rows(0, heads=None, batch=None)
+
+
+def assert_within_bound(cache: AttentionCache, meaning: reference.Factored) -> None:
+    weights = all_rows(cache).astype(np.float64)
+    assert weights.shape == meaning.pattern.shape
+    error = np.abs(weights - meaning.pattern)
+    worst = np.unravel_index(np.argmax(error - meaning.bound), error.shape)
+    assert (error <= meaning.bound).all(), f"at {worst}: {weights[worst]} for {meaning.pattern[worst]}"
+    assert (weights[meaning.pattern == 0] == 0).all()
+    lse = cache.lse(0).astype(np.float64)
+    assert (np.isneginf(lse) == np.isneginf(meaning.lse)).all()
+    finite = np.isfinite(meaning.lse)
+    assert (np.abs(lse[finite] - meaning.lse[finite]) <= meaning.lse_bound[finite]).all()
+
+
+def options_of(name: str, batch: int, heads: int, seq_k: int) -> Options:
+    """One option of push_qk, by name, for such a layer."""
+    rng = np.random.default_rng(seq_k)
+    mask = rng.random((batch, seq_k)) > 0.3
+    return {
+        "plain": {},
+        "bidirectional": {"causal": False},
+        "scale": {"scale": 0.3},
+        "window": {"window": 5},
+        "window of one": {"window": 1},
+        "window both ways": {"window": 4, "causal": False},
+        "softcap": {"softcap": 2.5},
+        "key mask": {"key_mask": mask},
+        "left padding": {"key_mask": np.arange(seq_k) >= np.array([[0], [seq_k // 2]])[:batch]},
+        "sinks": {"sinks": rng.standard_normal(heads).astype(np.float32)},
+        "heavy sinks": {"sinks": np.full(heads, 90, np.float32)},
+        "everything": {
+            "scale": 0.7,
+            "window": 9,
+            "softcap": 3.0,
+            "key_mask": mask,
+            "sinks": rng.standard_normal(heads).astype(np.float32),
+        },
+    }[name]
+
+
+OPTIONS = (
+    "plain", "bidirectional", "scale", "window", "window of one", "window both ways", "softcap", "key mask",
+    "left padding", "sinks", "heavy sinks", "everything",
+)  # fmt: skip
