@@ -8,6 +8,7 @@ Seeds: every random array comes from `support.patterns.SEED`; hypothesis runs de
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import signal
@@ -19,6 +20,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Files are tested side by side, and torch's threads would wait for each other: five times as long on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import attncache
 from tests.support.command_line import Run
