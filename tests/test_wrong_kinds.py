@@ -130,7 +130,7 @@ def test_an_array_with_an_axis_is_no_number(call: str) -> None:
         CALLS[call][0](np.ones(1, int))
 
 
-@pytest.mark.parametrize("copy", ["no", 0, 1, b"", np.True_])
+@pytest.mark.parametrize("copy", ["no", 0, 1, 1.0, b"", np.True_])
 def test_copy_is_none_true_or_false(copy: Any) -> None:
     with pytest.raises(TypeError, match="copy"):
         dense().push(QK, copy=copy)

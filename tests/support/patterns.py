@@ -161,6 +161,13 @@ def cache_of(patterns: Sequence[Any], dtype: Any = None, index: Any = "auto") ->
     return cache
 
 
+def as_stored(pattern: Any, dtype: str | None = None, copy: bool | None = None) -> Array:
+    """What a cache holds after pushing the pattern."""
+    cache = attncache.AttentionCache(dtype=dtype)
+    cache.push(pattern, copy=copy)
+    return cache[0]
+
+
 def meaning(name: str, patterns: Sequence[Array], *args: Any, **options: Any) -> Any:
     """What the reference answers; NaN, infinities and overflow in the patterns are wanted here, not warned of."""
     with np.errstate(all="ignore"):
