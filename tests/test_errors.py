@@ -16,6 +16,7 @@ import pytest
 
 from attncache import AttentionCache
 from tests.support.calls import HOT, NOT_A_SELECTOR, OUT_OF_RANGE, SELECTING, call, small
+from tests.support.factored import small_factored
 from tests.support.patterns import assert_same, cache_of, make, meaning
 
 
@@ -45,8 +46,9 @@ def test_an_unknown_direction_is_a_value_error(direction: Any) -> None:
 def test_out_of_range_is_an_index_error_that_names_argument_value_and_size(
     message: str, place: str, query: Callable[[AttentionCache], Any]
 ) -> None:
-    with pytest.raises(IndexError, match=rf"^{message}"):
-        query(small())
+    for cache in (small(), small_factored()):
+        with pytest.raises(IndexError, match=rf"^{message}"):
+            query(cache)
 
 
 @pytest.mark.parametrize("name", HOT)

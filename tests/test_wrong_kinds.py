@@ -195,7 +195,7 @@ def test_axes_that_nobody_could_list_are_a_value_error_in_our_words(shape: tuple
     assert cache.is_empty
 
 
-@pytest.mark.parametrize("shape", [(1, 2**20, 2**20, 0), (2**20, 2**20, 1, 0), (1, 3, 2**26, 0), (1, 2**20, 0, 2**20)])
+@pytest.mark.parametrize("shape", [(1, 2**20, 2**20, 0), (2**20, 2**20, 1, 0), (1, 3, 2**23, 0), (1, 2**20, 0, 2**20)])
 def test_large_axes_of_a_layer_without_items_cost_no_time(shape: tuple[int, int, int, int]) -> None:
     for index in ("off", "auto", "eager"):
         cache = AttentionCache(index=index)  # type: ignore[arg-type]

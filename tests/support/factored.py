@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from attncache import AttentionCache, reference
-from tests.support.patterns import Array
+from tests.support.calls import CASES
+from tests.support.patterns import Array, assert_same, meaning
 
 Options = dict[str, Any]
 
@@ -85,3 +86,25 @@ OPTIONS = (
     "plain", "bidirectional", "scale", "window", "window of one", "window both ways", "softcap", "key mask",
     "left padding", "sinks", "heavy sinks", "everything",
 )  # fmt: skip
+
+
+def assert_queries_have_the_bits_of(cache: AttentionCache, rows: Array) -> None:
+    """Each query of layer 0 gives what its plain NumPy meaning gives on these rows."""
+    for name in reference.QUERIES:
+        for args, options in CASES[name]((*rows.shape,)):  # type: ignore[arg-type]
+            one_layer = _of_layer_0(name, args, options)
+            expected = meaning(name, [rows], *one_layer[0], **one_layer[1])
+            assert_same(getattr(cache, name)(*one_layer[0], **one_layer[1]), expected, f"{name}{one_layer}")
+    assert_same(cache.get_layer(0), rows)
+
+
+def _of_layer_0(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The call with every layer replaced by 0."""
+    if name in ("edges", "top_k"):
+        return args, {**options, "layers": 0}
+    return (0, *args[1:]), options
+
+
+def small_factored() -> AttentionCache:
+    """One factored layer of shape [1, 2, 4, 6]."""
+    return factored_of(*layer(4, 6, batch=1, heads=2, key_heads=1, head_dim=3))
