@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncache import AttentionCache, LayerSource, reference
+from tests.support.factored import SIGHTS, three_texts
 from tests.support.patterns import DTYPES, Array, assert_same, cache_of, make, meaning, rng
 from tests.support.strategies import kinds, selectors, shapes
 
@@ -58,46 +59,19 @@ def test_a_part_of_dense_layers_has_their_bits(drawn: tuple[list[Array], dict[st
 
 
 SIZES = ((5, 5), (3, 9), (9, 3), (12, 13), (40, 600), (300, 300))
-OPTIONS: dict[str, dict[str, Any]] = {
-    "causal": {},
-    "bidirectional": {"causal": False},
-    "causal window": {"window": 4},
-    "causal window of a block": {"window": 256},
-    "window on both sides": {"causal": False, "window": 3},
-    "cap and scale": {"softcap": 2.0, "scale": 0.7},
-}
-
-
-def factored(size: tuple[int, int], heads: tuple[int, int], dtype: str, **options: Any) -> AttentionCache:
-    """A cache of one factored layer of three texts, one padded on the left, one on the right."""
-    random = rng("part", size, heads, sorted(options))
-    query, key = (
-        random.normal(size=(3, n_heads, n, 6)).astype(DTYPES[dtype]) for n_heads, n in zip(heads, size, strict=True)
-    )
-    if options.pop("padding", False):
-        mask = np.ones((3, size[1]), bool)
-        mask[0, : size[1] // 3] = mask[1, -(size[1] // 4) :] = mask[2, size[1] // 2] = False
-        options["key_mask"] = mask
-    if options.pop("sinks", False):
-        options["sinks"] = random.normal(size=heads[0]).astype(np.float32)
-    if options.pop("lse", False):
-        options["lse"] = random.normal(size=(3, heads[0], size[0])).astype(np.float32) + 3
-    cache = AttentionCache()
-    cache.push_qk(query, key, **options)
-    return cache
 
 
 @st.composite
 def factored_parts(draw: st.DrawFn) -> tuple[AttentionCache, dict[str, Any]]:
     """One factored layer, its sums known or not, and what to take of it."""
     size, heads = draw(st.sampled_from(SIZES)), draw(st.sampled_from([(4, 2), (6, 1), (3, 3), (4, 4)]))
-    options = draw(st.sampled_from(list(OPTIONS.values())))
+    options = draw(st.sampled_from(list(SIGHTS.values())))
     more = draw(st.sampled_from([{}, {"sinks": True}, {"lse": True}]))
     padding = draw(st.booleans())
-    cache = factored(size, heads, draw(st.sampled_from(list(DTYPES))), padding=padding, **options, **more)
+    cache = three_texts(size, heads, draw(st.sampled_from(list(DTYPES))), padding=padding, **options, **more)
     if draw(st.booleans()):
         cache.lse(0)
-    is_free = options == OPTIONS["bidirectional"]
+    is_free = options == SIGHTS["bidirectional"]
     bound = st.none() | st.integers(-size[1], size[1] + 1)
     positions = (
         selectors(size[1]) if is_free else st.none() | st.builds(slice, bound, bound) | st.integers(0, size[1] - 1)
@@ -116,13 +90,13 @@ def test_a_part_of_a_factored_layer_has_its_bits(drawn: tuple[AttentionCache, di
     assert_answers_as(part, reference.part([cache[0]], **options))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("options", SIGHTS.values(), ids=list(SIGHTS))
 @pytest.mark.parametrize("padding", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("positions", [slice(0, 290), slice(256, None), slice(100, 400), slice(599, None)], ids=str)
 def test_parts_of_a_part_and_of_its_file_have_the_same_bits(
     options: dict[str, Any], padding: bool, positions: slice, tmp_path: Path
 ) -> None:
-    cache = factored((400, 600), (4, 2), "float16", sinks=True, padding=padding, **options)
+    cache = three_texts((400, 600), (4, 2), "float16", sinks=True, padding=padding, **options)
     whole = cache[0]
     part = cache.part(positions=positions)
     part.save(tmp_path / "part.safetensors", index=True)
@@ -135,14 +109,14 @@ def test_parts_of_a_part_and_of_its_file_have_the_same_bits(
 
 
 def test_sums_over_keys_that_are_left_out_are_kept_in_a_file_without_an_index(tmp_path: Path) -> None:
-    part = factored((300, 300), (4, 2), "float32", sinks=True).part(positions=slice(3, 290))
+    part = three_texts((300, 300), (4, 2), "float32", sinks=True).part(positions=slice(3, 290))
     part.save(tmp_path / "part.safetensors")
     assert_same(AttentionCache.load(tmp_path / "part.safetensors")[0], part[0])
     assert_same(AttentionCache.load(tmp_path / "part.safetensors", mmap=False).lse(0), part.lse(0))
 
 
 def test_a_text_without_its_padding_goes_on_as_the_whole_does() -> None:
-    cache = factored((12, 12), (4, 2), "float32", padding=True, window=8)
+    cache = three_texts((12, 12), (4, 2), "float32", padding=True, window=8)
     part = cache.part(batch=0, positions=slice(4, None))
     assert_same(part[0], cache[0][:1, :, 4:, 4:])
     assert_same(part[0].sum(-1).round(5), np.ones((1, 4, 8), np.float32))
@@ -164,7 +138,7 @@ def test_a_text_without_its_padding_goes_on_as_the_whole_does() -> None:
     ids=["causal window", "window on both sides", "neighbours", "causal", "bidirectional"],
 )
 def test_sums_are_kept_for_good_from_the_first_visible_key_that_is_left_out(options: Any, first_seen: int) -> None:
-    cache = factored((3, 9), (4, 2), "float32", **options)  # the first query stands at key 6
+    cache = three_texts((3, 9), (4, 2), "float32", **options)  # the first query stands at key 6
     for first in range(7):
         assert is_for_good(cache.part(positions=slice(first, None))) is (first > first_seen)
     for end in (7, 8, 9):
@@ -177,8 +151,7 @@ def is_for_good(part: AttentionCache) -> bool:
     try:
         part.append_qk(0, np.ones((3, 4, 1, 6), np.float32), np.ones((3, 2, 1, 6), np.float32))
     except ValueError as error:
-        assert "pushed without lse" in str(error)
-        return True
+        return "pushed without lse" in str(error)
     return False
 
 
@@ -202,7 +175,7 @@ def test_a_block_of_a_dense_layer_is_shared_and_any_other_part_is_copied() -> No
 
 
 def test_queries_and_keys_are_shared_wherever_indices_ascend_evenly() -> None:
-    cache = factored((9, 12), (4, 2), "float32")
+    cache = three_texts((9, 12), (4, 2), "float32")
     for options, are_shared in (
         ({"batch": 1}, (True, True)),
         ({"heads": slice(2, 4)}, (True, True)),
@@ -282,34 +255,3 @@ def test_an_index_in_a_file_stays_out_of_a_part_that_has_other_heads(tmp_path: P
     part = AttentionCache.load(tmp_path / "a.safetensors").part(heads=[0, 2])
     assert part.index_nbytes == 0
     assert_same(part.head_mean(0), meaning("head_mean", [cache[0][:, [0, 2]]], 0))
-
-
-@pytest.mark.parametrize("options", [{}, {"causal": False, "window": 2}], ids=["causal", "window"])
-@pytest.mark.parametrize("positions", [[0, 2], [1, 0], slice(None, None, -1), [1, 1]], ids=str)
-def test_positions_apart_from_each_other_need_the_dense_pattern(options: Any, positions: Any) -> None:
-    cache = factored((5, 5), (4, 2), "float32", **options)
-    with pytest.raises(
-        ValueError, match=r"such as a slice without a step, for layer 0.*; push its pattern, cache\[0\]"
-    ):
-        cache.part(positions=positions)
-    assert_answers_as(cache_of([cache[0]]).part(positions=positions), reference.part([cache[0]], positions=positions))
-
-
-def test_a_selector_that_does_not_fit_is_refused_as_by_rows() -> None:
-    cache = factored((5, 5), (4, 2), "float32")
-    for options, error, message in (
-        ({"layers": 1}, IndexError, "layer 1 is out of range for n_layers=1"),
-        ({"heads": [0, 4]}, IndexError, "head 4 is out of range for n_heads=4"),
-        ({"batch": -4}, IndexError, "batch -4 is out of range for batch_size=3"),
-        ({"positions": 5}, IndexError, "position 5 is out of range for seq_k=5"),
-        ({"heads": "mean"}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got str"),
-        ({"layers": 1.0}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got float"),
-        ({"batch": [True]}, TypeError, "batch must be None, an int, a slice or a sequence of ints, got bool"),
-        ({"heads": []}, ValueError, "heads must choose at least one"),
-    ):
-        with pytest.raises(error, match=message):
-            cache.part(**options)
-    assert cache.part(layers=[]).is_empty
-    assert AttentionCache().part().is_empty
-    with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
-        AttentionCache().part(layers=0)

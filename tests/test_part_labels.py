@@ -5,10 +5,13 @@ Sizes: two layers of an encoder over 5 tokens, two of a decoder over 3. Not cove
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from attncache import AttentionCache, LayerSource
+from attncache import AttentionCache, LayerSource, reference
+from tests.support.factored import three_texts
 from tests.support.patterns import assert_same, cache_of, make
 
 
@@ -106,3 +109,34 @@ def test_tokens_of_other_layers_are_not_those_of_the_part() -> None:
     grown.push(make("soft", (1, 1, 3, 3)))
     assert grown.part(layers=0).tokens == ("a", "b")
     assert grown.part(positions=slice(2)).tokens is None
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": False, "window": 2}], ids=["causal", "window"])
+@pytest.mark.parametrize("positions", [[0, 2], [1, 0], slice(None, None, -1), [1, 1]], ids=str)
+def test_positions_apart_from_each_other_need_the_dense_pattern(options: Any, positions: Any) -> None:
+    cache = three_texts((5, 5), (4, 2), "float32", **options)
+    with pytest.raises(
+        ValueError, match=r"such as a slice without a step, for layer 0.*; push its pattern, cache\[0\]"
+    ):
+        cache.part(positions=positions)
+    assert_answers_as(cache_of([cache[0]]).part(positions=positions), reference.part([cache[0]], positions=positions))
+
+
+def test_a_selector_that_does_not_fit_is_refused_as_by_rows() -> None:
+    cache = three_texts((5, 5), (4, 2), "float32")
+    for options, error, message in (
+        ({"layers": 1}, IndexError, "layer 1 is out of range for n_layers=1"),
+        ({"heads": [0, 4]}, IndexError, "head 4 is out of range for n_heads=4"),
+        ({"batch": -4}, IndexError, "batch -4 is out of range for batch_size=3"),
+        ({"positions": 5}, IndexError, "position 5 is out of range for seq_k=5"),
+        ({"heads": "mean"}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got str"),
+        ({"layers": 1.0}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got float"),
+        ({"batch": [True]}, TypeError, "batch must be None, an int, a slice or a sequence of ints, got bool"),
+        ({"heads": []}, ValueError, "heads must choose at least one"),
+    ):
+        with pytest.raises(error, match=message):
+            cache.part(**options)
+    assert cache.part(layers=[]).is_empty
+    assert AttentionCache().part().is_empty
+    with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
+        AttentionCache().part(layers=0)

@@ -178,7 +178,6 @@ def test_a_cache_that_borrows_its_own_view_is_collected() -> None:
 REPEATED: dict[str, Callable[[AttentionCache], Any]] = {
     "view": lambda cache: cache[0],
     "patterns": lambda cache: cache.patterns,
-    "get_layer of none": lambda cache: cache.get_layer(5),
     "lines": lambda cache: (cache.attention_from_position(0, 1), cache.attention_to_position(0, 1)),
     "top_attended_positions": lambda cache: cache.top_attended_positions(0, 1, 200),
     "head_mean": lambda cache: cache.head_mean(0),
@@ -186,7 +185,6 @@ REPEATED: dict[str, Callable[[AttentionCache], Any]] = {
     "columns": lambda cache: cache.columns(0, [0, 1], heads=("mean", [1])),
     "edges": lambda cache: cache.edges(None, None),
     "top_k": lambda cache: cache.top_k(200),
-    "repr": repr,
 }
 
 

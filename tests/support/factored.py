@@ -8,7 +8,7 @@ import numpy as np
 
 from attncache import AttentionCache, reference
 from tests.support.calls import CASES
-from tests.support.patterns import Array, assert_same, meaning
+from tests.support.patterns import DTYPES, Array, assert_same, meaning, rng
 
 Options = dict[str, Any]
 
@@ -108,3 +108,32 @@ def _of_layer_0(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> An
 def small_factored() -> AttentionCache:
     """One factored layer of shape [1, 2, 4, 6]."""
     return factored_of(*layer(4, 6, batch=1, heads=2, key_heads=1, head_dim=3))
+
+
+SIGHTS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "bidirectional": {"causal": False},
+    "causal window": {"window": 4},
+    "causal window of a block": {"window": 256},
+    "window on both sides": {"causal": False, "window": 3},
+    "cap and scale": {"softcap": 2.0, "scale": 0.7},
+}
+
+
+def three_texts(size: tuple[int, int], heads: tuple[int, int], dtype: str, **options: Any) -> AttentionCache:
+    """A cache of one factored layer of three texts, one padded on the left, one on the right."""
+    random = rng("part", size, heads, sorted(options))
+    query, key = (
+        random.normal(size=(3, n_heads, n, 6)).astype(DTYPES[dtype]) for n_heads, n in zip(heads, size, strict=True)
+    )
+    if options.pop("padding", False):
+        mask = np.ones((3, size[1]), bool)
+        mask[0, : size[1] // 3] = mask[1, -(size[1] // 4) :] = mask[2, size[1] // 2] = False
+        options["key_mask"] = mask
+    if options.pop("sinks", False):
+        options["sinks"] = random.normal(size=heads[0]).astype(np.float32)
+    if options.pop("lse", False):
+        options["lse"] = random.normal(size=(3, heads[0], size[0])).astype(np.float32) + 3
+    cache = AttentionCache()
+    cache.push_qk(query, key, **options)
+    return cache
