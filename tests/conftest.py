@@ -152,3 +152,15 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    """No gradients of torch; and a capture of the test must leave transformers as it was."""
+    import torch
+    from transformers.modeling_utils import AttentionInterface
+
+    before = AttentionInterface.get_interface
+    with torch.no_grad():
+        yield
+    assert AttentionInterface.get_interface is before, "a capture left its patch behind"

@@ -16,19 +16,12 @@ import pytest
 pytest.importorskip("torch", reason="capture needs torch")
 pytest.importorskip("transformers", reason="capture needs transformers")
 
-import torch
 
 from attncache import AttentionCache, capture
 from attncache.files import InUseError
 from tests.support.capturing import CAUSAL, MAKERS, N_LAYERS, inputs, make
 
-STORES = ("pattern", "qk")
-
-
-@pytest.fixture(autouse=True)
-def _without_gradients() -> Any:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 def run(model: Any, is_generation: bool) -> None:
@@ -46,7 +39,7 @@ def assert_same(one: AttentionCache, other: AttentionCache) -> None:
         assert np.array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", ["pattern", "qk"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_forward_leaves_the_same_bits_on_disk_as_in_memory(name: str, store: Any, tmp_path: Path) -> None:
     model = make(name)
@@ -58,7 +51,7 @@ def test_a_forward_leaves_the_same_bits_on_disk_as_in_memory(name: str, store: A
     assert_same(AttentionCache.load(tmp_path / "run", verify=True), in_memory)
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", ["pattern", "qk"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_generation_joins_its_layers_on_disk_at_the_end(name: str, store: Any, tmp_path: Path) -> None:
     model = make(name)

