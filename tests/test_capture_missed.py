@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import capturing
 from tests.support.capturing import IDS, capture_of, llama, refused
 
 pytest.importorskip("torch", reason="capture needs torch")
@@ -37,7 +36,7 @@ def test_a_capture_in_which_nothing_ran_says_so() -> None:
     runs = copy.deepcopy(model)
     with pytest.warns(CaptureWarning, match="saw no attention of this LlamaForCausalLM: was it another object") as seen:
         assert capture_of(model, lambda: runs(IDS)).is_empty
-    assert seen[0].filename == capturing.__file__
+    assert seen[0].filename == __file__
 
 
 def test_a_capture_without_with_says_how_it_is_used() -> None:
