@@ -20,6 +20,7 @@ import numpy as np
 import attncache
 from attncache import AttentionCache
 from tests.support.patterns import Array, assert_same
+from tests.support.processes import run_together
 
 SECONDS = 60  # after which a call that hangs ends the process
 random = np.random.default_rng(1)
@@ -92,24 +93,20 @@ def described() -> Any:
     return answers, cache.is_empty
 
 
-DENSE = {"small": LARGE[:, :, :8, :8].copy(), "large": LARGE}
+SMALL = LARGE[:, :, :8, :8].copy()
 ASKS: dict[str, Callable[[], Any]] = {
     **{
         f"{name} of {size}": lambda pattern=pattern, ask=ask: ask(cache_of(pattern))
-        for size, pattern in DENSE.items()
+        for size, pattern in {"small": SMALL, "large": LARGE}.items()
         for name, ask in {
-            "rows": lambda cache: cache.rows(0, None, heads=None),
-            "mean rows": lambda cache: cache.rows(0, 0),
+            "rows": lambda cache: (cache.rows(0, None, heads=None), cache.rows(0, 0)),
             "columns": lambda cache: cache.columns(0),
             "edges": lambda cache: cache.edges(None, 0, layers=0),
             "top_k": lambda cache: cache.top_k(3, layers=0, direction="to"),
             "head_mean": lambda cache: [cache.head_mean(0) for _ in range(3)],  # the last ones are of the index
-            "attention_from_position": lambda cache: cache.attention_from_position(0, 1),
-            "attention_to_position": lambda cache: cache.attention_to_position(0, 1),
+            "lines": lambda cache: (cache.attention_from_position(0, 1), cache.attention_to_position(0, 1)),
             "top_attended_positions": lambda cache: cache.top_attended_positions(0, 1, 2),
-            "get_layer": lambda cache: cache.get_layer(0),
-            "views": lambda cache: cache.patterns,
-            "cpu": lambda cache: cache.cpu().patterns,
+            "views": lambda cache: (cache.get_layer(0), cache.patterns, cache.cpu().patterns),
         }.items()
     },
     "eager push": lambda: cache_of(LARGE, index="eager").head_mean(0),
@@ -149,10 +146,6 @@ def ask_the_same(cache: AttentionCache, expected: Array) -> None:
     cache.rows(0, 3)
 
 
-def is_amid(cache: AttentionCache) -> bool:
-    return cache._row_sums(0) is None
-
-
 class Garbage:
     """Garbage that lies until the collector finds it."""
 
@@ -176,7 +169,7 @@ def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[.
     gc.disable()
 
     def amid(cache: AttentionCache) -> None:
-        if not asked and is_amid(cache):
+        if not asked and cache._row_sums(0) is None:
             asked.append(way)
             try:
                 ask(cache)
@@ -201,24 +194,6 @@ def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[.
             gc.disable()
     if failed:
         raise failed[0]
-
-
-def in_threads(*calls: Callable[[], None]) -> None:
-    errors = []
-
-    def run(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 (raised below)
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def with_others(way: str, expected: dict[str, Any], sums: Array) -> None:
@@ -249,7 +224,7 @@ def with_others(way: str, expected: dict[str, Any], sums: Array) -> None:
         for thread in others:
             thread.join()
     else:
-        in_threads(main, other, other)
+        run_together(main, other, other)
 
 
 def crosswise(sums: Array) -> None:
@@ -267,12 +242,12 @@ def crosswise(sums: Array) -> None:
 
         assert_same(caches[mine].lse(0, progress=progress), sums)
 
-    in_threads(lambda: ask(0), lambda: ask(1))
+    run_together(lambda: ask(0), lambda: ask(1))
 
 
 def waits_for_another(sums: Array) -> None:
     """Progress waits for a thread that asks for the sums that are just being made."""
-    asked_amid("progress", lambda cache: in_threads(lambda: ask_the_same(cache, sums)))
+    asked_amid("progress", lambda cache: run_together(lambda: ask_the_same(cache, sums)))
 
 
 def forks(expected: dict[str, Any], sums: Array) -> None:
@@ -301,27 +276,24 @@ def forks(expected: dict[str, Any], sums: Array) -> None:
     assert os.waitpid(asked[0], 0)[1] == 0
 
 
-def main(case: str) -> None:
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+def main(cases: list[str]) -> None:
     attncache.set_num_threads(2)
     sums = sums_of_long()
     expected = {name: ask() for name, ask in ASKS.items()}
-    way, _, what = case.partition(" ")
-    if what == "everything":
-        asked_amid(way, lambda _cache: ask_everything(expected))
-    elif what == "the same":
-        asked_amid(way, lambda cache: ask_the_same(cache, sums))
-    elif what == "columns":
-        asked_amid(way, lambda _cache: ask_everything(expected), AttentionCache.columns)
-    elif what == "threads":
-        with_others(way, expected, sums)
-    else:
+    for case in cases:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        print(case, file=sys.stderr, flush=True)
+        way, _, what = case.partition(" ")
         {
+            "everything": lambda way=way: asked_amid(way, lambda _cache: ask_everything(expected)),
+            "the same": lambda way=way: asked_amid(way, lambda cache: ask_the_same(cache, sums)),
+            "columns": lambda way=way: asked_amid(way, lambda _: ask_everything(expected), AttentionCache.columns),
+            "threads": lambda way=way: with_others(way, expected, sums),
             "crosswise": lambda: crosswise(sums),
             "waits": lambda: waits_for_another(sums),
             "forks": lambda: forks(expected, sums),
-        }[way]()
+        }[what]()
     print("done")
 
 
-main(" ".join(sys.argv[1:]))
+main(sys.argv[1:])

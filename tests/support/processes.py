@@ -12,14 +12,16 @@ from pathlib import Path
 from tests.support.patterns import SEED
 
 
-def fresh_process(folder: Path, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def fresh_process(
+    folder: Path, code: str, *arguments: str, seconds: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs code in a new interpreter; the environment variables of attncache are only those given."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ATTNCACHE_")}
     return subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
         cwd=folder,
         env=clean | environment,
         check=False,
@@ -47,9 +49,9 @@ def run_together(*jobs: Callable[[], None], seconds: float = 60) -> None:
         raise errors[0]
 
 
-def assert_done(folder: Path, code: str, *arguments: str, **environment: str) -> None:
+def assert_done(folder: Path, code: str, *arguments: str, seconds: float = 60, **environment: str) -> None:
     """Runs code that must print "done" at its end, and nothing else."""
-    ran = fresh_process(folder, code, *arguments, **environment)
+    ran = fresh_process(folder, code, *arguments, seconds=seconds, **environment)
     assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
 
 
