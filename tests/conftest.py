@@ -164,3 +164,22 @@ def without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
     assert AttentionInterface.get_interface is before, "a capture left its patch behind"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory of five runs, run-1.safetensors, run-2, .."""
+    from tests.support.asked_of_runs import write_runs
+
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    write_runs(directory, 5)
+    return directory
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Counts the caches that are opened, and those that still are."""
+    from tests.support.asked_of_runs import Opened
+
+    return Opened(monkeypatch)

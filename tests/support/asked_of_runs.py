@@ -1,13 +1,18 @@
-"""What test_runs.py asks of runs in other processes, which import it from here."""
+"""Runs, and what the tests of them ask in this process and in others, which import it from here."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import weakref
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from attncache import AttentionCache
+import pytest
+
+from attncache import AttentionCache, RunErrors
 
 
 class TwoArgumentError(Exception):
@@ -53,3 +58,72 @@ def write_runs(directory: Path, n_runs: int) -> list[str]:
         if n % 2:
             cache.save(directory / names[-1])
     return names
+
+
+LONG = 30.0  # seconds before a test that waits for another thread gives up
+
+
+def number(cache: AttentionCache) -> int:
+    return int(cache.metadata["n"])
+
+
+class Opened:
+    """Counts the caches that were opened, and those that still are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self._alive: weakref.WeakSet[AttentionCache] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        load = AttentionCache.load
+
+        def counting(path: Path) -> AttentionCache:
+            cache = load(path)
+            with self._lock:
+                self.names.append(path.name)
+                self._alive.add(cache)
+            return cache
+
+        monkeypatch.setattr(AttentionCache, "load", counting)
+
+    @property
+    def n_alive(self) -> int:
+        with self._lock:
+            return len(self._alive)
+
+
+def check_that_three_failed(raised: RunErrors, folder: Path) -> None:
+    assert raised.results == [1, 2, None, 4, 5]
+    assert list(raised.errors) == ["run-3.safetensors"]
+    error = raised.errors["run-3.safetensors"]
+    assert (type(error), str(error)) == (ValueError, "three is not allowed")
+    assert raised.__cause__ is error
+    assert str(raised) == (
+        f"1 of 5 runs in {folder} failed (results has the others):\n"
+        "  run-3.safetensors: ValueError: three is not allowed"
+    )
+
+
+class Recording(Executor):
+    """Does each piece of work when ``release`` is called, and knows all it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[Future[Any], Any, tuple[Any, ...]]] = []
+        self.most_waiting = 0
+        self.cancels = False
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        assert not kwargs
+        self.given.append((fn, *args))
+        future: Future[Any] = Future()
+        self._waiting.append((future, fn, args))
+        self.most_waiting = max(self.most_waiting, len(self._waiting))
+        threading.Timer(0.1, self.release).start()
+        return future
+
+    def release(self) -> None:
+        future, fn, args = self._waiting.pop()
+        if self.cancels:
+            future.cancel()
+        elif future.set_running_or_notify_cancel():
+            future.set_result(fn(*args))
