@@ -26,17 +26,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from attncache import AttentionCache, capture
 from attncache.taking import indices
-from tests.support.capturing import (
-    BATCH,
-    LENGTH,
-    MAKERS,
-    N_HEADS,
-    N_LAYERS,
-    allowed,
-    hearing,
-    inputs,
-    make,
-)
+from tests.support.capturing import BATCH, LENGTH, MAKERS, N_HEADS, N_LAYERS, allowed, hearing, inputs, make
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

@@ -22,17 +22,7 @@ import transformers
 from transformers import DynamicCache
 
 from attncache import AttentionCache, capture, progress
-from tests.support.capturing import (
-    BATCH,
-    CAUSAL,
-    LENGTH,
-    N_HEADS,
-    N_LAYERS,
-    SIZES,
-    go_on,
-    inputs,
-    make,
-)
+from tests.support.capturing import BATCH, CAUSAL, LENGTH, N_HEADS, N_LAYERS, SIZES, go_on, inputs, make
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

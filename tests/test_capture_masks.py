@@ -21,13 +21,7 @@ import transformers
 from attncache import capture
 from attncache.capturing.calls import Call
 from attncache.capturing.masks import continued, read_sight
-from tests.support.capturing import (
-    BATCH,
-    HEAD_DIM,
-    LENGTH,
-    inputs,
-    make,
-)
+from tests.support.capturing import BATCH, HEAD_DIM, LENGTH, inputs, make
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, pattern_from_qk
-from tests.support.factored import (
-    Options,
-    all_rows,
-    assert_queries_have_the_bits_of,
-    factored_of,
-    layer,
-    normal,
-)
+from tests.support.factored import Options, all_rows, assert_queries_have_the_bits_of, factored_of, layer, normal
 from tests.support.patterns import assert_same
 
 

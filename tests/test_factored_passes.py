@@ -17,11 +17,7 @@ import numpy as np
 import pytest
 
 import attncache
-from tests.support.factored import (
-    all_rows,
-    factored_of,
-    layer,
-)
+from tests.support.factored import all_rows, factored_of, layer
 from tests.support.patterns import Array, assert_same
 from tests.support.processes import fresh_process
 

@@ -98,10 +98,7 @@ def test_a_function_that_cannot_be_pickled_is_the_error_of_every_run(folder: Pat
 
 def test_a_pool_that_breaks_is_the_error_of_every_run_it_had(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapping, "_AT_ONCE", 1)  # so that the first two have ended, and the last two find it broken
-    with (
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-        pytest.raises(RunErrors, match="3 of 5 runs") as raised,
-    ):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool, pytest.raises(RunErrors, match="3 of 5 runs") as raised:
         map_runs(end_of_the_process_at_three, folder, pool)
     assert raised.value.results == [1, 2, None, None, None]
     assert {type(error) for error in raised.value.errors.values()} == {BrokenProcessPool}

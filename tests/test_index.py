@@ -8,7 +8,6 @@ Sizes: around 16, the block of the index. Tolerance: none. Not covered: speed, t
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -150,93 +149,67 @@ class Rule:
         return self.one * int(self.built.sum())
 
 
-def asked_until_built(cache: AttentionCache, ask: Callable[[], Any]) -> int:
-    """How many times `ask` is called until an index is there; that call included."""
-    for count in range(1, 5000):
-        ask()
-        if cache.index_nbytes:
-            return count
-    raise AssertionError("no index was built")
-
-
 SHAPE: Shape = (2, 3, 21, 35)
 
 
-@pytest.mark.parametrize(
-    ("ask", "cost"),
-    [
-        (lambda cache: cache.attention_from_position(0, 5), lambda rule: rule.row),
-        (lambda cache: cache.attention_from_position(0, 5, out=np.empty(35, np.float32)), lambda rule: rule.row),
-        (lambda cache: cache.top_attended_positions(0, 5, 3), lambda rule: rule.row),
-        (lambda cache: cache.attention_to_position(0, 5), lambda rule: rule.column),
-        (lambda cache: cache.head_mean(0), lambda rule: rule.layer),
-        (lambda cache: cache.rows(0, 5), lambda rule: rule.row),
-        (lambda cache: cache.rows(0, [5, 6, 5]), lambda rule: 3 * rule.row),
-        (lambda cache: cache.rows(0, 5, heads=("mean", [0, 1, 2])), lambda rule: rule.row),
-        (lambda cache: cache.columns(0, 5), lambda rule: rule.column),
-        (lambda cache: cache.columns(0, [5, 6, 5]), lambda rule: min(3 * rule.column, rule.layer)),
-        (lambda cache: cache.columns(0), lambda rule: rule.layer),
-        (lambda cache: cache.edges(5, 6, layers=0, heads="mean"), lambda rule: rule.edge),
-        (lambda cache: cache.edges([5, 6], [7, 8, 9], layers=0, heads="mean"), lambda rule: 6 * rule.edge),
-        (lambda cache: cache.edges(None, None, layers=0, heads="mean"), lambda rule: rule.layer),
-        (lambda cache: cache.top_k(2, layers=0, positions=[5, 6]), lambda rule: 2 * rule.row),
-        (lambda cache: cache.top_k(2, layers=0, positions=[5, 6], direction="to"), lambda rule: 2 * rule.column),
-    ],
-)
-def test_auto_builds_with_the_query_that_makes_it_pay(
-    ask: Callable[[AttentionCache], Any], cost: Callable[[Rule], int], dtype: str
-) -> None:
-    cache, rule = cache_of([make("soft", SHAPE, dtype)]), Rule(SHAPE, dtype)
-    wanted = math.ceil(rule.build / min(cost(rule), rule.layer))
-    assert asked_until_built(cache, lambda: ask(cache)) == wanted
-    assert cache.index_nbytes == rule.one, "of the batch item asked about, and of no other"
-    cache.drop_index()
-    assert cache.index_nbytes == 0
-    assert asked_until_built(cache, lambda: ask(cache)) == wanted, "counting starts afresh"
+Counted = Callable[[AttentionCache, Rule, int, int, Array], Any]
+COUNTED: dict[str, Counted] = {  # ask something of a layer and a batch item at some positions; and what the rule counts
+    "from": lambda c, r, layer, batch, _: (c.attention_from_position(layer, 3, batch), r.count(r.row, layer, batch)),
+    "from, out": lambda c, r, layer, batch, _: (
+        c.attention_from_position(layer, 3, batch, out=np.empty(13, np.float32)),
+        r.count(r.row, layer, batch),
+    ),
+    "to": lambda c, r, layer, batch, _: (
+        c.attention_to_position(layer - 3, 3, batch - 2),
+        r.count(r.column, layer, batch),
+    ),
+    "top": lambda c, r, layer, batch, _: (c.top_attended_positions(layer, 3, 4, batch), r.count(r.row, layer, batch)),
+    "mean": lambda c, r, layer, batch, _: (c.head_mean(layer, batch), r.count(r.layer, layer, batch)),
+    "rows": lambda c, r, _layer, _batch, at: (
+        c.rows(None, at, batch=None),
+        [r.count(len(at) * r.row, *each) for each in np.ndindex(3, 2)],
+    ),
+    "rows of all heads by number": lambda c, r, layer, batch, _: (
+        c.rows(layer, 5, heads=("mean", [0, 1, 2]), batch=batch),
+        r.count(r.row, layer, batch),
+    ),
+    "columns": lambda c, r, layer, batch, at: (
+        c.columns([layer, layer], at, batch=batch),
+        [r.count(min(len(at) * r.column, r.layer), layer, batch) for _ in range(2)],
+    ),
+    "all columns": lambda c, r, layer, batch, _: (c.columns(layer, batch=batch), r.count(r.layer, layer, batch)),
+    "edges": lambda c, r, layer, batch, at: (
+        c.edges(at, [1, 2], layers=slice(layer, None), heads="mean", batch=batch),
+        [r.count(min(2 * len(at) * r.edge, r.layer), each, batch) for each in range(layer, 3)],
+    ),
+    "top_k": lambda c, r, layer, batch, _: (
+        c.top_k(2, layers=layer, positions=[5, 6], batch=batch),
+        r.count(2 * r.row, layer, batch),
+    ),
+    "top_k to": lambda c, r, layer, batch, _: (
+        c.top_k(2, layers=layer, positions=[5, 6], batch=batch, direction="to"),
+        r.count(min(2 * r.column, r.layer), layer, batch),
+    ),
+    "each head": lambda c, _r, layer, _batch, _: (c.rows(layer, heads=None, batch=None), c.edges(None, None)),
+}
 
 
-def test_auto_follows_the_rule_through_any_mixture_of_queries(dtype: str) -> None:
-    shape: Shape = (2, 3, 11, 13)
+@pytest.mark.parametrize("only", [None, *COUNTED])
+def test_auto_builds_with_the_query_that_makes_it_pay(only: str | None, dtype: str) -> None:
     random = rng("mixture", dtype)
-    for turn in range(10):
-        cache = cache_of([make("soft", shape, dtype, layer) for layer in range(3)], index="auto")
-        rule = Rule(shape, dtype, 3)
+    for turn in range(1 if only else 10):
+        cache = cache_of([make("soft", (2, 3, 11, 13), dtype, layer) for layer in range(3)])
+        rule = Rule((2, 3, 11, 13), dtype, 3)
         for step in range(120):
-            kind, layer, batch, n = random.integers(0, [9, 3, 2, 5])
-            positions = random.integers(0, 11, n)
-            if kind == 0:
-                cache.attention_from_position(layer, 3, batch)
-                rule.count(rule.row, layer, batch)
-            elif kind == 1:
-                cache.attention_to_position(layer - 3, 3, batch - 2)
-                rule.count(rule.column, layer, batch)
-            elif kind == 2:
-                cache.rows(None, positions, batch=None)
-                for each in np.ndindex(3, 2):
-                    rule.count(int(n) * rule.row, *each)
-            elif kind == 3:
-                cache.columns([layer, layer], positions, batch=batch)
-                for _ in range(2):
-                    rule.count(min(int(n) * rule.column, rule.layer), layer, batch)
-            elif kind == 4:
-                cache.edges(positions, [1, 2], layers=slice(layer, None), heads="mean", batch=batch)
-                for each in range(layer, 3):
-                    rule.count(min(2 * int(n) * rule.edge, rule.layer), each, batch)
-            elif kind == 5:
-                with pytest.raises(IndexError):
-                    cache.attention_from_position(layer, 11, batch)
+            what, layer, batch, n = random.integers(0, [len(COUNTED), 3, 2, 5])
+            COUNTED[only or list(COUNTED)[what]](cache, rule, int(layer), int(batch), random.integers(0, 11, n))
+            if step % 7 == 0:
                 with pytest.raises(IndexError):
                     cache.rows(None, [0, 11])
-            elif kind == 6:
-                cache.rows(layer, heads=None, batch=None)
-                cache.edges(None, None)
-            elif kind == 7 and step % 60 == 59:
+            if step == 59:
                 cache.drop_index()
                 rule.spent[:], rule.built[:] = 0, False
-            elif kind == 8:
-                assert len(cache.top_attended_positions(layer, 3, 4, batch)) == 4
-                rule.count(rule.row, layer, batch)
-            assert cache.index_nbytes == rule.index_nbytes, f"turn {turn}, step {step}, kind {kind}"
+            assert cache.index_nbytes == rule.index_nbytes, f"turn {turn}, step {step}"
 
 
 def test_heads_that_are_not_the_mean_of_all_in_order_build_nothing(dtype: str) -> None:

@@ -14,13 +14,7 @@ import pytest
 
 from attncache import AttentionCache
 from tests.support.layers import SHAPE
-from tests.support.patterns import (
-    DTYPES,
-    address,
-    as_stored,
-    assert_same,
-    make,
-)
+from tests.support.patterns import DTYPES, address, as_stored, assert_same, make
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, map_runs, open_runs
-from tests.support.asked_of_runs import (
-    Opened,
-    number,
-)
+from tests.support.asked_of_runs import Opened, number
 from tests.support.stored import everything, state, tokened
 
 

@@ -14,10 +14,7 @@ SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 9, 33, 64), (2, 2, 0, 3), (0, 2, 3, 4)
 
 
 def push_dense(
-    cache: AttentionCache,
-    dtype: str,
-    shape: tuple[int, int, int, int] = SHAPES[1],
-    source: LayerSource | None = None,
+    cache: AttentionCache, dtype: str, shape: tuple[int, int, int, int] = SHAPES[1], source: LayerSource | None = None
 ) -> None:
     """A layer of softmax rows with NaN, infinities and ties among them."""
     random = rng("stored", dtype, shape, cache.n_layers)
