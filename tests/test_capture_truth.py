@@ -20,11 +20,10 @@ pytest.importorskip("torch", reason="capture needs torch")
 pytest.importorskip("transformers", reason="capture needs transformers")
 
 import torch
-import transformers
 from transformers import AttentionInterface
 
 from attncache import capture
-from tests.support.capturing import GROUPED, HEAD_DIM, LENGTH, inputs, make
+from tests.support.capturing import LENGTH, inputs, make
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -118,19 +117,6 @@ def test_a_function_without_an_output_to_compare_is_refused() -> None:
         model(IDS)
 
 
-@pytest.mark.parametrize("store", ["pattern", "qk"])
-def test_a_sink_counts_where_the_weights_that_the_model_returns_count_it(store: Any) -> None:
-    if not hasattr(transformers, "GraniteSWAConfig"):
-        pytest.skip("this transformers has no Granite with sinks")
-    config = transformers.GraniteSWAConfig(**GROUPED, sliding_window=8)
-    model = transformers.GraniteSWAForCausalLM._from_config(config, attn_implementation="eager").eval()
-    for layer in model.model.layers:
-        layer.self_attn.sinks.fill_(3.0)
-    with capture(model, store, dtype="float32") as cache:
-        outputs = model(IDS, output_attentions=True)
-    assert_close(cache, outputs.attentions)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama: grouped heads", "mistral: window", "bert: bidirectional"])
@@ -174,17 +160,6 @@ def test_chosen_heads_under_any_mask_are_those_of_the_whole(dtype: Any) -> None:
     assert {source.heads for source in chosen.sources if source} == {(3, 0)}
 
 
-def test_chunked_attention_is_kept_as_patterns() -> None:
-    options = {"attention_chunk_size": 8, "num_local_experts": 4, "intermediate_size_mlp": 64}
-    layers = {"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]}
-    config = transformers.Llama4TextConfig(**HEAD_DIM | {"num_hidden_layers": 2}, **options, **layers)
-    model = transformers.Llama4ForCausalLM._from_config(config, attn_implementation="sdpa").eval()
-    with capture(model, dtype="float32") as cache:
-        model(IDS)
-    model.set_attn_implementation("eager")
-    assert_close(cache, model(IDS, output_attentions=True).attentions)
-
-
 @pytest.mark.parametrize("store", ["pattern", "qk"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.filterwarnings("ignore")  # transformers' advice about caches
@@ -198,17 +173,6 @@ def test_a_checkpointed_layer_that_runs_again_in_the_backward_pass_is_captured_o
     with torch.enable_grad(), capture(model, store, dtype="float32") as cache:
         model(IDS, labels=IDS).loss.backward()
     assert_close(cache, dense(plain), within=0)
-
-
-@pytest.mark.parametrize("store", ["pattern", "qk"])
-def test_a_module_that_runs_several_times_in_one_forward_is_a_layer_each_time(store: Any) -> None:
-    model = llama(3)
-    model.model.layers[1] = model.model.layers[2] = model.model.layers[0]
-    with capture(model, store, dtype="float32") as cache:
-        model(IDS, use_cache=False)
-    assert [source.call for source in cache.sources if source] == [0, 1, 2]
-    model.set_attn_implementation("eager")
-    assert_close(cache, model(IDS, use_cache=False, output_attentions=True).attentions)
 
 
 def test_a_forward_in_another_thread_is_neither_recorded_nor_hurt() -> None:

@@ -1,10 +1,9 @@
-"""Tests the sweep itself, and runs it over a sample of model families, of which none may be captured wrongly.
+"""Model families, each captured in every way and compared with an oracle: the sweep of one type of each, and tests of it.
 
-Covered: what the oracle hears of SDPA (masks, causal, grouped heads, scale) and of softmax (sinks, dropped columns,
-window in the mask), against the formula written out; that the comparison finds a changed weight, exchanged layers, and
-attention that is in no layer; that steps of a generation become one layer; configurations made small; one type of each
-family in every run. Not covered: the other types, which ``python -m tests.sweep`` runs.
-Without torch and transformers everything here is skipped.
+Covered: that every run of a family is right or refused as it must; what the oracle hears of SDPA (masks, causal, grouped
+heads, scale) and of softmax (sinks, dropped columns), against the formula written out; that the comparison finds a changed
+weight, exchanged layers, and attention that is in no layer. Not covered: the other types, which ``python -m tests.sweep``
+runs. Without torch and transformers everything here is skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ if MISSING:
 import torch
 import torch.nn.functional as F
 
+from tests.sweep.building import model_types
 from tests.sweep.comparing import Source, compared
 from tests.sweep.judging import judge
 from tests.sweep.oracle import Heard, listening_to
@@ -32,9 +32,12 @@ from tests.sweep.shrinking import FIRST_SPECIAL_ID, VOCABULARY, shrunk
 
 FAMILIES = {
     "llama": "grouped heads",
+    "qwen3": "grouped heads and a norm of the queries",
     "mistral": "a sliding window",
     "gemma2": "soft-capping",
     "gpt_oss": "sinks",
+    "granite_swa": "sinks that the returned weights count",
+    "llama4_text": "chunked attention",
     "gpt2": "learned positions",
     "bloom": "ALiBi",
     "bert": "an encoder",
@@ -179,8 +182,16 @@ def test_small_configurations_keep_every_kind_of_layer_and_move_special_tokens_t
     assert config.text_config.hidden_size <= 64
 
 
+WITHOUT_QK = {"t5": "a position bias", "llama4_text": "chunks", "bloom": "no attention interface"}
+
+
 @pytest.mark.parametrize("model_type", FAMILIES, ids=[f"{name}: {what}" for name, what in FAMILIES.items()])
-def test_nothing_of_a_family_is_captured_wrongly(model_type: str) -> None:
+def test_every_run_of_a_family_is_captured_right_or_refused_as_it_must(model_type: str) -> None:
+    """Both backends, padded and not, and a generation: each weight against the oracle, each output to the bit."""
+    if model_type not in model_types():
+        pytest.skip("this transformers has no such models")
     judged = judge(model_type)
     assert judged.outcomes, judged.reason
-    assert [outcome for outcome in judged.outcomes if outcome.verdict in {"wrong", "failed"}] == []
+    for store, refuses in (("pattern", model_type == "bloom"), ("qk", model_type in WITHOUT_QK)):
+        found = {(outcome.verdict, outcome.reason) for outcome in judged.outcomes if outcome.store == store}
+        assert {verdict for verdict, _ in found} == {"refused" if refuses else "right"}, found

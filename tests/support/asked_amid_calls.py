@@ -19,14 +19,15 @@ import numpy as np
 
 import attncache
 from attncache import AttentionCache
-from tests.support.patterns import Array, assert_same
+from tests.support.calls import CASES, LARGE_CALLS, large, two_layers
+from tests.support.patterns import Array, assert_same, cache_of
 from tests.support.processes import run_together
 
 SECONDS = 60  # after which a call that hangs ends the process
 random = np.random.default_rng(1)
 LONG = [random.standard_normal((1, 4, 4000, 64), dtype=np.float32) for _ in range(2)]
 SHORT = [each[:, :, :300].copy() for each in LONG]
-LARGE = random.random((1, 8, 384, 512), np.float32)  # a question about it uses several threads
+LARGE, SMALL = large(), two_layers("soft", (2, 3, 7, 8), "float32")  # a question about the first uses several threads
 
 
 def long() -> AttentionCache:
@@ -46,13 +47,6 @@ def sums_of_long() -> Array:
         LONG[:] = [np.concatenate([each, each[:, :, : each.shape[2] // 2]], axis=2) for each in LONG]
 
 
-def cache_of(*patterns: Array, index: Any = "auto") -> AttentionCache:
-    cache = AttentionCache(index=index)
-    for pattern in patterns:
-        cache.push(pattern)
-    return cache
-
-
 def factored() -> AttentionCache:
     cache = AttentionCache()
     cache.push_qk(*SHORT)
@@ -62,7 +56,7 @@ def factored() -> AttentionCache:
 def saved_and_loaded(index: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cache.safetensors")
-        both = cache_of(LARGE)
+        both = cache_of([LARGE])
         both.push_qk(*SHORT)
         both.save(path, index=index)
         return AttentionCache.load(path, mmap=False).rows(0, 5), AttentionCache.load(path).rows(1, 5)
@@ -85,7 +79,7 @@ def appended() -> Any:
 
 
 def described() -> Any:
-    cache = cache_of(LARGE[..., :3], index="eager")
+    cache = cache_of([LARGE[..., :3]], index="eager")
     cache.tokens, cache.metadata = ["a", "b", "c"], {"n": [1]}
     answers = cache.top_k(2, layers=0, positions=0), cache.nbytes, cache.kinds, len(cache), repr(cache)
     cache.drop_index()
@@ -93,24 +87,22 @@ def described() -> Any:
     return answers, cache.is_empty
 
 
-SMALL = LARGE[:, :, :8, :8].copy()
 ASKS: dict[str, Callable[[], Any]] = {
     **{
-        f"{name} of {size}": lambda pattern=pattern, ask=ask: ask(cache_of(pattern))
-        for size, pattern in {"small": SMALL, "large": LARGE}.items()
-        for name, ask in {
-            "rows": lambda cache: (cache.rows(0, None, heads=None), cache.rows(0, 0)),
-            "columns": lambda cache: cache.columns(0),
-            "edges": lambda cache: cache.edges(None, 0, layers=0),
-            "top_k": lambda cache: cache.top_k(3, layers=0, direction="to"),
-            "head_mean": lambda cache: [cache.head_mean(0) for _ in range(3)],  # the last ones are of the index
-            "lines": lambda cache: (cache.attention_from_position(0, 1), cache.attention_to_position(0, 1)),
-            "top_attended_positions": lambda cache: cache.top_attended_positions(0, 1, 2),
-            "views": lambda cache: (cache.get_layer(0), cache.patterns, cache.cpu().patterns),
-        }.items()
+        f"{name} of a large layer": lambda call=call: [call(each) for each in [cache_of([LARGE])] * 3]
+        for name, call in LARGE_CALLS.items()
     },
-    "eager push": lambda: cache_of(LARGE, index="eager").head_mean(0),
-    "push in another dtype": lambda: cache_of(LARGE.transpose(0, 1, 3, 2).astype(np.float64))[0],
+    **{
+        f"{name} of small layers": lambda name=name, calls=calls: [
+            getattr(cache_of(SMALL), name)(*args, **options) for args, options in calls(SMALL[0].shape)
+        ]
+        for name, calls in CASES.items()
+    },
+    "views": lambda: [
+        (cache.get_layer(0), cache.patterns, cache.cpu().patterns) for cache in (cache_of([LARGE]), cache_of(SMALL))
+    ],
+    "eager push": lambda: cache_of([LARGE], index="eager").head_mean(0),
+    "push in another dtype": lambda: cache_of([LARGE.transpose(0, 1, 3, 2).astype(np.float64)])[0],
     "push_qk": lambda: factored().rows(0, 3),
     "append_qk": appended,
     "lse": lambda: factored().lse(0),
