@@ -6,7 +6,6 @@ push refuses (test_push.py).
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -56,25 +55,6 @@ def test_any_layer_is_out_of_range_in_an_empty_cache(name: str) -> None:
     args = {"head_mean": (), "top_attended_positions": (0, 1)}.get(name, (0,))
     with pytest.raises(IndexError, match="layer 0 is out of range for n_layers=0"):
         getattr(AttentionCache(), name)(0, *args)
-
-
-NOT_AN_INDEX = [True, False, 1.0, "0", None, [0], (0,), np.float64(0), np.True_, slice(None), object()]
-
-
-@pytest.mark.parametrize("index", NOT_AN_INDEX, ids=lambda index: type(index).__name__ + repr(index)[:8])
-@pytest.mark.parametrize("argument", ["layer", "position", "batch", "k"])
-def test_an_index_of_the_wrong_kind_is_a_type_error(argument: str, index: Any) -> None:
-    given = {"layer": 0, "position": 0, "batch": 0, "k": 1, argument: index}
-    cache, takers = small(), {"attention_from_position", "attention_to_position", "head_mean", "top_attended_positions"}
-    for name in takers if argument != "k" else {"top_attended_positions", "top_k"}:
-        names = inspect.signature(getattr(cache, name)).parameters
-        arguments = {one: given[one.removeprefix("from_")] for one in names if one.removeprefix("from_") in given}
-        if name == "head_mean" and argument == "position":
-            continue
-        if name == "top_k":
-            arguments = {"k": index}
-        with pytest.raises(TypeError, match=argument):
-            getattr(cache, name)(**arguments)
 
 
 @pytest.mark.parametrize("kind", NOT_A_SELECTOR)

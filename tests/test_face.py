@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import attncache
 from attncache import AttentionCache
 from attncache.reference import QUERIES
 from tests.support.calls import small
@@ -43,23 +42,15 @@ def test_the_face_tells_what_is_held(dtype: str) -> None:
     assert isinstance(cache.patterns, tuple)
     assert [p.shape for p in cache.patterns] == [(1, 2, 4, 6), (2, 3, 4, 5)]
     assert [p.shape for p in cache] == [(1, 2, 4, 6), (2, 3, 4, 5)]
-    assert "2" in repr(cache)
-    assert "AttentionCache" in repr(cache)
-
-
-def test_repr_tells_layers_shape_and_dtype(dtype: str) -> None:
-    text = repr(cache_of([make("soft", (1, 12, 34, 56), dtype)] * 7))
-    for part in ("AttentionCache", "7", "12", "34", "56", dtype):
-        assert part in text, f"{part} is not in {text}"
-    assert "AttentionCache" in repr(AttentionCache())
+    assert repr(cache).startswith("AttentionCache(2 layers")
+    assert repr(cache_of([make("soft", (1, 12, 34, 56), dtype)] * 7)).startswith(
+        f"AttentionCache(7 layers of [1, 12, 34, 56] {dtype}, "
+    )
 
 
 def test_with_capacity_refuses_what_is_no_count() -> None:
     with pytest.raises(ValueError, match="-1"):
         AttentionCache.with_capacity(-1)
-    for wrong in (1.0, "1", None, True):
-        with pytest.raises(TypeError):
-            AttentionCache.with_capacity(wrong)  # type: ignore[arg-type]
 
 
 def test_an_unknown_dtype_is_refused() -> None:
@@ -78,11 +69,6 @@ def test_get_layer_gives_none_for_what_is_absent() -> None:
         view = cache.get_layer(layer)
         assert view is not None
         assert_same(view, cache.patterns[layer])
-    for wrong in (True, 1.0, "0", None):
-        with pytest.raises(TypeError):
-            cache.get_layer(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError):
-            cache[wrong]  # type: ignore[index]
 
 
 def test_slices_of_a_cache_are_tuples_of_views() -> None:
@@ -228,11 +214,3 @@ def test_the_first_arguments_keep_their_places() -> None:
     assert parameters("__init__")[0] == ("dtype", None)
     assert parameters("get_layer") == [("layer", nothing)]
     assert len(parameters("with_capacity")) >= 1
-
-
-def test_the_package_tells_its_version_and_names() -> None:
-    from importlib.metadata import version
-
-    assert attncache.__version__ == version("attncache")
-    for name in ("AttentionCache", "TopK", "LayerSource", "set_num_threads", "get_num_threads"):
-        assert name in attncache.__all__

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,14 +35,6 @@ def test_the_thread_count_is_what_was_set(threads: int) -> None:
 def test_a_thread_count_below_one_is_a_value_error(count: int) -> None:
     before = attncache.get_num_threads()
     with pytest.raises(ValueError, match=str(count)):
-        attncache.set_num_threads(count)
-    assert attncache.get_num_threads() == before
-
-
-@pytest.mark.parametrize("count", [True, 1.0, "2", None, np.float64(2)], ids=repr)
-def test_a_thread_count_of_the_wrong_kind_is_a_type_error(count: Any) -> None:
-    before = attncache.get_num_threads()
-    with pytest.raises(TypeError):
         attncache.set_num_threads(count)
     assert attncache.get_num_threads() == before
 

@@ -162,6 +162,16 @@ NOT_A_SELECTOR: dict[str, Any] = {
     "numpy bool": np.True_,
     "numpy float": np.float32(0),
     "bytes": b"\0",
+    "bytearray": bytearray(b"1"),
+    "array of True": np.array(True),
+    "numpy text": np.str_("1"),
+    "numpy bytes": np.bytes_(b"1"),
+    "numpy duration": np.timedelta64(1, "s"),
+    "complex": 1 + 0j,
+    "numpy complex": np.complex64(1),
+    "list of objects": [object()],
+    "list of complex": [1 + 0j],
+    "list of durations": [np.timedelta64(1, "s")],
 }
 
 
