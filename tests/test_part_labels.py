@@ -31,9 +31,10 @@ def test_sources_follow_layers_and_heads() -> None:
     assert part.part(layers=0, heads=1).sources == (LayerSource("a.1.attn", layer=8, heads=(7,)),)
 
 
-def translator() -> AttentionCache:
+def translator(tokens: Any = None, query_tokens: Any = None) -> AttentionCache:
     """Two layers of an encoder over 5 tokens, and two of a decoder over 3, each followed by its cross-attention."""
     cache = AttentionCache()
+    cache.tokens, cache.query_tokens = tokens, query_tokens
     for layer in range(2):
         cache.push(
             make("soft", (1, 2, 5, 5)), source=LayerSource(f"encoder.{layer}", layer, kind="self", stack="encoder")
@@ -98,8 +99,7 @@ def test_tokens_follow_batch_and_positions() -> None:
 
 
 def test_tokens_of_other_layers_are_not_those_of_the_part() -> None:
-    cache = translator()
-    cache._tokens, cache._query_tokens = ("a", "b", "c", "d", "e"), ("x", "y", "z")
+    cache = translator(("a", "b", "c", "d", "e"), ("x", "y", "z"))
     assert cache.part(kind="encoder").tokens == cache.tokens
     assert cache.part(kind="cross").tokens == cache.tokens
     assert cache.part(kind="decoder").tokens is None

@@ -76,7 +76,7 @@ def of_a_model() -> AttentionCache:
     longer = AttentionCache()
     push_factored(longer, sinks=np.arange(4, dtype=np.float32), window=4, source=LayerSource(layer=7))
     cache._put_layer(3, longer.part(positions=slice(3, None)), 0)
-    cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2
+    cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2  # which fit some of the layers
     return cache
 
 
@@ -93,7 +93,7 @@ def state(cache: AttentionCache) -> Any:
                 assert sums is not None
                 options = (*options, cache.lse(layer).tobytes(), *(each.tobytes() for each in sums))
         layers.append((kind, shape, dtype, memory, options))
-    return layers, cache.sources, cache.tokens, cache._query_tokens, dict(cache.metadata)
+    return layers, cache.sources, cache.tokens, cache.query_tokens, dict(cache.metadata)
 
 
 def answers(cache: AttentionCache) -> list[bytes]:
