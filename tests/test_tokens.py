@@ -30,9 +30,6 @@ def filled(tokens: Any = None, shape: tuple[int, int, int, int] = SHAPE) -> Atte
     return cache
 
 
-# Setting them.
-
-
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -102,9 +99,6 @@ def test_clear_forgets_the_tokens_with_the_layers() -> None:
     cache = filled(WORDS)
     cache.clear()
     assert cache.tokens is None
-
-
-# Answers with them.
 
 
 def expected_tokens(positions: Any, tokens: Any, offset: int = 0) -> Any:
@@ -249,9 +243,6 @@ def test_replaced_positions_have_no_tokens() -> None:
     assert repr(replaced).startswith("TopK(positions=array(")
     with pytest.raises(ValueError, match="without"):
         replaced.tokens()
-
-
-# What one reads.
 
 
 def readable(weights: Any, k: int, tokens: Any = WORDS, **selection: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 PAGE = Path(__file__).with_name("page.md")
-ORDER = ("wrong", "silent", "refused", "failed", "none", "right")  # the worst comes first
+ORDER = ("wrong", "silent", "refused", "failed", "none", "right", "not built")  # the worst comes first
 VERDICTS = {
     "right": "right",
     "partly": "right where it does not refuse",
@@ -45,26 +45,21 @@ def reason_kind(reason: str) -> str:
 
 
 def summary(records: list[Record]) -> str:
-    """Counts of verdicts and reasons, as lines."""
+    """Counts of verdicts and of the reasons of what was not right, as lines."""
     counts = Counter(verdict_of(record) for record in records)
     lines = [f"{counts[name]:5d}  {words}" for name, words in VERDICTS.items() if counts[name]]
-    for title, verdicts in (("wrong", {"wrong"}), ("left out without a word", {"silent"}), ("refused", {"refused"})):
-        reasons: dict[str, set[str]] = {}
-        for record in records:
-            for outcome in record["outcomes"]:
-                if outcome["verdict"] in verdicts and outcome["heard"]:
-                    reasons.setdefault(reason_kind(outcome["reason"]), set()).add(record["model_type"])
-        if reasons:
-            lines += ["", f"{title}:"]
-            lines += [
-                f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]"
-                for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1]))
-            ]
-    missing = Counter(
-        reason_kind(_short(r["reason"] or _failure(r)))[:120] for r in records if verdict_of(r) == "not built"
-    )
-    if missing:
-        lines += ["", "not built:", *(f"{count:5d}  {reason}" for reason, count in missing.most_common())]
+    reasons: dict[str, set[str]] = {}
+    for record in records:
+        for outcome in record["outcomes"]:
+            if outcome["verdict"] in {"wrong", "silent", "refused"} and outcome["heard"]:
+                reasons.setdefault(f"{outcome['verdict']}: {reason_kind(outcome['reason'])}", set()).add(
+                    record["model_type"]
+                )
+        if verdict_of(record) == "not built":
+            why = reason_kind(_short(record["reason"] or _failure(record)))[:120]
+            reasons.setdefault(f"not built: {why}", set()).add(record["model_type"])
+    for reason, types in sorted(reasons.items(), key=lambda item: (ORDER.index(item[0].split(":")[0]), -len(item[1]))):
+        lines.append(f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]")
     return "\n".join(lines)
 
 
