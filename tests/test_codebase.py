@@ -1,6 +1,6 @@
 """Holds what the code base promises of itself: floors, clean level objects, one version, names that agree.
 
-Covered: includes and imports between floors, symbols of the SIMD objects (built without optimisation, where nothing
+Covered: includes of C++ and imports of Python between floors, symbols of the SIMD objects (built without optimisation, where nothing
 hides by inlining), the version in all places, stubs and registry against the real class, commands of the README.
 Not covered: style (ruff and clang-format in CI) and types (mypy and stubtest in CI).
 """
@@ -8,6 +8,7 @@ Not covered: style (ruff and clang-format in CI) and types (mypy and stubtest in
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import inspect
 import re
@@ -29,6 +30,26 @@ LEVEL_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
     "neon": [],
+}
+
+# The floors of the package, bottom to top: modules, and folders with all that another floor does not name more closely.
+PYTHON_FLOORS = {
+    "words": ("notices", "progress", "axes", "layer_source", "tokens", "text", "results", "reference", "simd"),
+    "input": ("array_input", "pattern_check", "scoring", "factored"),
+    "device": ("cuda",),
+    "adapters": ("adapters",),
+    "cache": ("selections", "taking", "cache"),
+    "parts": ("factored_parts", "parts"),
+    "files": ("files",),
+    "runs and captures": ("runs", "adapters.capture"),
+    "package": ("",),
+    "commands": ("commands", "cli", "__main__"),
+}
+# What a floor reaches of those above it, inside a function or for its types: the methods that open the way to them.
+DOORS = {
+    ("scoring", "device"),  # a key mask on a device
+    ("cache", "parts"),  # part
+    ("cache", "files"),  # save, load, create, metadata
 }
 
 
@@ -101,28 +122,95 @@ def test_a_level_object_shares_no_symbol_with_other_code(level: str, tmp_path: P
     assert needed <= {"memcpy", "memset", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
-def imported_by(path: Path) -> set[str]:
-    names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:  # at import time, not inside functions
+def module_of(path: Path) -> str:
+    """The name of a module inside the package; "" for the package itself."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path, *, when_loaded: bool) -> set[str]:
+    """The full names of what a file imports: all of it, or only what it imports as soon as it is loaded."""
+    names, nodes = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif not when_loaded or not (isinstance(node, ast.FunctionDef) or is_for_types(node)):
+            nodes += ast.iter_child_nodes(node)
     return names
 
 
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imported_modules(module: str, *, when_loaded: bool) -> set[str]:
+    """What a module imports of the package; not the core, which is below all of it."""
+    names = {
+        name.removeprefix("attncache").removeprefix(".")
+        for name in imports(MODULES[module], when_loaded=when_loaded)
+        if name.partition(".")[0] == "attncache"
+    }
+    names = {name if name in MODULES else name.rpartition(".")[0] for name in names if not name.startswith("_core")}
+    return names - {module}
+
+
+def floor_of(module: str) -> str:
+    """The floor that names a module or its folder most closely."""
+    named = {name: floor for floor, names in PYTHON_FLOORS.items() for name in names}
+    while module not in named:
+        assert "." in module, f"{module}.py is on no floor"
+        module = module.rpartition(".")[0]
+    return named[module]
+
+
+def upward_imports() -> set[tuple[str, str]]:
+    """(module, floor): a module that imports one of a floor above its own, wherever it does."""
+    floors = list(PYTHON_FLOORS)
+    pairs = ((module, floor_of(other)) for module in MODULES for other in imported_modules(module, when_loaded=False))
+    return {(module, floor) for module, floor in pairs if floors.index(floor) > floors.index(floor_of(module))}
+
+
+def test_a_python_floor_uses_those_below_it_and_others_only_through_a_door() -> None:
+    assert upward_imports() == DOORS
+
+
+def test_python_modules_import_each_other_in_no_circle() -> None:
+    graph = {module: imported_modules(module, when_loaded=True) for module in MODULES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+def test_no_door_is_open_while_a_module_is_loaded() -> None:
+    floors = {module: {floor_of(other) for other in imported_modules(module, when_loaded=True)} for module, _ in DOORS}
+    assert not [(module, floor) for module, floor in DOORS if floor in floors[module]]
+
+
+def test_the_floors_of_python_are_those_on_their_page() -> None:
+    page = (ROOT / "docs" / "floors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z ]+) \| `python/", page, re.MULTILINE)
+    assert rows == [floor for floor in PYTHON_FLOORS if floor != "package"]
+
+
 def test_the_package_imports_only_numpy_and_the_standard_library() -> None:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        top_level = {name.partition(".")[0] for name in imported_by(path)} - {"numpy", "attncache"}
-        assert top_level <= set(sys.stdlib_module_names), path.name
+    for module, path in MODULES.items():
+        top_level = {name.partition(".")[0] for name in imports(path, when_loaded=True)} - {"numpy", "attncache"}
+        assert top_level <= set(sys.stdlib_module_names), module
 
 
 def test_importing_attncache_loads_nothing_that_only_commands_need() -> None:
     code = "import sys, attncache; print(*sorted(name for name in sys.modules if name.startswith('attncache')))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"attncache.cli", "attncache.cuda", "attncache.demo", "attncache.files", "attncache.reference"} & set(
-        loaded
-    )
+    assert not {
+        "attncache.cli",
+        "attncache.cuda",
+        "attncache.commands",
+        "attncache.files",
+        "attncache.reference",
+    } & set(loaded)
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import attncache
-from attncache import axes, cache, factored, layer_source, mapping, pattern_check, runs, simd, taking, tokens, units
-from attncache.ways_in import numbering
+from attncache import axes, cache, factored, layer_source, pattern_check, scoring, simd, taking, text, tokens
+from attncache.adapters import numbering
+from attncache.runs import directory, map_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,11 +50,11 @@ def test_examples_of_a_method_run_as_shown(name: str) -> None:
     [
         (cache, "AttentionCache"),
         (factored, "pattern_from_qk"),
-        (factored, "key_heads_for"),
-        (units, "readable_bytes"),
+        (scoring, "key_heads_for"),
+        (text, "readable_bytes"),
         (simd, "use"),
-        (runs, "open_runs"),
-        (mapping, "map_runs"),
+        (directory, "open_runs"),
+        (map_runs, "map_runs"),
         (axes, "checked_axes"),
         (axes, "of_one_array"),
         (pattern_check, "unlike_weights"),
@@ -76,7 +77,7 @@ def test_examples_of_a_function_run_as_shown(module: ModuleType | type, name: st
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/parts.md", "docs/runs.md", "docs/ways_in.md"]
+    "page", ["README.md", "docs/cuda.md", "docs/format.md", "docs/parts.md", "docs/runs.md", "docs/adapters.md"]
 )
 def test_the_examples_on_a_page_print_what_they_show(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,11 +93,11 @@ def test_every_page_with_examples_is_run_here() -> None:
     pages = [page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if ">>> " in page.read_text("utf-8")]
     assert sorted(page.name for page in pages) == [
         "README.md",
+        "adapters.md",
         "cuda.md",
         "format.md",
         "parts.md",
         "runs.md",
-        "ways_in.md",
     ]
 
 

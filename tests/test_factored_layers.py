@@ -171,7 +171,6 @@ BAD: dict[str, tuple[Options, type[Exception], str]] = {
     "lse of ints": ({"lse": np.zeros((2, 6, 40), int)}, TypeError, "lse must hold floats, got int64"),
     "sinks shape": ({"sinks": np.zeros(5)}, ValueError, r"sinks must be \[head\] = \[6\], got shape \[5\]"),
     "sums twice": ({"sinks": np.zeros(6), "lse": np.zeros((2, 6, 40))}, ValueError, "lse and sinks"),
-    "bias": ({"bias": np.zeros((1, 6, 40, 40))}, ValueError, "bias must be None.* push the dense pattern"),
     "copy of text": ({"copy": "yes"}, TypeError, "copy must be None, True or False"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ Sizes: layers that take some tenths of a second on the scalar level, one of 20,0
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import attncache
+from attncache import progress
 from tests.support.factored import all_rows, factored_of, layer
 from tests.support.patterns import Array, assert_same
 from tests.support.processes import fresh_process
@@ -37,8 +39,17 @@ def test_progress_is_told_and_may_stop_the_pass() -> None:
     assert len(told) == 1
     assert 0 < told[0][0] < told[0][1]
     assert np.isfinite(cache.lse(0)).all()
-    with pytest.raises(TypeError, match="progress must be None or callable, got int"):
+    with pytest.raises(TypeError, match="progress must be True, False, None or callable, got int"):
         cache.lse(0, progress=3)  # type: ignore[arg-type]
+
+
+def test_a_bar_shows_how_far_the_pass_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    cache = factored_of(*layer(3000, 3000, batch=1, heads=8, key_heads=1, head_dim=64))
+    with attncache.simd.use("scalar"):  # slow enough to be looked at
+        cache.lse(0, progress=True)
+    assert re.search(r"summing rows: percent [0-9]+ of 100 \n$", capsys.readouterr().err)
 
 
 ASKS_A_LONG_LAYER = """

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs
+from attncache import AttentionCache, RunErrors, map_runs, open_runs
 from attncache.files import DamagedFileError
+from attncache.runs import map_runs as mapping
 from tests.support.asked_of_runs import (
     LONG,
     Opened,

@@ -5,7 +5,7 @@ those of a fixed number of slots; steps that hold all rows again; keys of an enc
 cannot be known and is refused. The expected pattern is the whole one that the steps were cut from, by equality; tiny
 models of transformers against one forward over the same text, within 2^-18.
 Sizes: two heads, texts of up to 14 tokens.
-Not covered: steps that only grow, and wrong kinds (tests/test_ways_in.py).
+Not covered: steps that only grow, and wrong kinds (tests/test_adapters.py).
 """
 
 from __future__ import annotations

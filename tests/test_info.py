@@ -21,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files import PatternFile, read_patterns, sample_path
-from attncache.layout import WIDTH, label
+from attncache.text import WIDTH, label
 from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
 from tests.support.patterns import make
 from tests.support.stored import everything, factored_options, push_factored, tokened

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from attncache import AttentionCache, RunErrors, map_runs, mapping, open_runs, progress, set_num_threads
+from attncache import AttentionCache, RunErrors, map_runs, open_runs, progress, set_num_threads
+from attncache.runs import map_runs as mapping
 from tests.support.asked_of_runs import (
     LONG,
     Opened,
@@ -116,7 +117,7 @@ def test_an_executor_has_a_limited_number_of_runs_at_a_time(tmp_path: Path, monk
         ({"fn": 3}, "fn must be callable, got int"),
         ({"executor": 3}, "executor must be None or a concurrent.futures.Executor, got int"),
         ({"executor": Executor}, "executor must be None or a concurrent.futures.Executor, got type"),
-        ({"progress": 1}, "progress must be True or False, got int"),
+        ({"progress": 1}, "progress must be True, False, None or callable, got int"),
     ],
 )
 def test_wrong_arguments_are_refused_before_a_run_is_opened(
@@ -171,3 +172,9 @@ def test_a_dask_cluster_asks_the_runs(processes: bool, folder: Path) -> None:
         check_that_three_failed(raised.value, folder)
         with pytest.raises(TypeError, match=r"got Client \(for a dask client: client\.get_executor\(pure=False\)\)"):
             map_runs(number, folder, client)
+
+
+def test_a_callable_is_told_of_each_run(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    map_runs(number, folder, progress=lambda *at: told.append(at))
+    assert told == [(run + 1, 5) for run in range(5)]

@@ -19,7 +19,7 @@ import pytest
 
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
-from attncache.layout import WIDTH, bar, label
+from attncache.text import WIDTH, bar, label
 from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
 from tests.support.patterns import DTYPES, make
 from tests.support.stored import everything

@@ -9,14 +9,14 @@
 
 from attncache import simd
 from attncache._core import __version__, get_num_threads, set_num_threads
+from attncache.adapters.capture import capture
 from attncache.cache import AttentionCache
-from attncache.capturing import capture
 from attncache.factored import pattern_from_qk
 from attncache.layer_source import LayerSource
-from attncache.mapping import RunErrors, map_runs
 from attncache.notices import CaptureWarning, PatternWarning
 from attncache.results import TopK
-from attncache.runs import Runs, open_runs
+from attncache.runs.directory import Runs, open_runs
+from attncache.runs.map_runs import RunErrors, map_runs
 
 __all__ = [
     "AttentionCache",

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.adapters.attentions import attention_layers
+from attncache.adapters.named import errors_named
+from attncache.adapters.transformer_lens import LayerProjections, hooked_layers
+from attncache.array_input import StoredDType, checked_copy, is_on_device, read_array, stored_dtype
 from attncache.axes import Axes
-from attncache.factored import QUERY, Options, Progress, append_factors, push_factors
+from attncache.factored import QUERY, append_factors, push_factors
 from attncache.layer_source import LayerSource, checked_layer_source, layers_in_words
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights, with_positions_first
+from attncache.progress import Meter, Progress, checked_progress
+from attncache.scoring import Options
 from attncache.selections import Selections, Selector, Weights
-from attncache.sources import StoredDType, checked_copy, is_on_device, read_source, stored_dtype
+from attncache.text import readable_bytes
 from attncache.tokens import QUERIES, Tokens, checked_tokens
-from attncache.units import readable_bytes
-from attncache.ways_in.attentions import attention_layers
-from attncache.ways_in.transformer_lens import hooked_layers, push_hooked_layers
 
 if TYPE_CHECKING:
     from attncache.files.directory import DiskCache
@@ -190,16 +193,13 @@ class AttentionCache(Selections):
         ((1, 8, 3, 3),)
         """
         cache = cls(dtype, index=index)
-        push_hooked_layers(
-            cache,
-            hooked_layers(activation_cache, axes),
-            check=check,
-            scale=scale,
-            causal=causal,
-            window=window,
-            softcap=softcap,
-            key_mask=key_mask,
-        )
+        options = {"scale": scale, "causal": causal, "softcap": softcap, "key_mask": key_mask}
+        for layer in hooked_layers(activation_cache, axes, window):
+            if isinstance(layer, LayerProjections):
+                with errors_named(layer.name):
+                    cache.push_qk(layer.query, layer.key, window=layer.window, source=layer.source, **options)
+            else:
+                cache.push(layer.pattern, check=check, source=layer.source)
         cache.tokens = tokens
         return cache
 
@@ -360,7 +360,7 @@ class AttentionCache(Selections):
             checked_layer_source(source, layer.shape[1])
             self._push_device(layer)
         else:
-            given = read_source(pattern)
+            given = read_array(pattern)
             checked_layer_source(source, given.array.shape[1])
             stored = self._dtype or given.own_dtype
             if check:
@@ -381,7 +381,6 @@ class AttentionCache(Selections):
         key_mask: Any = None,
         lse: Any = None,
         sinks: Any = None,
-        bias: None = None,
         copy: bool | None = None,
         source: LayerSource | None = None,
     ) -> None:
@@ -390,7 +389,8 @@ class AttentionCache(Selections):
         It takes (heads * seq_q + key heads * seq_k) * head_dim items instead of heads * seq_q * seq_k, and answers every
         query as a dense layer does. A weight is e^score / sum of e^score over the visible keys (and the sink) of a row;
         a score is scale * dot(query, key), then softcap * tanh(score / softcap) if there is a cap. A row without a
-        visible key is all zeros. docs/factored.md has the costs and the error bound.
+        visible key is all zeros. A bias of each (query, key) cannot be expressed: push the dense pattern. docs/factored.md
+        has the costs and the error bound.
 
         Args:
             query: float16, bfloat16 or float32 array of shape [batch, head, query, item], after rotary embedding.
@@ -406,14 +406,12 @@ class AttentionCache(Selections):
                 sinks, as flash attention returns them. Without it a row's sum is computed when it is needed, and all sums
                 (once, and kept) when a column is asked for.
             sinks: None, or float array [head]: a learned score that takes part in a row's sum and has no key.
-            bias: nothing but None: a bias or mask of its own for each (query, key) cannot be expressed.
             copy: as for ``push``, for queries and keys alike.
             source: as for ``push``.
 
         Raises:
             TypeError: query or key is not an array of floats, or an option is of the wrong kind. ValueError: the shapes do
-                not fit, an option is out of its range, both lse and sinks are given, or there is a bias: then push the
-                dense pattern. MemoryError: no memory for the copy. The cache is unchanged after any of these.
+                not fit, an option is out of its range, or both lse and sinks are given. MemoryError: no memory for the copy. The cache is unchanged after any of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 1, 3, 4), np.float32))
@@ -421,7 +419,7 @@ class AttentionCache(Selections):
         array([0.5, 0.5, 0. ], dtype=float32)
         """
         self._warn_once(with_positions_first(query, key, causal=causal))
-        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
         if is_on_device(query) or is_on_device(key):
             from attncache.cuda.layers import layer_of_factors  # noqa: PLC0415
 
@@ -429,7 +427,7 @@ class AttentionCache(Selections):
             checked_layer_source(source, layer.shape[1])
             self._push_device(layer)
         else:
-            queries = read_source(query, QUERY)
+            queries = read_array(query, QUERY)
             checked_layer_source(source, queries.array.shape[1])
             push_factors(self, self._dtype, queries, key, options, copy=copy)
         self._remember_source(self.n_layers - 1, source)
@@ -499,7 +497,7 @@ class AttentionCache(Selections):
         """
         return _core.Store._keys(self, layer)
 
-    def lse(self, layer: int, *, progress: Progress | None = None) -> Weights:
+    def lse(self, layer: int, *, progress: Progress = None) -> Weights:
         """The natural logarithm of each row's sum of e^score, sinks included, of a factored layer.
 
         The first call computes the sums of all rows in one blocked, parallel pass and keeps them (8 bytes a row); columns
@@ -507,7 +505,8 @@ class AttentionCache(Selections):
 
         Args:
             layer: index of the layer; negative counts from the end.
-            progress: None, or a callable that is told (done, total) about ten times a second.
+            progress: True for a bar on stderr once it takes longer than a second, or a callable that is told (done, total)
+                about ten times a second; None and False for neither.
 
         Returns:
             Read-only float32 array of shape [batch, head, query]; -inf for a row without visible keys. Bounded: within
@@ -515,16 +514,22 @@ class AttentionCache(Selections):
 
         Raises:
             IndexError: there is no such layer. ValueError: it is dense, or lies on a device. TypeError: layer is not an
-                int, or progress is neither None nor callable.
+                int, or progress is none of these.
 
         >>> cache = AttentionCache()
         >>> cache.push_qk(np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 2, 4), np.float32))
         >>> cache.lse(0).round(4)
         array([[[0.    , 0.6931]]], dtype=float32)
         """
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be None or callable, got {type(progress).__name__}")
-        return _core.Store._lse(self, layer, progress)
+        checked_progress(progress)
+        if progress is not True:
+            return _core.Store._lse(self, layer, progress or None)
+        meter = Meter(True)
+        meter.begin("summing rows", 100, "percent")
+        try:
+            return _core.Store._lse(self, layer, meter.percent)
+        finally:
+            meter.close()
 
     @property
     def sources(self) -> tuple[LayerSource | None, ...]:

@@ -20,8 +20,8 @@ from typing import Any
 import attncache
 from attncache.commands import convert, demo, info, top, verify
 from attncache.commands.command import Command, one_line
-from attncache.layout import printable
 from attncache.notices import PatternWarning
+from attncache.text import printable
 
 COMMANDS: dict[str, Command] = {
     command.name: command for command in (demo.COMMAND, info.COMMAND, verify.COMMAND, top.COMMAND, convert.COMMAND)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.factored import hidden_runs, key_heads_for
+from attncache.scoring import hidden_ranges, key_heads_for
 from attncache.taking import Chosen, as_slice, taken
 
 _BLOCK = 256  # keys whose exponentials the core sums together: other blocks would round a row's sum otherwise
@@ -87,8 +87,8 @@ def _read(whole: _core.Store, number: int) -> _Layer:
     scale, softcap, causal, window, hidden, sinks, has_given_sums = whole._options(number)
     query, key = whole._memory(number)
     shown = np.ones((key.shape[0], key.shape[2]), np.bool_)
-    for row, runs in zip(shown, hidden, strict=False):  # no runs at all if no key is hidden
-        for begin, end in runs:
+    for row, ranges in zip(shown, hidden, strict=False):  # no ranges at all if no key is hidden
+        for begin, end in ranges:
             row[begin:end] = False
     sums = whole._row_sums(number)
     dtype = whole.dtypes[number]
@@ -108,7 +108,7 @@ def _push(store: _core.Store, layer: _Layer, chosen: Chosen) -> None:
         layer.softcap,
         layer.causal,
         layer.window,
-        hidden_runs(shown, shown.shape),
+        hidden_ranges(shown, shown.shape),
         [layer.sinks[head] for head in chosen.heads] if layer.sinks else [],
     )
 

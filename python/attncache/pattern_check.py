@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from attncache import _core
-from attncache.sources import Source
+from attncache.array_input import ArrayInput
 
 _GREATEST_SUM = 1 + 2**-6  # of a row of weights, each rounded to bfloat16
 _LEAST_WEIGHT = -(2**-10)
 _MANY_HEADS = 256  # more than any model has, and few positions
 
 
-def unlike_weights(source: Source, layer: int) -> str | None:
+def unlike_weights(source: ArrayInput, layer: int) -> str | None:
     """What is odd about a layer whose rows should be weights, as a warning; None where nothing is.
 
     Args:
         source: the layer; at most 16 of its rows and 16384 of its weights are read.
         layer: its number, for the warning.
 
-    >>> unlike_weights(Source(np.full((1, 1, 2, 2), 0.5, np.float32), "float32", False), 0)
+    >>> unlike_weights(ArrayInput(np.full((1, 1, 2, 2), 0.5, np.float32), "float32", False), 0)
     """
     n_rows, least_weight, least_sum, greatest_sum = _core.row_sample(source.array, source.dtype)
     if n_rows == 0 or (least_weight >= _LEAST_WEIGHT and greatest_sum <= _GREATEST_SUM):

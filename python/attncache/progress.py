@@ -1,24 +1,39 @@
-"""A bar for long work: tqdm's if it is installed, else a line on stderr that rewrites itself."""
+"""The argument ``progress`` of long work, and the bar that it may ask for: tqdm's, or a line on stderr without tqdm."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 DELAY = 1.0  # seconds before anything shows: short work needs no bar
 _PAUSE = 0.1  # seconds between two states of the line
 
+Told: TypeAlias = Callable[[int, int], object]  # is told how many pieces are done, of how many
+Progress: TypeAlias = bool | Told | None
 
-class Progress:
-    """Counts the layers of each forward, or other pieces of work, and, if asked to, shows the count.
+
+def checked_progress(progress: Any) -> None:
+    """Checks the argument ``progress``: True for a bar, None or False for nothing, or a callable told done and total.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False, None or callable, got {type(progress).__name__}")
+
+
+class Meter:
+    """Counts the layers of each forward, or other pieces of work, for a bar or for a callable.
 
     Args:
-        shown: whether to show anything.
+        progress: who is told; None and False are nobody.
     """
 
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self, progress: Progress) -> None:
+        self._told = progress if callable(progress) else None
+        self._shown = progress is True
         self._bar: Any = None
         self._wrote = False
 
@@ -36,18 +51,25 @@ class Progress:
         if self._shown:
             self._bar = _tqdm(what, total, unit)
 
-    def advance(self) -> None:
-        """One more piece is done; after the last one, the next round begins."""
+    def advance(self, n: int = 1) -> None:
+        """More pieces are done; after the last one, the next round begins."""
         if self._done == self._total:
             self._done, self._round = 0, self._round + 1
             if self._bar is not None:
                 self._bar.n = 0
                 self._bar.set_description(f"{self._what}, step {self._round}", refresh=False)
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update()
+        self._done += n
+        if self._told is not None:
+            self._told(self._done, self._total)
+        elif self._bar is not None:
+            self._bar.update(n)
         elif self._shown:
             self._say()
+
+    def percent(self, done: int, total: int) -> None:
+        """That much of work that ``begin`` gave 100 pieces is done."""
+        if (n := 100 * done // total - self._done) > 0:
+            self.advance(n)
 
     def close(self) -> None:
         """Leave the last state on the screen, if there was one."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from attncache.text import token_table
 from attncache.tokens import AnswerTokens
 
 
@@ -61,6 +62,4 @@ class TopKWithTokens(TopK):
     def __repr__(self) -> str:
         if self._tokens is None:
             return repr(TopK(*self))
-        from attncache.token_table import token_table  # noqa: PLC0415 (only a person needs it)
-
         return token_table(self.positions, self.weights, self._tokens)

@@ -35,9 +35,9 @@ from transformers import (
 )
 
 from attncache import AttentionCache, capture
-from attncache.capturing.interface import Heard as HeardCall
-from attncache.capturing.interface import listening
-from attncache.capturing.modules import attention_modules
+from attncache.adapters.capture.interface import Heard as HeardCall
+from attncache.adapters.capture.interface import listening
+from attncache.adapters.capture.modules import attention_modules
 from tests.support.patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()

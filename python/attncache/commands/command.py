@@ -104,7 +104,7 @@ def title_of(name: str) -> str:
 def run_names(path: Path) -> list[str] | None:
     """The names of the runs in a directory that is not a cache itself; None if it is a cache or a file, or holds no runs."""
     from attncache.files.opening import is_cache_directory  # noqa: PLC0415 (not for the demo)
-    from attncache.runs import open_runs  # noqa: PLC0415
+    from attncache.runs.directory import open_runs  # noqa: PLC0415
 
     if not path.is_dir() or is_cache_directory(path):
         return None

@@ -23,7 +23,7 @@ from attncache.commands.command import (
 )
 from attncache.files.contents import Contents, Layer, contents_of
 from attncache.layer_source import numbers_in_words
-from attncache.layout import WIDTH, label, paragraph, table
+from attncache.text import WIDTH, label, paragraph, table
 from attncache.tokens import Tokens
 
 EXAMPLES = """\

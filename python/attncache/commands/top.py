@@ -16,7 +16,7 @@ from attncache.commands.command import (
     path_of,
 )
 from attncache.files.contents import Contents
-from attncache.layout import WeighedKey, bar, label, numbered_lines, weight_cells
+from attncache.text import WeighedKey, bar, label, numbered_lines, weight_cells
 from attncache.tokens import Described, answer_tokens
 
 EXAMPLES = """\

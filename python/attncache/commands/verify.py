@@ -9,7 +9,7 @@ from typing import Any
 
 from attncache.commands.command import Answer, Command, one_line, path_of, run_names, size, title_of
 from attncache.files.verifying import Verified, verify
-from attncache.layout import table
+from attncache.text import table
 
 EXAMPLES = """\
 examples:

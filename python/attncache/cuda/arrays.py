@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import KDL_CUDA, KDL_CUDA_MANAGED, Argument
 from attncache.cuda.library import Library, load, why_not
 from attncache.cuda.streams import DEFAULT, OF_THREAD, OnStream, Stream
 from attncache.cuda.structs import BAD_ARGUMENT
-from attncache.sources import KDL_CUDA, KDL_CUDA_MANAGED, Argument
 
 _BFLOAT = 4
 _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # the codes of DLPack by NumPy's kinds

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import PATTERN, Argument, StoredDType, checked_copy, is_on_device
 from attncache.cuda.arrays import Borrowed, borrow_rows
 from attncache.cuda.device_array import Memory
 from attncache.cuda.structs import Factored, Pattern
-from attncache.factored import KEY, QUERY, Options, Runs, Scoring, checked_scoring
-from attncache.sources import PATTERN, Argument, StoredDType, checked_copy, is_on_device
+from attncache.factored import KEY, QUERY
+from attncache.scoring import Options, Ranges, Scoring, checked_scoring
 
 
 class Layer(ABC):
@@ -108,7 +109,7 @@ class FactoredLayer(Layer):
         cache._push_qk(query, key, *self.scoring)
 
 
-def _hidden(runs: Runs, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+def _hidden(runs: Ranges, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
     """Which keys are hidden, 1 for those; None if none is."""
     if not runs:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from attncache.sources import StoredDType
+    from attncache.array_input import StoredDType
 
 INTERFACE = 2  # ATTNCACHE_CUDA_INTERFACE
 BAD_ARGUMENT, TOO_LARGE = -1, -2

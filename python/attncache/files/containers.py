@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from attncache.adapters.generation import is_step, merged_steps
 from attncache.files.arrays import ONLY, NamedArray, dtype_name, imported, read_only, undamaged
 from attncache.files.memory import Bytes, mapped, opened, read, read_header
 from attncache.files.numpy_arrays import npy_array, npz_arrays, tokens_and_metadata
 from attncache.files.safetensors import Header, Tensor
-from attncache.runs import natural_order
-from attncache.ways_in.generation import is_step, merged_steps
+from attncache.text import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
 SUFFIXES: dict[str, Kind] = {

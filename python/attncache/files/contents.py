@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from attncache.array_input import StoredDType
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.arrays import size_of
@@ -22,7 +23,6 @@ from attncache.files.said import Said
 from attncache.files.schema import INDEX, STORED, VERSION, StoredLayer, layers_of
 from attncache.files.single import OpenFile
 from attncache.layer_source import LayerSource
-from attncache.sources import StoredDType
 from attncache.tokens import Tokens
 
 Kind = Literal["attncache file", "attncache directory", "safetensors", "npz", "npy", "torch", "hdf5", "folder"]
@@ -57,7 +57,7 @@ def read_patterns(
     (where torch is installed; nothing in it is executed) or HDF5 (where h5py is). It holds one array per layer, named
     ``layers.N.pattern`` or otherwise alike but for one number (as ``attentions.0`` or NumPy's ``arr_0``), or a single array
     of all layers. A ``.npz`` may hold ``tokens`` (1-D strings) and ``metadata`` (a JSON object as a string). A folder has a
-    file per layer. docs/ways_in.md says all of it.
+    file per layer. docs/adapters.md says all of it.
 
     Args:
         path: the file or folder.

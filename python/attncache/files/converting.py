@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attncache.array_input import StoredDType
 from attncache.cache import AttentionCache
 from attncache.files.contents import Contents, Layer
 from attncache.files.layer_writing import Part, dense_parts, parts_of
@@ -17,7 +18,6 @@ from attncache.files.schema import Description
 from attncache.files.single import write_layers
 from attncache.files.user_metadata import checked_metadata
 from attncache.files.verifying import verify
-from attncache.sources import StoredDType
 from attncache.tokens import checked_tokens
 
 

@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
-from attncache.factored import Options, push_factors
+from attncache.factored import push_factors
 from attncache.files.atomic import flush_folder, naming
 from attncache.files.errors import InUseError
 from attncache.files.locks import Lock
@@ -34,7 +35,7 @@ from attncache.files.said import Said
 from attncache.files.single import write_file
 from attncache.layer_source import LayerSource, checked_layer_source
 from attncache.pattern_check import unlike_weights, with_positions_first
-from attncache.sources import StoredDType, checked_copy, read_source
+from attncache.scoring import Options
 from attncache.tokens import Tokens
 
 _SEGMENT = re.compile(r"segment-[0-9]{6,}\.safetensors")
@@ -112,7 +113,7 @@ class DiskCache(AttentionCache):
         self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
     ) -> None:
         _refuse_borrowing(copy)
-        given = read_source(pattern)._replace(is_writable=False)
+        given = read_array(pattern)._replace(is_writable=False)
         if check:
             self._warn_once(unlike_weights(given, self.n_layers))
         self._add(lambda layer: AttentionCache.push(layer, given, check=False, source=source))
@@ -129,13 +130,12 @@ class DiskCache(AttentionCache):
         key_mask: Any = None,
         lse: Any = None,
         sinks: Any = None,
-        bias: None = None,
         copy: bool | None = None,
         source: LayerSource | None = None,
     ) -> None:
         _refuse_borrowing(copy)
         self._warn_once(with_positions_first(query, key, causal=causal))
-        options = Options(scale, causal, window, softcap, key_mask, lse, sinks, bias)
+        options = Options(scale, causal, window, softcap, key_mask, lse, sinks)
 
         def fill(layer: AttentionCache) -> None:
             push_factors(layer, self._dtype, query, key, options, is_only_read=True)

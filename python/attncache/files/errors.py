@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from attncache.visible import visible
+from attncache.text import visible
 
 _MOST = 300  # characters of each part of a message: names in a damaged file may be of any length
 

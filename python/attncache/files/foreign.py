@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from attncache.adapters.named import errors_named
+from attncache.array_input import ArrayInput, read_array
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
 from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, imported, listed
 from attncache.files.containers import Container
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
-from attncache.sources import Source, read_source
-from attncache.visible import visible
-from attncache.ways_in.named import errors_named
+from attncache.text import visible
 
 if TYPE_CHECKING:
+    from attncache.array_input import StoredDType
     from attncache.cache import AttentionCache
-    from attncache.sources import StoredDType
 
 _PATTERN = "layers.{}.pattern"
 _MOST_LAYERS = 1_000_000
@@ -56,7 +56,7 @@ class ForeignLayer:
     shape: tuple[int, int, int, int]
     dtype: str
     source: LayerSource | None
-    read: Callable[[], Source]
+    read: Callable[[], ArrayInput]
 
     def array(self) -> npt.NDArray[Any]:
         """Its items as ``push`` takes them, read-only.
@@ -271,7 +271,7 @@ class _Look:
     def __init__(self, path: Path) -> None:
         self._path: Path | None = path
 
-    def __call__(self, source: Source, number: int) -> None:
+    def __call__(self, source: ArrayInput, number: int) -> None:
         message = None if self._path is None else unlike_weights(source, number)
         if message is not None:
             path, self._path = self._path, None
@@ -280,7 +280,7 @@ class _Look:
 
 def _reader(
     arrays: Sequence[NamedArray], arrangement: Arrangement, numbers: tuple[int, int], look: _Look | None
-) -> Callable[[], Source]:
+) -> Callable[[], ArrayInput]:
     """Reads one layer, by its number in each array, whose items lie along the batch; and by its number in the file looks at it."""
     in_array, in_file = numbers
 
@@ -288,11 +288,11 @@ def _reader(
         found: npt.NDArray[Any] = arrangement.layer(array if arrangement.has_layers else array[...], in_array)
         return found
 
-    def read() -> Source:
+    def read() -> ArrayInput:
         found = items(arrays[0]) if len(arrays) == 1 else np.concatenate([items(array) for array in arrays])
         found.flags.writeable = False
         is_bfloat16 = arrays[0].dtype == "bfloat16"
-        source = Source(found, "bfloat16", is_writable=False) if is_bfloat16 else read_source(found)
+        source = ArrayInput(found, "bfloat16", is_writable=False) if is_bfloat16 else read_array(found)
         if look is not None:
             look(source, in_file)
         return source

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from attncache.factored import Options, push_factors
+from attncache.array_input import ArrayInput, StoredDType
+from attncache.factored import push_factors
 from attncache.files.errors import damaged
 from attncache.files.safetensors import Tensor
 from attncache.files.schema import STORED, StoredLayer
-from attncache.sources import Source, StoredDType
+from attncache.scoring import Options
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache
@@ -84,6 +85,6 @@ def push_layer(
         cache._set_row_sums(-1, floats("row_greatest"), floats("row_sum"))
 
 
-def _source(array: npt.NDArray[Any], tensor: Tensor) -> Source:
+def _source(array: npt.NDArray[Any], tensor: Tensor) -> ArrayInput:
     dtype: StoredDType = STORED[tensor.dtype]  # type: ignore[assignment]
-    return Source(array, dtype, is_writable=False)
+    return ArrayInput(array, dtype, is_writable=False)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.array_input import StoredDType
 from attncache.files.said import Said
 from attncache.files.schema import STORED, VERSION, Description
 from attncache.layer_source import LayerSource
-from attncache.sources import StoredDType
 
 if TYPE_CHECKING:
     from attncache.cache import AttentionCache

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from attncache.adapters.named import errors_named
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.atomic import remove_abandoned
@@ -20,7 +21,6 @@ from attncache.files.numpy_arrays import verify_zip
 from attncache.files.said import Said
 from attncache.files.schema import StoredLayer, layers_of
 from attncache.files.single import OpenFile, digest, proved, write_file
-from attncache.ways_in.named import errors_named
 
 _Result = TypeVar("_Result")
 _Policy = Literal["off", "auto", "eager"]

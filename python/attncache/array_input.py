@@ -29,7 +29,7 @@ _SEVERAL = "AttentionCache.from_attentions takes several layers at once"
 _WAYS_OUT = {3: "; pass pattern[None] if the batch is missing", 5: f"; {_SEVERAL}"}
 
 
-class Source(NamedTuple):
+class ArrayInput(NamedTuple):
     """An array of four axes to store.
 
     Attributes:
@@ -99,33 +99,33 @@ def _dtype_name(dtype: Any) -> str:
         raise TypeError(f"dtype must be None, a name or a NumPy dtype, got {dtype!r}") from None
 
 
-def read_source(values: Any, argument: Argument = PATTERN) -> Source:
-    """The values as an array of four axes, sharing their memory wherever that is possible; a Source is one already.
+def read_array(values: Any, argument: Argument = PATTERN) -> ArrayInput:
+    """The values as an array of four axes, sharing their memory wherever that is possible; an ArrayInput is one already.
 
     Raises:
         TypeError: values is not an array of floats. ValueError: it has other than four axes, does not lie in CPU memory,
             or is the attentions of several layers.
     """
-    if isinstance(values, Source):
+    if isinstance(values, ArrayInput):
         return values
     if values is None or isinstance(values, list | tuple):
         _check_is_one_array(values, argument)
-    source = (
+    given = (
         _from_tensor(values, argument)
         if is_torch_tensor(values)
         else _from_array(_as_array(values, argument), argument)
     )
     if not isinstance(values, np.ndarray) and not hasattr(values, "__array__") and hasattr(values, "__dlpack__"):
-        source = source._replace(is_writable=True)  # older DLPack versions cannot say that memory is read-only
+        given = given._replace(is_writable=True)  # older DLPack versions cannot say that memory is read-only
     if isinstance(values, list | tuple):
-        source = source._replace(is_converted=True)
-    if source.array.ndim != 4:
-        way_out = _WAYS_OUT.get(source.array.ndim, "") if argument is PATTERN else ""
+        given = given._replace(is_converted=True)
+    if given.array.ndim != 4:
+        way_out = _WAYS_OUT.get(given.array.ndim, "") if argument is PATTERN else ""
         raise ValueError(
-            f"{argument.name} must have the 4 axes {argument.axes}, got shape {source.array.shape}{way_out}"
+            f"{argument.name} must have the 4 axes {argument.axes}, got shape {given.array.shape}{way_out}"
         )
-    _check_sizes(source.array.shape, argument)
-    return source
+    _check_sizes(given.array.shape, argument)
+    return given
 
 
 def _check_is_one_array(values: Any, argument: Argument) -> None:
@@ -152,7 +152,7 @@ def _check_sizes(shape: tuple[int, ...], argument: Argument) -> None:
 
 def is_on_device(values: Any) -> bool:
     """Whether it is an array in the memory of a CUDA device, found out without reading it."""
-    if isinstance(values, np.ndarray | Source | list):
+    if isinstance(values, np.ndarray | ArrayInput | list):
         return False
     if isinstance(values, tuple):  # of attncache.cuda.on_stream, which is not imported to find out
         return type(values).__module__ == "attncache.cuda.streams"
@@ -168,7 +168,7 @@ def is_torch_tensor(values: Any) -> bool:
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(values).__mro__)
 
 
-def _from_tensor(tensor: Any, argument: Argument) -> Source:
+def _from_tensor(tensor: Any, argument: Argument) -> ArrayInput:
     name = argument.name
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} must lie in CPU memory, got a tensor on device {tensor.device}; pass {name}.cpu()")
@@ -176,7 +176,7 @@ def _from_tensor(tensor: Any, argument: Argument) -> Source:
     if str(tensor.dtype) == "torch.bfloat16":
         import torch  # noqa: PLC0415 (loaded already: it made the tensor)
 
-        return Source(tensor.view(torch.int16).numpy().view(np.uint16), "bfloat16", True)
+        return ArrayInput(tensor.view(torch.int16).numpy().view(np.uint16), "bfloat16", True)
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} {_KINDS}, got {tensor.dtype}")
     return _from_array(tensor.numpy(), argument)
@@ -200,19 +200,19 @@ def _as_array(values: Any, argument: Argument) -> npt.NDArray[Any]:
         raise TypeError(f"{argument.name} must be an array {argument.axes}, got {type(values).__name__}") from error
 
 
-def _from_array(given: npt.NDArray[Any], argument: Argument) -> Source:
+def _from_array(given: npt.NDArray[Any], argument: Argument) -> ArrayInput:
     check_unmasked(given, argument.name)
     # An array of our own over the memory: code that runs while other arguments are read cannot change its shape or dtype.
     array = given.view(np.ndarray)
     is_writable = _may_be_written(given)
     if array.dtype.name == "bfloat16":  # of ml_dtypes
-        return Source(array.view(np.uint16), "bfloat16", is_writable)
+        return ArrayInput(array.view(np.uint16), "bfloat16", is_writable)
     if array.dtype.name not in ("float16", "float32", "float64"):
         raise TypeError(f"{argument.name} {_KINDS}, got {array.dtype}")
     is_converted = not array.dtype.isnative
     if is_converted:
         array = array.astype(array.dtype.newbyteorder("="))
-    return Source(array, array.dtype.name, is_writable, is_converted)
+    return ArrayInput(array, array.dtype.name, is_writable, is_converted)
 
 
 def check_unmasked(values: Any, name: str) -> None:

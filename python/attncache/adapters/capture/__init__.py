@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy.typing as npt
 
+from attncache.adapters.capture.interface import listening
+from attncache.adapters.capture.modules import attention_modules
+from attncache.adapters.capture.recorder import Recorder
+from attncache.adapters.capture.stores import DenseLayers, FactoredLayers
+from attncache.array_input import StoredDType, stored_dtype
 from attncache.cache import AttentionCache
-from attncache.capturing.interface import listening
-from attncache.capturing.modules import attention_modules
-from attncache.capturing.recorder import Recorder
-from attncache.capturing.stores import DenseLayers, FactoredLayers
-from attncache.progress import Progress
+from attncache.progress import Meter, Progress, checked_progress
 from attncache.selections import Selector
-from attncache.sources import StoredDType, stored_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def capture(
     heads: Selector = None,
     dtype: npt.DTypeLike | StoredDType | None = "float16",
     *,
-    progress: bool = False,
+    progress: Progress = False,
     into: str | PathLike[str] | None = None,
 ) -> Capture:
     """Capture the attention of a Hugging Face model while it runs.
@@ -81,7 +81,8 @@ def capture(
         layers: which layers, a selector over the model's attention layers in their order; they keep that order.
         heads: which query heads of each layer, a selector; they keep the order of the selector.
         dtype: what the layers are stored as, as for AttentionCache; None keeps the model's own.
-        progress: whether to show a bar over the layers once it takes longer than a second.
+        progress: True for a bar on stderr over the layers, once they take longer than a second, or a callable that is told
+            (done, total) after each layer, of every forward anew; None and False for neither.
         into: None, or a directory for ``AttentionCache.create``, without layers yet: each layer goes there as it comes,
             so that memory holds one at a time. The steps of a ``generate`` join their layers at the end, until when
             memory holds what they add.
@@ -120,7 +121,7 @@ def _captured(
     chosen: tuple[Selector, Selector],
     dtype: npt.DTypeLike | StoredDType | None,
     *,
-    progress: bool,
+    progress: Progress,
     into: str | PathLike[str] | None,
 ) -> Iterator[AttentionCache]:
     """``capture``, with the chosen layers and heads as one value."""
@@ -128,11 +129,11 @@ def _captured(
     stored = stored_dtype(dtype)
     modules = attention_modules(model)
     _check_modules(model, modules)
-    shown = Progress(progress)
+    shown = Meter(progress)
     with ExitStack() as after_failure:
         cache = AttentionCache(stored) if into is None else _empty_directory(into, stored, after_failure)
         layers_of_cache = DenseLayers(cache, stored) if store == "pattern" else FactoredLayers(cache, into is not None)
-        recorder = Recorder(model, modules, *chosen, layers_of_cache, progress=shown)
+        recorder = Recorder(model, modules, *chosen, layers_of_cache, meter=shown)
         try:
             with _hooked(model, recorder), listening(recorder):
                 yield cache
@@ -192,8 +193,7 @@ def _check_arguments(model: Any, store: Any, progress: Any) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_what_to_pass(model)}")
     if store not in ("pattern", "qk"):
         raise ValueError(f"store must be 'pattern' or 'qk', got {store!r}")
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
+    checked_progress(progress)
 
 
 def _check_modules(model: torch.nn.Module, modules: dict[torch.nn.Module, str]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from attncache.adapters.named import FUSED, LayerPattern, named_array
+from attncache.adapters.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
+from attncache.array_input import ArrayInput
 from attncache.layer_source import LayerSource
-from attncache.sources import Source
-from attncache.ways_in.named import FUSED, Layer, named_source
-from attncache.ways_in.placing import Array, are_nested, grows, is_causal, placed, sizes_of, stacked
 
 _ADVICE = "run the model once over the whole text instead"
 _TEXTS = (
@@ -33,7 +33,7 @@ def is_step(entry: Any) -> bool:
     return not entry or any(item is None or hasattr(item, "shape") for item in entry)
 
 
-def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[Layer]:
+def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[LayerPattern]:
     """One pattern per layer over prompt and answer, merged when its turn comes.
 
     Args:
@@ -64,7 +64,7 @@ def merged_steps(steps: Sequence[Any], n_read: int | None = None) -> Iterator[La
     is_whole = len(numbers) == len(steps[0])
     for layer in numbers:
         source = None if is_whole else LayerSource(layer=layer)
-        yield Layer(_merged_layer([step[layer] for step in steps], layer, ends), source)
+        yield LayerPattern(_merged_layer([step[layer] for step in steps], layer, ends), source)
 
 
 def _check_layers(steps: Sequence[Any]) -> None:
@@ -101,32 +101,32 @@ def _text_ends(sizes: Sequence[Sequence[tuple[int, int]]], n_read: int | None) -
     return None
 
 
-def _merged_layer(patterns: Sequence[Any], layer: int, ends: Sequence[int] | None) -> Source:
+def _merged_layer(patterns: Sequence[Any], layer: int, ends: Sequence[int] | None) -> ArrayInput:
     """The steps of one layer as one pattern."""
     names = [f"attentions[{step}][{layer}]" for step in range(len(patterns))]
-    sources = [named_source(name, pattern) for name, pattern in zip(names, patterns, strict=True)]
-    _check_alike(names, sources)
-    parts = [source.array for source in sources]
-    sizes = sizes_of(parts)
-    if len(parts) == 1 and (ends is None or ends[0] == sizes[0][1]):
-        return sources[0]
-    if len(parts) > 1 and all(n_rows == n_keys for n_rows, n_keys in sizes):
-        return _last_of_whole(sources)
-    merged = stacked(parts) if len(parts) > 1 and grows(sizes) else _merged(names, parts, ends)
-    return Source(merged, sources[0].dtype, is_writable=False)
+    given = [named_array(name, pattern) for name, pattern in zip(names, patterns, strict=True)]
+    _check_alike(names, given)
+    pieces = [each.array for each in given]
+    sizes = sizes_of(pieces)
+    if len(pieces) == 1 and (ends is None or ends[0] == sizes[0][1]):
+        return given[0]
+    if len(pieces) > 1 and all(n_rows == n_keys for n_rows, n_keys in sizes):
+        return _last_of_whole(given)
+    merged = stacked(pieces) if len(pieces) > 1 and grows(sizes) else _merged(names, pieces, ends)
+    return ArrayInput(merged, given[0].dtype, is_writable=False)
 
 
-def _merged(names: Sequence[str], parts: Sequence[Array], ends: Sequence[int] | None) -> Array:
+def _merged(names: Sequence[str], pieces: Sequence[Array], ends: Sequence[int] | None) -> Array:
     """Steps whose keys are not simply all of the text so far."""
-    sizes = sizes_of(parts)
-    if ends is None and sizes[0][0] == sizes[0][1] and is_causal(parts[0]):  # begun with the text
+    sizes = sizes_of(pieces)
+    if ends is None and sizes[0][0] == sizes[0][1] and is_causal(pieces[0]):  # begun with the text
         ends = list(accumulate(n_rows for n_rows, _ in sizes))
-    in_text = None if ends is None else placed(parts, ends)
+    in_text = None if ends is None else placed(pieces, ends)
     if in_text is not None:
         return in_text
     if len({n_keys for _, n_keys in sizes}) > 1:
         raise ValueError(_wrong_keys(names, sizes, ends))
-    merged = stacked(parts)  # of an encoder, or of the slots of a static cache
+    merged = stacked(pieces)  # of an encoder, or of the slots of a static cache
     if ends is not None or not is_causal(merged):
         return merged
     seq_q, seq_k = merged.shape[2:]
@@ -138,31 +138,31 @@ def _merged(names: Sequence[str], parts: Sequence[Array], ends: Sequence[int] | 
     return np.ascontiguousarray(merged[..., :seq_q])
 
 
-def _check_alike(names: Sequence[str], sources: Sequence[Source]) -> None:
+def _check_alike(names: Sequence[str], given: Sequence[ArrayInput]) -> None:
     """Same batch, heads and dtype in every step."""
-    first = sources[0]
-    for name, source in zip(names, sources, strict=True):
-        expected, got = first.array.shape[:2], source.array.shape[:2]
+    first = given[0]
+    for name, each in zip(names, given, strict=True):
+        expected, got = first.array.shape[:2], each.array.shape[:2]
         if got != expected:
             raise ValueError(
                 f"{name} must have the batch and heads of the first step, {list(expected)}, got {list(got)}; the "
                 "steps of a beam search that changes its beams cannot be merged, and several texts or the stages of an "
                 f"image model are no steps: {_ADVICE}"
             )
-        if source.dtype != first.dtype:
-            raise ValueError(f"{name} must have the dtype of the first step, {first.dtype}, got {source.dtype}")
+        if each.dtype != first.dtype:
+            raise ValueError(f"{name} must have the dtype of the first step, {first.dtype}, got {each.dtype}")
 
 
-def _last_of_whole(sources: Sequence[Source]) -> Source:
+def _last_of_whole(given: Sequence[ArrayInput]) -> ArrayInput:
     """The last of steps that hold all rows each time, if it holds those before it."""
-    if not are_nested([source.array for source in sources], sources[0].dtype):
-        lengths = ", ".join(str(source.array.shape[2]) for source in sources[:4])
+    if not are_nested([each.array for each in given], given[0].dtype):
+        lengths = ", ".join(str(each.array.shape[2]) for each in given[:4])
         streams = "; of two streams of each layer (XLNet), pass [layer[0] for layer in attentions]"
         raise ValueError(
             _TEXTS.format(f"whole patterns over {lengths} tokens that do not continue each other")
-            + (streams if len({source.array.shape for source in sources}) == 1 else "")
+            + (streams if len({each.array.shape for each in given}) == 1 else "")
         )
-    return sources[-1]
+    return given[-1]
 
 
 def _wrong_keys(names: Sequence[str], sizes: Sequence[tuple[int, int]], ends: Sequence[int] | None) -> str:

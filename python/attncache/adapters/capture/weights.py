@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from attncache.capturing.calls import Call
-from attncache.capturing.masks import HIDES, Sight, seen_rows
-from attncache.sources import StoredDType
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.masks import HIDES, Sight, seen_rows
+from attncache.array_input import StoredDType
 
 if TYPE_CHECKING:
     import torch

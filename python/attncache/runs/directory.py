@@ -1,15 +1,15 @@
-"""Many prompts on disk: a directory of runs, one cache each, opened one by one. mapping.py asks them all at once."""
+"""A directory of runs, one cache each, opened one by one; map_runs.py asks them all at once."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from attncache.cache import AttentionCache
+from attncache.text import natural_order
 
 
 class Runs(Sequence[AttentionCache]):
@@ -121,9 +121,3 @@ def _is_run(entry: os.DirEntry[str], manifest: str) -> bool:
     if entry.is_dir():
         return Path(entry.path, manifest).is_file()
     return entry.name.endswith(".safetensors") and entry.is_file()
-
-
-def natural_order(name: str) -> tuple[list[Any], str]:
-    """A key that orders digits as numbers; "run-2" and "run-02" are told apart by their letters."""
-    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that like is compared with like
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from attncache.sources import Source
-from attncache.ways_in.named import in_memory, named_source
+from attncache.adapters.named import in_memory, named_array
+from attncache.array_input import ArrayInput
 
 _WINDOWS = ("Swin", "Donut", "MaskFormerSwin", "Hiera", "ClapAudio")  # how the classes of such outputs begin
 _PUSH = "push takes them as they are, each window as a batch item"
@@ -49,7 +49,7 @@ def check_are_keys(named: Sequence[tuple[str, Any]], output: Any) -> None:
             )
 
 
-def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[Source] | None:
+def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[ArrayInput] | None:
     """The patterns over true keys, if the arrays are weights of offsets; None if they are not.
 
     Args:
@@ -63,7 +63,7 @@ def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[Source
         return None
     if hasattr(output, "global_attentions"):
         of_global = output.global_attentions or [None] * len(named)
-    elif (n_global := _n_global(named_source(*named[0]).array)) is None:
+    elif (n_global := _n_global(named_array(*named[0]).array)) is None:
         return None
     elif n_global:
         raise ValueError(
@@ -73,7 +73,7 @@ def of_offsets(named: Sequence[tuple[str, Any]], output: Any) -> Iterator[Source
     else:
         of_global = [None] * len(named)
     return (
-        _over_keys(name, named_source(name, array), rows) for (name, array), rows in zip(named, of_global, strict=True)
+        _over_keys(name, named_array(name, array), rows) for (name, array), rows in zip(named, of_global, strict=True)
     )
 
 
@@ -104,7 +104,7 @@ def _n_global(weights: npt.NDArray[Any]) -> int | None:
     return None
 
 
-def _over_keys(name: str, source: Source, of_global: Any) -> Source:
+def _over_keys(name: str, source: ArrayInput, of_global: Any) -> ArrayInput:
     """One layer over true keys."""
     n_global = 0 if of_global is None else int(of_global.shape[3])
     local = source.array[..., n_global:]
@@ -115,10 +115,10 @@ def _over_keys(name: str, source: Source, of_global: Any) -> Source:
     as_strided(wide, local.shape, (*outer, row + item, item))[...] = local  # [.., query, offset] is key query + offset
     pattern = wide[..., reach : reach + n_rows]
     if n_global:
-        rows = named_source(name, in_memory(of_global)).array
+        rows = named_array(name, in_memory(of_global)).array
         for item_number in range(batch_size):
             _add_global(name, pattern[item_number], source.array[item_number, ..., :n_global], rows[item_number])
-    return Source(pattern, source.dtype, is_writable=True)
+    return ArrayInput(pattern, source.dtype, is_writable=True)
 
 
 def _add_global(name: str, pattern: Any, columns: Any, rows: Any) -> None:

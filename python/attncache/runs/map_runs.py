@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attncache._core import get_num_threads
 from attncache.cache import AttentionCache
-from attncache.progress import Progress
-from attncache.runs import Runs, open_runs
+from attncache.progress import Meter, Progress, checked_progress
+from attncache.runs.directory import Runs, open_runs
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -56,7 +56,7 @@ def map_runs(
     directory: str | PathLike[str] | Runs,
     executor: Executor | None = None,
     *,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> list[Result]:
     """``fn(cache)`` of every run in a directory, several at a time.
 
@@ -69,7 +69,8 @@ def map_runs(
         directory: what holds the runs, as for ``open_runs``, or Runs such as ``open_runs(directory)[:10]``.
         executor: None for as many threads as ``get_num_threads()``, or any concurrent.futures.Executor, such as a
             ProcessPoolExecutor or ``client.get_executor(pure=False)`` of dask. It is not shut down.
-        progress: whether to show a bar on stderr once it takes longer than a second.
+        progress: True for a bar on stderr once it takes longer than a second, or a callable that is told (done, total)
+            after each run; None and False for neither.
 
     Returns:
         The results in the order of the runs.
@@ -94,7 +95,7 @@ def map_runs(
     _check_arguments(fn, executor, progress)
     runs = directory if isinstance(directory, Runs) else open_runs(directory)
     pool = ThreadPoolExecutor(get_num_threads(), "attncache-runs") if executor is None else executor
-    shown = Progress(progress)
+    shown = Meter(progress)
     shown.begin("asking", len(runs), "run")
     pending: dict[Future[Result], int] = {}
     is_over = False
@@ -137,12 +138,11 @@ def _check_arguments(fn: Any, executor: Any, progress: Any) -> None:
     if executor is not None and not isinstance(executor, Executor):
         got = f"{type(executor).__name__} (for a dask client: client.get_executor(pure=False))"
         raise TypeError(f"executor must be None or a concurrent.futures.Executor, got {got}")
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
+    checked_progress(progress)
 
 
 def _ask_all(
-    submit: Callable[[Path], Future[Result]], runs: Runs, pending: dict[Future[Result], int], shown: Progress
+    submit: Callable[[Path], Future[Result]], runs: Runs, pending: dict[Future[Result], int], shown: Meter
 ) -> tuple[list[Any], dict[str, Exception]]:
     """The results of all runs, None where one failed, and the errors of those that did, in the order of the runs.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from attncache.capturing.calls import Call
+from attncache.adapters.capture.calls import Call
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
-"""Where the rows and keys of a generation's steps are in the text; used by ways_in.generation.
+"""Where the rows and keys of a generation's steps are in the text; used by adapters.generation.
 
-A *part* is what one layer gave in one step, [batch, head, new queries, keys]; its *end* is how many keys the text has
+A *piece* is what one layer gave in one step, [batch, head, new queries, keys]; its *end* is how many keys the text has
 then. bfloat16 is seen as uint16, whose 0 is 0.0.
 """
 
@@ -19,56 +19,56 @@ Array = npt.NDArray[Any]
 _SAME = {"float32": (1e-3, 1e-5), "float64": (1e-3, 1e-5), "float16": (2**-5, 2**-10), "bfloat16": (2**-3, 2**-8)}
 
 
-def sizes_of(parts: Sequence[Any]) -> list[tuple[int, int]]:
-    """How many queries and keys each part has; (0, 0) where there is none."""
-    shapes = [(0, 0) if part is None else tuple(np.shape(part)) for part in parts]
+def sizes_of(pieces: Sequence[Any]) -> list[tuple[int, int]]:
+    """How many queries and keys each piece has; (0, 0) where there is none."""
+    shapes = [(0, 0) if piece is None else tuple(np.shape(piece)) for piece in pieces]
     return [(int(shape[-2]), int(shape[-1])) if len(shape) > 1 else (0, 0) for shape in shapes]
 
 
 def grows(sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether every part has the keys of the one before and one more for each of its own queries."""
+    """Whether every piece has the keys of the one before and one more for each of its own queries."""
     return sizes[0][1] >= sizes[0][0] and all(after[1] == before[1] + after[0] for before, after in pairwise(sizes))
 
 
-def stacked(parts: Sequence[Array]) -> Array:
+def stacked(pieces: Sequence[Array]) -> Array:
     """All rows beneath each other, with zeros to the right."""
-    return _beneath(parts, [0] * len(parts), parts[-1].shape[3])
+    return _beneath(pieces, [0] * len(pieces), pieces[-1].shape[3])
 
 
-def placed(parts: Sequence[Array], ends: Sequence[int]) -> Array | None:
+def placed(pieces: Sequence[Array], ends: Sequence[int]) -> Array | None:
     """All rows beneath each other, each with its keys where they are in the text.
 
     Args:
-        parts: of one layer, in the order of the steps.
+        pieces: of one layer, in the order of the steps.
         ends: how many keys the text has after each step.
 
     Returns:
-        The merged pattern with zeros for keys that were forgotten; None if a part has more keys than the text and not
+        The merged pattern with zeros for keys that were forgotten; None if a piece has more keys than the text and not
         zeros beyond it, or if they have fewer and not as a window does that keeps the last keys.
     """
-    reach = {part.shape[3] - part.shape[2] for part, end in zip(parts, ends, strict=True) if part.shape[3] < end}
-    starts_late = parts[0].shape[2] < ends[0]
-    if len(reach) > 1 or (parts[0].shape[3] < ends[0] and not starts_late):
+    reach = {piece.shape[3] - piece.shape[2] for piece, end in zip(pieces, ends, strict=True) if piece.shape[3] < end}
+    starts_late = pieces[0].shape[2] < ends[0]
+    if len(reach) > 1 or (pieces[0].shape[3] < ends[0] and not starts_late):
         return None
     kept = min(reach, default=ends[-1])  # keys before the new ones that a window keeps
     cut = []
-    for number, (part, end) in enumerate(zip(parts, ends, strict=True)):
-        _, _, n_rows, n_keys = part.shape
-        if n_keys > end and part[..., end:].any():
+    for number, (piece, end) in enumerate(zip(pieces, ends, strict=True)):
+        _, _, n_rows, n_keys = piece.shape
+        if n_keys > end and piece[..., end:].any():
             return None
         if n_keys >= end > kept + n_rows and number > 0:
             return None
-        cut.append(part[..., :end])
-    return _beneath(cut, [end - part.shape[3] for part, end in zip(cut, ends, strict=True)], ends[-1])
+        cut.append(piece[..., :end])
+    return _beneath(cut, [end - piece.shape[3] for piece, end in zip(cut, ends, strict=True)], ends[-1])
 
 
-def _beneath(parts: Sequence[Array], first_keys: Sequence[int], seq_k: int) -> Array:
-    batch_size, n_heads = parts[0].shape[:2]
-    merged = np.zeros((batch_size, n_heads, sum(part.shape[2] for part in parts), seq_k), parts[0].dtype)
+def _beneath(pieces: Sequence[Array], first_keys: Sequence[int], seq_k: int) -> Array:
+    batch_size, n_heads = pieces[0].shape[:2]
+    merged = np.zeros((batch_size, n_heads, sum(piece.shape[2] for piece in pieces), seq_k), pieces[0].dtype)
     row = 0
-    for part, first in zip(parts, first_keys, strict=True):
-        _, _, n_rows, n_keys = part.shape
-        merged[:, :, row : row + n_rows, first : first + n_keys] = part
+    for piece, first in zip(pieces, first_keys, strict=True):
+        _, _, n_rows, n_keys = piece.shape
+        merged[:, :, row : row + n_rows, first : first + n_keys] = piece
         row += n_rows
     return merged
 

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.growth import Step
+from attncache.adapters.capture.weights import dense_weights
+from attncache.array_input import ArrayInput, StoredDType, stored_dtype
 from attncache.cache import AttentionCache
-from attncache.capturing.calls import Call
-from attncache.capturing.growth import Step
-from attncache.capturing.weights import dense_weights
-from attncache.factored import Options, key_heads_for, push_pattern_of
+from attncache.factored import push_pattern_of
 from attncache.layer_source import LayerSource
-from attncache.sources import Source, StoredDType, stored_dtype
+from attncache.scoring import Options, key_heads_for
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ class Piece:
             sinks=None if sinks is None else sinks[self.heads].float().cpu().numpy().astype(np.float32),
         )
 
-    def rows(self, dtype: StoredDType) -> Source:
+    def rows(self, dtype: StoredDType) -> ArrayInput:
         """The weights over the keys that the call was given, [batch, head, query, key]."""
         call, step = self.call, self.step
         if self.why_not_factored is None:
@@ -93,7 +94,7 @@ class Piece:
             weights = dense_weights(
                 call, step.seen, step.n_given, self.heads, dtype, sinks=self.has_sinks, as_returned=self.is_as_returned
             )
-        return Source(weights, dtype, is_writable=False)
+        return ArrayInput(weights, dtype, is_writable=False)
 
 
 _LARGE = 4 << 20  # bytes of a layer's queries
@@ -223,7 +224,7 @@ class DenseLayers:
     def __init__(self, cache: AttentionCache, dtype: StoredDType | None) -> None:
         self._cache = cache
         self._dtype = dtype
-        self._rows: dict[int, list[tuple[int, Source]]] = {}
+        self._rows: dict[int, list[tuple[int, ArrayInput]]] = {}
 
     def begin(self, piece: Piece) -> None:
         rows = piece.rows(self._dtype_of(piece))
@@ -239,7 +240,7 @@ class DenseLayers:
     def finish(self, advance: Callable[[], None]) -> None:
         for layer in sorted(self._rows):
             rows = self._rows.pop(layer)
-            first = Source(self._cache._memory(layer)[0], self._cache.dtypes[layer], is_writable=False)
+            first = ArrayInput(self._cache._memory(layer)[0], self._cache.dtypes[layer], is_writable=False)
             new = AttentionCache(index=self._cache.index)
             new.push(_joined([(0, first), *rows]), source=self._cache.sources[layer], check=False)
             self._cache._replace_layer(layer, new)
@@ -251,7 +252,7 @@ class DenseLayers:
         return self._dtype or stored_dtype("float32" if own == "float64" else own) or "float32"
 
 
-def _joined(pieces: list[tuple[int, Source]]) -> Source:
+def _joined(pieces: list[tuple[int, ArrayInput]]) -> ArrayInput:
     """Rows beneath each other, each piece from the position of its first key on; zeros elsewhere."""
     arrays: list[npt.NDArray[Any]] = [source.array for _, source in pieces]
     n_keys = max(first + array.shape[3] for (first, _), array in zip(pieces, arrays, strict=True))
@@ -261,4 +262,4 @@ def _joined(pieces: list[tuple[int, Source]]) -> Source:
         joined[:, :, query : query + array.shape[2], first : first + array.shape[3]] = array
         query += array.shape[2]
     joined.flags.writeable = False
-    return Source(joined, pieces[0][1].dtype, is_writable=False)
+    return ArrayInput(joined, pieces[0][1].dtype, is_writable=False)

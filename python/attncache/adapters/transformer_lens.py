@@ -14,16 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from attncache.adapters.named import LayerPattern, named_array
 from attncache.axes import Axes, checked_axes
 from attncache.layer_source import LayerSource
-from attncache.ways_in.named import Layer, errors_named, named_source
-
-if TYPE_CHECKING:
-    from attncache.cache import AttentionCache
 
 _HOOK = re.compile(r"blocks\.(0|[1-9][0-9]*)\.attn\.hook_(pattern|rot_q|rot_k|q|k)")
 _SHORT = {"pattern": "pattern", "attn": "pattern", "rot_q": "rot_q", "rot_k": "rot_k", "q": "q", "k": "k"}
@@ -31,7 +28,7 @@ _WANTED = "blocks.N.attn.hook_pattern, or hook_rot_q and hook_rot_k, or hook_q a
 
 
 @dataclass(frozen=True)
-class Projections:
+class LayerProjections:
     """The queries and keys of one layer, as ``push_qk`` takes them.
 
     Attributes:
@@ -39,20 +36,25 @@ class Projections:
         source: the place in the model that they come from.
         query: [batch, head, seq_q, head_dim].
         key: [batch, kv_head, seq_k, head_dim].
+        window: as for ``push_qk``.
     """
 
     name: str
     source: LayerSource
     query: Any
     key: Any
+    window: int | None
 
 
-def hooked_layers(activation_cache: Any, axes: Axes | None = None) -> list[Layer | Projections]:
+def hooked_layers(
+    activation_cache: Any, axes: Axes | None = None, window: int | Sequence[int | None] | None = None
+) -> list[LayerPattern | LayerProjections]:
     """The pattern of every layer, or its queries and keys where the pattern was not recorded.
 
     Args:
         activation_cache: anything with ``keys()`` and item access, named as above.
         axes: the names of the axes of each pattern.
+        window: that of all layers, or one for each.
 
     Returns:
         One entry per layer, in the order of their numbers, which they carry.
@@ -70,39 +72,11 @@ def hooked_layers(activation_cache: Any, axes: Axes | None = None) -> list[Layer
         raise ValueError(f"activation_cache must hold {_WANTED}, got {', '.join(keys[:5]) or 'nothing'}")
     if axes is not None and "layer" in checked_axes(axes):
         raise ValueError(f"axes must not name layer, of which activation_cache has one in each entry, got {axes!r}")
-    return [_layer(activation_cache, layer, found[layer], axes) for layer in sorted(found)]
-
-
-def push_hooked_layers(
-    cache: AttentionCache,
-    layers: Sequence[Layer | Projections],
-    *,
-    check: bool,
-    window: int | Sequence[int | None] | None,
-    **options: Any,
-) -> None:
-    """Push every layer: patterns as they are, projections with these options.
-
-    Args:
-        cache: where to.
-        layers: what ``hooked_layers`` found.
-        check: as for ``push``.
-        window: one for all layers, or one for each.
-        options: for ``push_qk``.
-
-    Raises:
-        As ``push`` and ``push_qk``, with the name of the hooks in front; ValueError also if there is not one window
-        for each layer.
-    """
-    windows = list(window) if isinstance(window, Sequence) else [window] * len(layers)
-    if len(windows) != len(layers):
-        raise ValueError(f"window must be one for all layers or one for each of {len(layers)}, got {len(windows)}")
-    for layer, of_layer in zip(layers, windows, strict=True):
-        if isinstance(layer, Layer):
-            cache.push(layer.pattern, check=check, source=layer.source)
-        else:
-            with errors_named(layer.name):
-                cache.push_qk(layer.query, layer.key, window=of_layer, source=layer.source, **options)
+    windows = list(window) if isinstance(window, Sequence) else [window] * len(found)
+    if len(windows) != len(found):
+        raise ValueError(f"window must be one for all layers or one for each of {len(found)}, got {len(windows)}")
+    layers = zip(sorted(found), windows, strict=True)
+    return [_layer(activation_cache, layer, found[layer], axes, of_layer) for layer, of_layer in layers]
 
 
 def _found_hooks(keys: Iterable[Any]) -> dict[int, dict[str, Any]]:
@@ -123,12 +97,14 @@ def _short_name(key: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any], axes: Axes | None) -> Layer | Projections:
+def _layer(
+    activation_cache: Any, layer: int, hooks: dict[str, Any], axes: Axes | None, window: int | None
+) -> LayerPattern | LayerProjections:
     """One layer from its hooks."""
     source = LayerSource(f"blocks.{layer}.attn", layer=layer)
     if "pattern" in hooks:
         pattern = activation_cache[hooks["pattern"]]
-        return Layer(named_source(f"blocks.{layer}.attn.hook_pattern", pattern, axes), source)
+        return LayerPattern(named_array(f"blocks.{layer}.attn.hook_pattern", pattern, axes), source)
     kind = "rot_" if "rot_q" in hooks or "rot_k" in hooks else ""
     for hook in (f"{kind}q", f"{kind}k"):
         if hook not in hooks:
@@ -140,7 +116,7 @@ def _layer(activation_cache: Any, layer: int, hooks: dict[str, Any], axes: Axes 
     if not kind:
         _check_positions_are_in_the_projections(activation_cache, name)
     query, key = (_heads_first(name, activation_cache[hooks[f"{kind}{part}"]]) for part in "qk")
-    return Projections(name, source, query, key)
+    return LayerProjections(name, source, query, key, window)
 
 
 def _check_positions_are_in_the_projections(activation_cache: Any, name: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from attncache.capturing.calls import Call
-from attncache.capturing.masks import Sight, continued, read_sight
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.masks import Sight, continued, read_sight
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +16,8 @@ _NEARLY = 0.25  # how far keys of a compressed cache may move, relative to how f
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer so far.
+class Growth:
+    """One layer so far, as the model runs.
 
     Attributes:
         number: its number in the cache.
@@ -73,7 +73,7 @@ def remembered(call: Call, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, call.query[:, :, -_REMEMBERED:].clone()
 
 
-def is_repeated(layer: Layer, call: Call) -> bool:
+def is_repeated(layer: Growth, call: Call) -> bool:
     """Whether the call is the layer's last one again, as where a backward pass runs a checkpointed layer anew."""
     n_given = call.key.shape[2]
     if call.n_queries != layer.n_queries or n_given < layer.last_keys.shape[2] or n_given > layer.n_keys:
@@ -83,7 +83,7 @@ def is_repeated(layer: Layer, call: Call) -> bool:
     )
 
 
-def next_step(layer: Layer, call: Call) -> Step:
+def next_step(layer: Growth, call: Call) -> Step:
     """How a call goes on with its layer: new queries, and at the end of its keys those of the new queries.
 
     Raises:
@@ -126,7 +126,7 @@ def next_step(layer: Layer, call: Call) -> Step:
         return Step(total, first_key, None, str(error))
 
 
-def _next_across(layer: Layer, call: Call) -> Step:
+def _next_across(layer: Growth, call: Call) -> Step:
     """Queries over keys of another sequence, which must be the same as before.
 
     Raises:

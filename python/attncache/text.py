@@ -1,17 +1,35 @@
-"""Lays out tokens, weights and tables as plain text; for the commands and the repr of TopK."""
+"""Lays out tokens, weights, sizes and tables as plain text; for the commands, errors and every repr."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
-from attncache.visible import visible
+import numpy as np
+import numpy.typing as npt
+
+from attncache.tokens import AnswerTokens
 
 WIDTH = 100
 BAR = 20
 LABEL_LIMITS = (12, 9)  # letters of a token: plenty, or few enough for five keys on a line
+ROWS_SHOWN = 20  # of rows of the answer, after which the rest is "..."
+CELLS_SHOWN = 10  # of each row
 _ASCII = str.maketrans({"→": ">", "█": "#", "·": ".", "─": "-", "µ": "u", "…": "~"})
+
+
+def visible(text: str) -> str:
+    """The text with every invisible character but line breaks escaped.
+
+    >>> print(visible("a\\x1b[31m"))
+    a\\x1b[31m
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(letter if letter == "\n" or letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -129,3 +147,71 @@ def numbered_lines(rows: Sequence[Sequence[str]]) -> list[str]:
 def number_cells(cells: Sequence[str], number: int = 0) -> list[str]:
     """One row of cells behind its number."""
     return flowed(f"{number:5}  ", cells)
+
+
+def readable_bytes(n: int) -> str:
+    """A number of bytes in three digits and a unit, in powers of 1000.
+
+    >>> readable_bytes(1_234_567)
+    '1.23 MB'
+    """
+    if n < 1000:
+        return f"{n} bytes"
+    power = 1
+    while n >= 999.5 * 1000**power and power < 5:
+        power += 1
+    return f"{n / 1000**power:.3g} {'kMGTP'[power - 1]}B"
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """A key that orders digits as numbers; "run-2" and "run-02" are told apart by their letters."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that like is compared with like
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
+
+
+def token_table(positions: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], tokens: AnswerTokens) -> str:
+    """One line per row of the answer: where it stands, and position, token and weight of its heaviest.
+
+    Args:
+        positions: int64 array of shape [.., k].
+        weights: float32 array of the same shape.
+        tokens: what the positions stand for.
+
+    Returns:
+        At most ROWS_SHOWN lines below a header; a row of more than CELLS_SHOWN, and a table of more lines, ends in "...".
+    """
+    header = f"TopK of shape {list(positions.shape)}: position, token, weight"
+    *leading, k = positions.shape
+    rows = list(islice(np.ndindex(*leading), ROWS_SHOWN))
+    cells = _aligned([_cells(positions[row], weights[row], row, tokens) for row in rows])
+    firsts = [f"{list(row)}  " if row else "  " for row in rows]
+    width = max(map(len, firsts), default=0)
+    lines = [
+        line
+        for first, row in zip(firsts, cells, strict=True)
+        for line in flowed(first.ljust(width), [*row, "..."] if k > CELLS_SHOWN else row)
+    ]
+    is_cut = len(lines) > ROWS_SHOWN or int(np.prod(leading)) > len(rows)
+    return "\n".join([header, *(line.rstrip() for line in lines[:ROWS_SHOWN]), *(["..."] if is_cut else [])])
+
+
+def _cells(positions: Any, weights: Any, row: tuple[int, ...], tokens: AnswerTokens) -> list[list[str]]:
+    """Position, token and weight of the heaviest in one row; "-" where there is no token."""
+    cells = []
+    for position, weight in zip(positions[:CELLS_SHOWN].tolist(), weights[:CELLS_SHOWN].tolist(), strict=True):
+        token = tokens.token(row, position)
+        cells.append([str(position), "-" if token is None else label(token), f"{weight:.3f}"])
+    return cells
+
+
+def _aligned(rows: list[list[list[str]]]) -> list[list[str]]:
+    """The cells as text, the n-th of every row equally wide."""
+    columns = list(zip(*rows, strict=True))
+    widths = [[max(len(cell[part]) for cell in column) for part in range(3)] for column in columns]
+    return [
+        [
+            f"{position:>{wide}} {token:<{broad}} {weight:>{long}}"
+            for (position, token, weight), (wide, broad, long) in zip(row, widths, strict=True)
+        ]
+        for row in rows
+    ]

@@ -8,16 +8,16 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncache.capturing.calls import Call, read_call
-from attncache.capturing.growth import Layer, Step, is_repeated, next_step, remembered
-from attncache.capturing.interface import Heard
-from attncache.capturing.masks import Sight, read_sight, used_keys
-from attncache.capturing.modules import sources_of, unheard_modules
-from attncache.capturing.stores import LayerStore, Piece
-from attncache.capturing.weights import difference
+from attncache.adapters.capture.calls import Call, read_call
+from attncache.adapters.capture.growth import Growth, Step, is_repeated, next_step, remembered
+from attncache.adapters.capture.interface import Heard
+from attncache.adapters.capture.masks import Sight, read_sight, used_keys
+from attncache.adapters.capture.modules import sources_of, unheard_modules
+from attncache.adapters.capture.stores import LayerStore, Piece
+from attncache.adapters.capture.weights import difference
 from attncache.layer_source import LayerSource
 from attncache.notices import CaptureWarning
-from attncache.progress import Progress
+from attncache.progress import Meter
 from attncache.selections import Selector
 from attncache.taking import indices
 
@@ -40,7 +40,7 @@ class Recorder:
         modules: its attention modules with their paths, in the order of the layers.
         layers, heads: which of them to keep.
         store: where they go.
-        progress: told of each layer.
+        meter: told of each layer.
 
     Raises:
         IndexError, TypeError: layers does not select from these modules.
@@ -54,7 +54,7 @@ class Recorder:
         heads: Selector,
         store: LayerStore,
         *,
-        progress: Progress,
+        meter: Meter,
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
@@ -70,9 +70,9 @@ class Recorder:
         self._was_chosen = layers is not None
         self._heads = heads
         self._store = store
-        self._progress = progress
-        progress.begin("capturing", len(self.names))
-        self._layers: dict[tuple[torch.nn.Module, int], Layer] = {}
+        self._meter = meter
+        meter.begin("capturing", len(self.names))
+        self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
         self._heard: set[torch.nn.Module] = set()  # in the forward that runs
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
@@ -174,10 +174,10 @@ class Recorder:
         else:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
-        self._layers[module, turn] = Layer(
+        self._layers[module, turn] = Growth(
             number, step.n_keys, call.n_queries, step.sight, source.kind == "cross", *remembered(call, step)
         )
-        self._progress.advance()
+        self._meter.advance()
 
     def _source_of(self, module: torch.nn.Module, turn: int) -> LayerSource:
         source = replace(self._sources[module], call=turn)
@@ -289,8 +289,8 @@ class Recorder:
         missing = [name for module, name in self.names.items() if module not in ran]
         if self._was_chosen and self._layers and missing:
             raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
-        self._progress.begin("joining", len(self._layers))
-        self._store.finish(self._progress.advance)
+        self._meter.begin("joining", len(self._layers))
+        self._store.finish(self._meter.advance)
         unheard = [path for module, path in self.unheard.items() if module in self._ran and not self._was_chosen]
         why = f"{'does' if len(unheard) == 1 else 'do'} not use transformers' attention interface"
         layers = [path for path in unheard if any(part.isdecimal() for part in path.split("."))]

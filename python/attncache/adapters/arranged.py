@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from attncache.adapters.named import errors_named, in_memory, named_array
+from attncache.array_input import ArrayInput, read_array
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array
-from attncache.sources import Source, read_source
-from attncache.ways_in.named import errors_named, in_memory, named_source
 
 
 def is_one_array(values: Any) -> bool:
@@ -17,7 +17,7 @@ def is_one_array(values: Any) -> bool:
     return hasattr(values, "shape") and hasattr(values, "dtype") and hasattr(values, "__getitem__")
 
 
-def layers_of_array(array: Any, axes: Axes | None) -> Iterator[Source]:
+def layers_of_array(array: Any, axes: Axes | None) -> Iterator[ArrayInput]:
     """The layers of one array that stands alone.
 
     Raises:
@@ -27,7 +27,7 @@ def layers_of_array(array: Any, axes: Axes | None) -> Iterator[Source]:
     return (_layer(f"attentions[{number}]", array, arrangement, number) for number in range(arrangement.n_layers))
 
 
-def layers_of_arrays(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[Source]:
+def layers_of_arrays(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[ArrayInput]:
     """The layers of several arrays whose axes are named: one each, or one batch item each if layers are named.
 
     Args:
@@ -40,7 +40,7 @@ def layers_of_arrays(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[S
     """
     names = checked_axes(axes)
     if "layer" not in names:
-        return (named_source(name, array, axes) for name, array in named)
+        return (named_array(name, array, axes) for name, array in named)
     if "batch" in names:
         raise ValueError(
             f"axes must leave out layer or batch where several arrays are given, which count the one that is left out, "
@@ -49,7 +49,7 @@ def layers_of_arrays(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[S
     return _stacked([(name, in_memory(array)) for name, array in named], axes)
 
 
-def _stacked(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[Source]:
+def _stacked(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[ArrayInput]:
     """Layer by layer, with one batch item of each array."""
     shapes = [tuple(np.shape(array)) for _, array in named]
     for (name, _), shape in zip(named, shapes, strict=True):
@@ -62,9 +62,9 @@ def _stacked(named: Sequence[tuple[str, Any]], axes: Axes) -> Iterator[Source]:
         for (name, _), item in zip(named, items, strict=True):
             if item.dtype != items[0].dtype:
                 raise ValueError(f"{name} must have the dtype of {named[0][0]}, {items[0].dtype}, got {item.dtype}")
-        yield Source(np.concatenate([item.array for item in items]), items[0].dtype, is_writable=False)
+        yield ArrayInput(np.concatenate([item.array for item in items]), items[0].dtype, is_writable=False)
 
 
-def _layer(name: str, array: Any, arrangement: Arrangement, number: int) -> Source:
+def _layer(name: str, array: Any, arrangement: Arrangement, number: int) -> ArrayInput:
     with errors_named(name):
-        return read_source(in_memory(arrangement.layer(array, number)))
+        return read_array(in_memory(arrangement.layer(array, number)))

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncache.array_input import ArrayInput, is_torch_tensor, read_array
 from attncache.axes import Axes, of_one_layer
 from attncache.layer_source import LayerSource
-from attncache.sources import Source, is_torch_tensor, read_source
 
 FUSED = "use attncache.capture, or load the model with attn_implementation='eager'"
 
 
-class Layer(NamedTuple):
+class LayerPattern(NamedTuple):
     """One layer to push.
 
     Attributes:
@@ -23,11 +23,11 @@ class Layer(NamedTuple):
         source: what is known of the place in the model that it comes from.
     """
 
-    pattern: Source
+    pattern: ArrayInput
     source: LayerSource | None = None
 
 
-def named_source(name: str, pattern: Any, axes: Axes | None = None) -> Source:
+def named_array(name: str, pattern: Any, axes: Axes | None = None) -> ArrayInput:
     """The pattern as ``push`` reads it.
 
     Args:
@@ -38,7 +38,7 @@ def named_source(name: str, pattern: Any, axes: Axes | None = None) -> Source:
     Raises:
         As ``push``, with the name in front; ValueError if pattern is None.
 
-    >>> named_source("attentions[1]", None)
+    >>> named_array("attentions[1]", None)
     Traceback (most recent call last):
     ValueError: attentions[1] must be a pattern, got None: the layer has no attention weights, or computed them in a
     fused kernel such as SDPA; use attncache.capture, or load the model with attn_implementation='eager'
@@ -51,8 +51,8 @@ def named_source(name: str, pattern: Any, axes: Axes | None = None) -> Source:
     with errors_named(name):
         array = in_memory(pattern)
         if not hasattr(array, "shape"):  # of DLPack, or what is no array at all
-            return read_source(array)
-        source = read_source(of_one_layer(array.shape, axes).layer(array, 0))
+            return read_array(array)
+        source = read_array(of_one_layer(array.shape, axes).layer(array, 0))
         return source._replace(is_converted=isinstance(pattern, list | tuple) or source.is_converted)
 
 

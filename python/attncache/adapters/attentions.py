@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from attncache.adapters.arranged import is_one_array, layers_of_array, layers_of_arrays
+from attncache.adapters.generation import is_step, merged_steps
+from attncache.adapters.named import FUSED, LayerPattern, named_array
+from attncache.adapters.numbering import layer_numbers
+from attncache.adapters.offsets import check_are_keys, of_offsets
 from attncache.axes import Axes
 from attncache.layer_source import LayerSource
-from attncache.ways_in.arranged import is_one_array, layers_of_array, layers_of_arrays
-from attncache.ways_in.generation import is_step, merged_steps
-from attncache.ways_in.named import FUSED, Layer, named_source
-from attncache.ways_in.numbering import layer_numbers
-from attncache.ways_in.offsets import check_are_keys, of_offsets
 
 _KINDS = "attentions must be patterns, one per layer, as a sequence or as a mapping of layer numbers or names"
 _OTHER_FIELDS = ("encoder_attentions", "decoder_attentions", "cross_attentions")
 
 
-def attention_layers(attentions: Any, axes: Axes | None = None) -> Iterator[Layer]:
+def attention_layers(attentions: Any, axes: Axes | None = None) -> Iterator[LayerPattern]:
     """One pattern per layer, in the order of the layers.
 
     Args:
@@ -34,7 +34,7 @@ def attention_layers(attentions: Any, axes: Axes | None = None) -> Iterator[Laye
     n_read = _n_read(attentions)
     attentions, output = _field_of(attentions), attentions
     if is_one_array(attentions):
-        return map(Layer, layers_of_array(attentions, axes))
+        return map(LayerPattern, layers_of_array(attentions, axes))
     if hasattr(attentions, "keys") and hasattr(attentions, "__getitem__"):
         return _mapped_layers(attentions, axes)
     if isinstance(attentions, str | bytes) or not isinstance(attentions, Iterable):
@@ -82,17 +82,17 @@ def _n_read(output: Any) -> int | None:
     return int(shape[1]) - 1 if is_decoder and len(shape) == 2 else None
 
 
-def _listed_layers(entries: Sequence[Any], axes: Axes | None, output: Any) -> Iterator[Layer]:
+def _listed_layers(entries: Sequence[Any], axes: Axes | None, output: Any) -> Iterator[LayerPattern]:
     """The entries that are there; if some are not, the others with their numbers."""
     numbers = [number for number, entry in enumerate(entries) if entry is not None]
     if not numbers:
-        named_source("attentions[0]", None)  # which says why
+        named_array("attentions[0]", None)  # which says why
     named = [(f"attentions[{number}]", entries[number]) for number in numbers]
     sources = [LayerSource(layer=number) for number in numbers] if len(numbers) < len(entries) else None
     return _layers(named, sources, axes, output)
 
 
-def _mapped_layers(attentions: Any, axes: Axes | None) -> Iterator[Layer]:
+def _mapped_layers(attentions: Any, axes: Axes | None) -> Iterator[LayerPattern]:
     """The patterns in the order of their layer numbers, which they carry."""
     keys = list(attentions.keys())
     if not keys:
@@ -101,7 +101,7 @@ def _mapped_layers(attentions: Any, axes: Axes | None) -> Iterator[Layer]:
     entries = {(number, key): attentions[key] for number, key in numbered}
     there = [numbered_key for numbered_key, entry in entries.items() if entry is not None]
     if not there:
-        named_source(f"attentions[{keys[0]!r}]", None)
+        named_array(f"attentions[{keys[0]!r}]", None)
     named = [(f"attentions[{key!r}]", entries[number, key]) for number, key in there]
     modules = [(key if isinstance(key, str) else "", number) for number, key in there]
     return _layers(named, [LayerSource(module, layer=number) for module, number in modules], axes, attentions)
@@ -109,13 +109,13 @@ def _mapped_layers(attentions: Any, axes: Axes | None) -> Iterator[Layer]:
 
 def _layers(
     named: Sequence[tuple[str, Any]], sources: Sequence[LayerSource] | None, axes: Axes | None, output: Any
-) -> Iterator[Layer]:
+) -> Iterator[LayerPattern]:
     """One layer for each array, or, if axes names layers, each layer with one batch item of each array."""
     if axes is not None:
         patterns = layers_of_arrays(named, axes)
         if sources is None or "layer" in axes:
-            return map(Layer, patterns)
-        return map(Layer, patterns, sources)
+            return map(LayerPattern, patterns)
+        return map(LayerPattern, patterns, sources)
     check_are_keys(named, output)
-    patterns = of_offsets(named, output) or (named_source(name, pattern) for name, pattern in named)
-    return map(Layer, patterns) if sources is None else map(Layer, patterns, sources)
+    patterns = of_offsets(named, output) or (named_array(name, pattern) for name, pattern in named)
+    return map(LayerPattern, patterns) if sources is None else map(LayerPattern, patterns, sources)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attncache.capturing.interface import Heard
+from attncache.adapters.capture.interface import Heard
 
 if TYPE_CHECKING:
     import torch
