@@ -21,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from stored import state
+from tests.support.stored import state
 
 Load = Callable[[Path], AttentionCache]
 PROVING: dict[str, Load] = {

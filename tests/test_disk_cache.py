@@ -2,7 +2,7 @@
 
 Covered: every kind of change against the same change in memory, bit by bit, from this process, from a reader after each
 change and after re-opening; what is in the directory; one writer at a time, across threads, processes and forks; replaced
-and compacted layers; clearing; pickling; what is refused. Sizes: stored.py.
+and compacted layers; clearing; pickling; what is refused. Sizes: support/stored.py.
 Not covered: kills and failing system calls (tests/faults), capture (test_capture_into.py).
 """
 
@@ -20,8 +20,8 @@ import pytest
 from attncache import AttentionCache, LayerSource
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
-from patterns import cache_of
-from stored import answers, factored_options, of_a_model, push_dense, push_factored, state
+from tests.support.patterns import cache_of
+from tests.support.stored import answers, factored_options, of_a_model, push_dense, push_factored, state
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 

@@ -22,7 +22,7 @@ from attncache.files import read_patterns
 from attncache.files.contents import contents_of
 from attncache.files.verifying import verify
 from attncache.notices import PatternWarning
-from written_by_others import (
+from tests.support.written_by_others import (
     LAYERS,
     Writer,
     assert_layers,

@@ -2,7 +2,7 @@
 
 Covered: the container (lengths, JSON, tensors, offsets, products that overflow), our own entries under a right checksum
 (layers, tokens, metadata, checksums, versions), and manifests; every way of loading; that the stock safetensors library
-refuses the same containers. Files are written by handmade.py, which knows the format document alone, so the right ones
+refuses the same containers. Files are written by support/handmade.py, which knows the format document alone, so the right ones
 among them test that too. Not covered: flipped bits and truncation (test_damage.py), random mutations (test_fuzz_load.py).
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from handmade import Tensors, entries_of, our_file, raw_file
+from tests.support.handmade import Tensors, entries_of, our_file, raw_file
 
 WEIGHTS = np.array([[1, 0], [0.25, 0.75]], np.float32).tobytes()
 TWO: Tensors = {f"layers.{n}.pattern": ("F32", (1, 1, 2, 2), WEIGHTS) for n in range(2)}

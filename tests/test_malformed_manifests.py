@@ -13,8 +13,8 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from handmade import manifest, our_file, sealed, segment
 from test_malformed import DENSE, TWO, WEIGHTS
+from tests.support.handmade import manifest, our_file, sealed, segment
 
 GOOD = our_file({"layers.0.pattern": TWO["layers.0.pattern"]}, DENSE[:1])
 

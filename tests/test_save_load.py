@@ -1,7 +1,7 @@
 """``cache.save`` and ``AttentionCache.load``: one cache, one file.
 
 Covered: every dtype, kind and option of layer, empty axes, tokens, metadata and indexes, mapped and read, bit by bit; the
-stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; arguments. Sizes: stored.py; 3 MB where a mapping must be seen to stay unread.
+stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; arguments. Sizes: support/stored.py; 3 MB where a mapping must be seen to stay unread.
 Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files).
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import DTYPES, cache_of
-from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
+from tests.support.patterns import DTYPES, cache_of
+from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 

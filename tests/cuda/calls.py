@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from patterns import Array
+from tests.support.patterns import Array
 
 FLOAT16, BFLOAT16, FLOAT32 = range(3)
 BAD_ARGUMENT, TOO_LARGE = -1, -2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cuda.interpreted_cases import Run, asked, factored, normal, ranked
-from patterns import make
+from tests.support.patterns import make
 
 SCATTERED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 COUNTED = "if (is_item && before == 0) places[digit] += __popc(same);\n        __syncwarp();"

@@ -16,7 +16,7 @@ import numpy as np
 from attncache import reference
 from attncache.reference import heaviest
 from cuda.ptx.library import Interpreted
-from patterns import DTYPES, Array, assert_same, make, meaning, rng, spread
+from tests.support.patterns import DTYPES, Array, assert_same, make, meaning, rng, spread
 
 Run: TypeAlias = Callable[[Interpreted], None]
 

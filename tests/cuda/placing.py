@@ -17,7 +17,7 @@ from attncache import _core
 from attncache.cuda import library
 from attncache.cuda.device_array import Memory
 from attncache.cuda.streams import DEFAULT
-from patterns import Array
+from tests.support.patterns import Array
 
 KDL_CUDA = 2
 CODES = {"b": 6, "i": 0, "u": 1, "f": 2}

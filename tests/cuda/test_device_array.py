@@ -16,7 +16,7 @@ from attncache import AttentionCache, _core
 from attncache.cuda import DeviceArray, on_stream
 from cuda.placing import put
 from cuda.recording import Recorder
-from patterns import assert_same, make, meaning
+from tests.support.patterns import assert_same, make, meaning
 
 PATTERN = make("soft", (2, 3, 5, 7))
 KDL_CUDA, KDL_CPU = 2, 1

@@ -18,7 +18,7 @@ from attncache import AttentionCache, _core
 from attncache.cuda import library, on_stream
 from cuda.placing import WAYS, Placed, ThroughDLPack, ThroughInterface, major_in, put, struct_in
 from cuda.recording import Recorder
-from patterns import DTYPES, Array, assert_same, make, meaning, strided
+from tests.support.patterns import DTYPES, Array, assert_same, make, meaning, strided
 
 SHAPE = (2, 3, 5, 7)
 OUT_OF_MEMORY = 2

@@ -1,6 +1,6 @@
-"""Every query of layers on a device: the cases of tests/test_queries.py and tests/test_contracts.py, asked there.
+"""Every query of layers on a device: the cases of tests/support/calls.py, asked there.
 
-Sizes: around a warp and a block of threads, one long row; every dtype; patterns of every kind in patterns.py.
+Sizes: around a warp and a block of threads, one long row; every dtype; patterns of every kind in support/patterns.py.
 Tolerance: none, the bits of attncache.reference. The library is the emulated one, so its memory cannot be read by the CPU
 without a crash; with a device, the built one as well.
 Not covered: the kernels by themselves (test_emulated*.py), factored layers (test_device_factored.py).
@@ -17,16 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import strategies
-import test_contracts
-import test_queries
 from attncache import AttentionCache, LayerSource, TopK
 from attncache.cuda import DeviceArray, queries
 from attncache.reference import QUERIES
 from cuda.emulated import load
 from cuda.placing import put
 from cuda.recording import Recorder
-from patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
+from tests.support import calls, strategies
+from tests.support.patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
 
 HOT = {"attention_from_position": (0, 1), "attention_to_position": (0, 1), "head_mean": (0,)}
 SELECTING: dict[str, tuple[Any, ...]] = {"rows": (), "columns": (), "edges": (None, None), "top_k": (3,)}
@@ -43,13 +41,13 @@ def cache_on_device(patterns: Any, device: int = 0) -> AttentionCache:
 
 
 def small() -> AttentionCache:
-    """The layer of test_contracts.small() on a device."""
+    """The layer of calls.small() on a device."""
     return cache_on_device([make("soft", (1, 2, 4, 6))])
 
 
 def assert_answers(name: str, kind: str, shape: Shape, dtype: str) -> None:
-    cache = cache_on_device(test_queries.two_layers(kind, shape, dtype))
-    for (args, options), expected in test_queries.meanings(name, kind, shape, dtype):
+    cache = cache_on_device(calls.two_layers(kind, shape, dtype))
+    for (args, options), expected in calls.meanings(name, kind, shape, dtype):
         actual = getattr(cache, name)(*args, **options)
         assert_same(actual, expected, f"{name}{args} {options} of {dtype} {kind} {shape}")
 
@@ -96,7 +94,7 @@ def test_any_selectors_pick_what_the_reference_picks(name: str, recorder: Record
         args = data.draw(strategies.selectors(shape[2])), data.draw(strategies.selectors(shape[3]))
     else:
         options["positions"] = data.draw(strategies.selectors(shape[3 if name == "columns" else 2]))
-    picks_none = test_queries.picks_none
+    picks_none = calls.picks_none
     options["layers"] = data.draw(strategies.selectors(n_layers).filter(lambda s: not picks_none(s, n_layers)))
     options["heads"] = data.draw(strategies.heads_arguments(shape[1]))
     options["batch"] = data.draw(strategies.selectors(shape[0]))
@@ -106,7 +104,7 @@ def test_any_selectors_pick_what_the_reference_picks(name: str, recorder: Record
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_no_layers_make_an_empty_layer_axis(name: str, recorder: Recorder) -> None:
-    cpu = test_contracts.small()
+    cpu = calls.small()
     for options in ({"layers": []}, {"batch": []}, {"heads": []}):
         expected = getattr(cpu, name)(*SELECTING[name], **options)
         actual = getattr(small(), name)(*SELECTING[name], **options)
@@ -137,8 +135,8 @@ def test_what_needs_much_scratch_memory_is_answered_in_pieces(
 
 @pytest.mark.parametrize(
     ("message", "place", "query"),
-    test_contracts.OUT_OF_RANGE,
-    ids=[place for _, place, _ in test_contracts.OUT_OF_RANGE],
+    calls.OUT_OF_RANGE,
+    ids=[place for _, place, _ in calls.OUT_OF_RANGE],
 )
 def test_out_of_range_is_the_same_index_error(
     message: str, place: str, query: Callable[[AttentionCache], Any], recorder: Recorder
@@ -148,11 +146,11 @@ def test_out_of_range_is_the_same_index_error(
     assert not {"rows", "columns", "edges", "top_k"} & set(recorder.names())
 
 
-@pytest.mark.parametrize("kind", test_contracts.NOT_A_SELECTOR)
+@pytest.mark.parametrize("kind", calls.NOT_A_SELECTOR)
 @pytest.mark.parametrize("name", SELECTING)
 def test_a_selector_of_the_wrong_kind_is_the_same_type_error(name: str, kind: str, recorder: Recorder) -> None:
     with pytest.raises(TypeError, match="batch"):
-        getattr(small(), name)(*SELECTING[name], batch=test_contracts.NOT_A_SELECTOR[kind])
+        getattr(small(), name)(*SELECTING[name], batch=calls.NOT_A_SELECTOR[kind])
 
 
 def test_layers_on_different_devices_cannot_be_selected_together(recorder: Recorder) -> None:
@@ -227,7 +225,7 @@ def test_the_runtime_itself_is_not_asked_to_wait(name: str, emulated: Recorder, 
 
 @pytest.mark.parametrize("name", DEVICE_RESULTS)
 def test_an_answer_on_the_device_needs_a_layer_there(name: str) -> None:
-    for cache in (test_contracts.small(), AttentionCache(index="eager")):
+    for cache in (calls.small(), AttentionCache(index="eager")):
         if cache.is_empty:
             cache.push(make("soft", (1, 2, 4, 6)))
         with pytest.raises(ValueError, match="device_result must be False for layers in CPU memory"):

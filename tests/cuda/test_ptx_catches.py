@@ -20,7 +20,7 @@ from cuda.interpreted_cases import CASES, Case
 from cuda.machine_code import copied
 from cuda.ptx.faults import Fault
 from cuda.ptx.library import Built, Interpreted, ptx_of
-from patterns import DTYPES
+from tests.support.patterns import DTYPES
 
 ARCHITECTURE = 90
 PLACE = r"thread \(\d+, \d+, 0\) .*kernel \S+_kernel\S*, PTX line \d+ \(\w+\.\w+:\d+\)|first byte \d+ of the copy"

@@ -15,7 +15,7 @@ import pytest
 from cuda.ptx.faults import Checker, Fault
 from cuda.ptx.launch import Device
 from cuda.written_ptx import kernel, launch, uploaded
-from patterns import Array
+from tests.support.patterns import Array
 
 SHARED = "    .shared .align 16 .b8 tile[256]; .shared .align 16 .b8 other[256];\n"
 START = "    mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.u32 %r3, tile; add.u32 %r4, %r3, %r2;\n"

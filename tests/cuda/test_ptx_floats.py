@@ -20,7 +20,7 @@ import pytest
 
 from cuda.ptx.registers import DTYPES
 from cuda.written_ptx import computed, integers
-from patterns import Array, bits, rng
+from tests.support.patterns import Array, bits, rng
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 3.0, 2.0**-126, 2.0**-149, 1.5 * 2.0**-140, 2.0**127 * 1.9999999, 2.0**24 + 2,
            0.99999994, 1.0000001, -7.25, 2.0**-24, 1e10, -1e-10, math.inf, -math.inf, math.nan]  # fmt: skip

@@ -17,7 +17,7 @@ from cuda.ptx.launch import Device
 from cuda.ptx.parser import parse
 from cuda.ptx.registers import DTYPES
 from cuda.written_ptx import computed, integers, kernel, launch
-from patterns import rng
+from tests.support.patterns import rng
 
 
 def wrapped(value: int, kind: str) -> int:

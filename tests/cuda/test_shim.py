@@ -228,7 +228,7 @@ def test_copies_must_name_device_memory(device: Device) -> None:
 def test_touching_device_memory_from_outside_ends_the_process(fault: str, library: Path) -> None:
     code = f"""
 import ctypes, sys
-sys.path[:0] = {[str(emulated.ROOT / "tests")]!r}
+sys.path[:0] = {[str(emulated.ROOT / "tests"), str(emulated.ROOT)]!r}
 from pathlib import Path
 from cuda import emulated
 from cuda.calls import Device, POINTER

@@ -11,7 +11,7 @@ import numpy as np
 from cuda.ptx.launch import Device, packed
 from cuda.ptx.program import SIZES
 from cuda.ptx.registers import DTYPES
-from patterns import Array, rng
+from tests.support.patterns import Array, rng
 
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 REGISTERS = """
