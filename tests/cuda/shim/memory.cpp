@@ -15,6 +15,8 @@
 #include <cstring>
 #include <map>
 
+#include "races.hpp"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -92,6 +94,7 @@ void* allocate(std::size_t n_bytes, int device) {
 #endif
     protect(allocation, PROT_NONE);
     allocations[begin] = allocation;
+    races::allocated(begin, n_bytes);
     return begin;
 }
 
@@ -112,6 +115,7 @@ bool release(void* memory, std::string& problem) {
     madvise(allocation.pages, allocation.pages_bytes, MADV_DONTNEED);
     protect(allocation, PROT_NONE);
     latest = nullptr;
+    races::released(memory);
     allocations.erase(found);
     return true;
 }
@@ -120,6 +124,11 @@ bool is_live(const void* address, std::size_t n_bytes) {
     const auto* const begin = static_cast<const char*>(address);
     const auto* const found = allocation_of(begin);
     return found != nullptr && n_bytes <= static_cast<std::size_t>(found->first + found->second.n_bytes - begin);
+}
+
+bool is_device_address(const void* address) {
+    const auto* const byte = static_cast<const char*>(address);
+    return arena != nullptr && byte >= arena && byte < arena + kArena;
 }
 
 int device_of(const void* address) {

@@ -12,6 +12,8 @@ void* allocate(std::size_t n_bytes, int device);
 bool release(void* memory, std::string& problem);
 /// Whether n bytes lie in one allocation.
 bool is_live(const void* address, std::size_t n_bytes);
+/// Whether an address is one of device memory, in use or not.
+bool is_device_address(const void* address);
 /// The device that an address belongs to, or -1.
 int device_of(const void* address);
 std::size_t live_bytes();

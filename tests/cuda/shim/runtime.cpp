@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "memory.hpp"
+#include "races.hpp"
 #include "scheduler.hpp"
 
 namespace shim {
@@ -123,7 +124,9 @@ bool is_pinned(const void* memory) {
 void finish_copies() {
     const Access access;
     for (const LateCopy& copy : late_copies) {
-        if (is_live(copy.to, copy.n_bytes)) std::memcpy(copy.to, copy.from, copy.n_bytes);
+        if (!is_live(copy.to, copy.n_bytes)) continue;
+        std::memcpy(copy.to, copy.from, copy.n_bytes);
+        races::copied_to(copy.to, copy.n_bytes);
     }
     late_copies.clear();
     is_late.clear();
@@ -145,6 +148,13 @@ void check_read(const void* address, std::size_t n_bytes) {
         fail("a misaligned read of " + std::to_string(n_bytes) + " bytes");
     } else if (!is_live(address, n_bytes)) {
         fail("a read of " + std::to_string(n_bytes) + " bytes outside of every allocation");
+    }
+    races::read_constant(address, n_bytes);
+}
+
+void check_write(const void* address, std::size_t n_bytes) {
+    if (reinterpret_cast<std::uintptr_t>(address) % n_bytes != 0) {
+        fail("a misaligned write of " + std::to_string(n_bytes) + " bytes");
     }
 }
 
@@ -266,8 +276,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, cud
         return cudaSuccess;
     }
     finish_copies();
+    const std::string problem = is_from_device ? races::unwritten(from, n_bytes) : "";
+    if (!problem.empty()) return failed(cudaErrorInvalidValue, problem);
     const Access access;
     std::memcpy(to, from, n_bytes);
+    if (is_to_device) races::copied_to(to, n_bytes);
     return cudaSuccess;
 }
 
