@@ -215,7 +215,7 @@ RACE = "race in {0} memory: {1} after {2} by thread \\d+ of block \\d+, which no
         ("writing_behind", "a write of 4 bytes outside of every allocation"),
         ("far_away", "a write of 4 bytes outside of every allocation"),
         ("outside_of_shared", "a read of 4 bytes outside of every __shared__ variable"),
-        ("misaligned", "a misaligned read of 16 bytes"),
+        ("misaligned", "misaligned: a read of 16 bytes"),
         ("fresh_shared", "a read of what nobody wrote"),
         ("turned_without_barrier", RACE.format("shared", "a (read|write)", "a (read|write)")),
         ("overwritten", RACE.format("shared", "a (read|write)", "a (read|write)")),

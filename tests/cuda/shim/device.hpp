@@ -57,10 +57,6 @@ struct Site {
     int line;
 };
 
-/// Checks that a read through __ldg lies in live device memory and on a multiple of its size.
-void check_read(const void* address, std::size_t n_bytes);
-/// Checks that a write lies on a multiple of its size.
-void check_write(const void* address, std::size_t n_bytes);
 /// Ends the launch with these words and where the thread was. Called by a thread, which never goes on.
 void fail(const std::string& words);
 /// Waits for all threads of the block.
@@ -68,6 +64,13 @@ void barrier(Site site);
 /// Gives a value to the lanes of a mask, once all of them have come here, and returns the 32 values.
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value, const char* operation, Site site);
 unsigned lane();
+
+namespace races {
+/// What the thread that runs reads at once, of device memory that stays as it is for the whole launch.
+void read_constant(const void* address, std::size_t n_bytes);
+/// What it writes at once, though g++ may write it in parts.
+void write_whole(const void* address, std::size_t n_bytes);
+}  // namespace races
 
 /// Where all __shared__ variables of the library lie, for the thread that launches.
 struct SharedMemory {
@@ -161,7 +164,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
 
 template <class T>
 T __ldg(const T* address) {
-    shim::check_read(address, sizeof(T));
+    shim::races::read_constant(address, sizeof(T));
     return *address;
 }
 
@@ -175,7 +178,7 @@ inline float __uint_as_float(unsigned x) { return shim::bits_as<float>(x); }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline void __stcs(float4* address, float4 value) {
-    shim::check_write(address, sizeof value);
+    shim::races::write_whole(address, sizeof value);
     *address = value;
 }
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {

@@ -20,9 +20,11 @@
 //   shim_ignore(place)       from here on, that barrier orders nothing, though threads meet there; "" for none
 #include "races.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <set>
 #include <vector>
@@ -204,11 +206,16 @@ void meet(unsigned first_thread, unsigned mask, Site site) {
 
 void read_constant(const void* address, std::size_t n_bytes) {
     if (!is_on) return;
+    touch(address, n_bytes, Kind::read, n_bytes);
     Byte* const bytes = device_bytes(static_cast<const char*>(address), n_bytes);
     for (std::size_t i = 0; i < n_bytes; ++i) {
         if (bytes[i].written.epoch >= launch_begin) fail("a read through __ldg of what this launch writes");
         bytes[i].constant = epoch;
     }
+}
+
+void write_whole(const void* address, std::size_t n_bytes) {
+    if (is_on) touch(address, n_bytes, Kind::write, n_bytes);
 }
 
 void allocated(const void* memory, std::size_t n_bytes) {

@@ -16,8 +16,6 @@ void begin_block(unsigned block);
 void meet(Site site);
 /// The lanes of a mask have met; the first lane of their warp is that thread.
 void meet(unsigned first_thread, unsigned mask, Site site);
-/// What the thread that runs reads of device memory stays as it is for the whole launch.
-void read_constant(const void* address, std::size_t n_bytes);
 
 void allocated(const void* memory, std::size_t n_bytes);
 void released(const void* memory);
