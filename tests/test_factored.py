@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -562,6 +563,17 @@ def test_progress_is_told_and_may_stop_the_pass() -> None:
     assert np.isfinite(cache.lse(0)).all()
     with pytest.raises(TypeError, match="progress must be True, False, None or callable, got int"):
         cache.lse(0, progress=3)  # type: ignore[arg-type]
+
+
+def test_iteration_holds_one_pattern_at_a_time() -> None:
+    cache = AttentionCache()
+    for _ in range(3):
+        cache.push_qk(*layer(20, 20))
+    patterns = iter(cache)
+    held = weakref.ref(next(patterns))
+    assert held() is None
+    assert [len(each) for each in patterns] == [2, 2]
+    assert list(map(len, cache)) == [2, 2, 2]
 
 
 def test_a_bar_shows_how_far_the_pass_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -760,7 +760,11 @@ class AttentionCache(Selections):
         return self[:]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return iter(self[:])
+        # One layer at a time: the pattern of a factored one is computed, and let go of by whoever iterates.
+        layer = 0
+        while layer < self.n_layers:
+            yield self[layer]
+            layer += 1
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
