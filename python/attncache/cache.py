@@ -722,14 +722,14 @@ class AttentionCache(Selections):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What else is to be known of the patterns: a read-only mapping of names to JSON values, saved with the cache.
+        """Notes about the patterns: a read-only mapping of names to JSON values, saved with the cache.
 
-        May be set to any mapping of strings to what JSON can say (strings, numbers but NaN and infinities, booleans,
+        May be set to any mapping of strings to JSON values (strings, numbers but NaN and infinities, booleans,
         None, and lists and string mappings of these, nested at most 100 deep); it is copied. To change a value that is
         nested in it, set all of it anew.
 
         Raises:
-            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or values
+            TypeError: set to something else, or to values that are not JSON. ValueError: NaN, an infinity or values
                 nested too deep, or more than 100 MB of JSON. The metadata are unchanged after any of these.
 
         >>> cache = AttentionCache()
