@@ -7,8 +7,9 @@ Not covered: memory while a large model runs (tests/proofs/long_context.py measu
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -109,3 +110,15 @@ def test_after_a_failure_the_directory_has_what_came_before_and_another_writer_m
         captured()
     with AttentionCache.create(tmp_path / "run") as cache:
         assert cache.n_layers == N_LAYERS
+
+
+@pytest.mark.parametrize("store", ["pattern", "qk"])
+def test_generation_is_captured_in_bfloat16_without_ml_dtypes(
+    store: Literal["pattern", "qk"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    model = make("llama: grouped heads")
+    with capture(model, store, dtype="bfloat16") as cache:
+        output = model.generate(**inputs(), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert set(cache.dtypes) == {"bfloat16"}
+    assert {shape[2:] for shape in cache.shapes} == {(output.shape[1] - 1,) * 2}

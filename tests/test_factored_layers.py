@@ -6,6 +6,7 @@ Sizes: up to 150 positions. Tolerance: none. Not covered: the weights (test_fact
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -224,3 +225,14 @@ def test_empty_axes_give_empty_answers(seq_q: int, seq_k: int, batch: int) -> No
     assert cache.edges([], [], layers=0).shape[-2:] == (0, 0) if batch else True
     assert cache.lse(0).shape == (batch, 6, seq_q)
     assert cache[0].shape == (batch, 6, seq_q, seq_k)
+
+
+def test_iteration_holds_one_pattern_at_a_time() -> None:
+    cache = AttentionCache()
+    for _ in range(3):
+        cache.push_qk(*layer(20, 20))
+    patterns = iter(cache)
+    held = weakref.ref(next(patterns))
+    assert held() is None
+    assert [len(each) for each in patterns] == [2, 2]
+    assert list(map(len, cache)) == [2, 2, 2]
