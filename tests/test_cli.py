@@ -1,7 +1,7 @@
 """The command line: ``attncache demo`` and what all commands share, in this process and in one of their own.
 
 Covered: every option, the exit codes 0, 1 and 2 and where the words go, every number of the demo against
-reference.py on the same sample, terminals without UTF-8, a reader that leaves early, the timing table's checks.
+reference.py on the same sample, terminals without UTF-8, a reader that leaves early, the timing's check.
 The demo rounds: numbers compare as text at the printed digits, which is exact because both sides hold the same bits.
 Not covered: what the timings say; they are measurements. The other commands: test_info.py and so on.
 """
@@ -14,17 +14,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import attncache
 from attncache import AttentionCache, cli, reference
-from attncache.demo import timing
+from attncache.commands import demo
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, label, printable
-from command_line import Run, process
+from tests.support.command_line import Run, process
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = [label(token) for token in SAMPLE.tokens or ()]
@@ -254,7 +253,6 @@ def test_demo_out_of_range_is_one_line_on_stderr_nothing_on_stdout_and_exit_1(
         ["convert", "sample", "a", "--dtype", "float64"],
         ["convert", "sample", "a", "--mean-only", "--dtype", "float16"],
         ["demo", "--json"],
-        ["demo", "--text", "a"],
     ],
     ids=lambda arguments: " ".join(arguments) or "nothing",
 )
@@ -348,46 +346,20 @@ def test_control_characters_out_of_files_are_shown_and_not_obeyed(run: Run, tmp_
     assert shown.replace("\n", "").isprintable()
 
 
-def test_demo_ends_with_the_timings_of_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = timing.synthetic((2, 1, 4, 32, 32))
-    monkeypatch.setattr(timing, "synthetic", lambda: small)
+def test_demo_ends_with_the_time_of_a_question(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SHAPE", (1, 4, 32, 32))
     found = section(run("demo", "--layer", "0"), "How long does one question take?")
-    table = [line for line in found if re.match(r"   (attention_|top_)", line)]
-    assert [line.split()[0].rstrip(",") for line in table] == [
-        "attention_from_position", "attention_to_position", "top_attended_positions",
-    ] * 2  # fmt: skip
-    assert all(re.search(r"(?: +\d+\.\d\d){3} +\d+\.\dx$", line) for line in table)
+    (row,) = [line for line in found if line.startswith("   attention_from_position")]
+    assert re.search(r"(?: +\d+\.\d\d){2} +\d+\.\dx$", row)
     assert max(map(len, found)) <= WIDTH
-
-
-def test_the_synthetic_patterns_are_causal_rows_that_sum_to_one_and_the_same_every_time() -> None:
-    layers = timing.synthetic((2, 1, 3, 16, 16))
-    assert [(layer.shape, layer.dtype) for layer in layers] == [((1, 3, 16, 16), np.dtype(np.float16))] * 2
-    assert not np.array_equal(layers[0], layers[1])
-    for layer, again in zip(layers, timing.synthetic((2, 1, 3, 16, 16)), strict=True):
-        assert np.array_equal(layer, again)
-        assert not np.any(np.triu(layer, 1))
-        assert np.abs(layer.astype(np.float64).sum(axis=-1) - 1).max() <= 16 * 2**-12  # 16 roundings of at most 2^-12
 
 
 def test_a_timing_is_refused_where_an_answer_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = timing.Question("q", lambda *_: 1, lambda *_: 2, int.__eq__)
-    monkeypatch.setattr(timing, "rows", lambda *_: wrong)
+    monkeypatch.setattr(demo, "SHAPE", (1, 4, 32, 32))
+    monkeypatch.setattr(AttentionCache, "attention_from_position", lambda *_: np.zeros(32, np.float32))
     assert cli.main(["demo"]) == 1
-    assert capsys.readouterr().err.startswith("attncache: error: q must equal NumPy's answer, got another at layer=")
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "same"),
-    [
-        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (1, 0.25)], True),
-        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (2, 0.25)], True),  # the last may be one of several equal weights
-        ([(3, 0.5), (1, 0.25)], [(2, 0.5), (1, 0.25)], False),
-        ([(3, 0.5), (1, 0.25)], [(3, 0.5), (1, 0.125)], False),
-        ([(3, 0.5)], [(3, 0.5), (1, 0.25)], False),
-    ],
-)
-def test_top_k_lists_are_the_same_up_to_ties(ours: list[Any], theirs: list[Any], same: bool) -> None:
-    assert timing.same_weights(ours, theirs) is same
+    assert capsys.readouterr().err == (
+        "attncache: error: attention_from_position must equal NumPy's answer, got another\n"
+    )

@@ -9,8 +9,6 @@ Values compare by the equality of all bits. Not covered: a disk that is full; th
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,9 @@ import pytest
 
 from attncache import AttentionCache, cli, reference
 from attncache.files import read_patterns, sample_path
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from patterns import DTYPES, assert_same, cache_of, make, meaning
-from stored import everything, factored_options, of_a_model, push_factored, state, tokened
+from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
+from tests.support.patterns import DTYPES, assert_same, cache_of, make, meaning
+from tests.support.stored import everything, factored_options, of_a_model, push_factored, state, tokened
 
 SAMPLE = read_patterns(sample_path())
 Ask = Callable[..., Any]
@@ -165,23 +163,6 @@ def test_mean_only_of_factored_layers_and_of_archives(converted: Converted, tmp_
         assert_same(means[layer][0, 0], reference.head_mean(SAMPLE.patterns, layer))
 
 
-@pytest.mark.parametrize(
-    ("names", "pattern"), [([], 0), (["--names", "decoder.{}"], 10), (["--names", "encoder.{}"], 0)]
-)
-def test_names_choose_the_layers(
-    converted: Converted, fails: Fails, tmp_path: Path, names: list[str], pattern: int
-) -> None:
-    kinds = {"encoder": 0, "decoder": 10} if names else {"encoder": 0}
-    tensors = {f"{kind}.{n}": np.full((1, 1, 2, 2), at + n, "f4") for kind, at in kinds.items() for n in range(11)}
-    tensors = {"hidden": np.zeros((3, 4)), "ids": np.zeros((1, 1, 2, 2), np.int64), **tensors}
-    path = write_safetensors(tmp_path / "a.safetensors", tensors)
-    assert [layer[0, 0, 0, 0] for layer in converted(path, *names)] == list(range(pattern, pattern + 11))
-    if names:
-        _, line = fails("convert", path, tmp_path / "b.safetensors")
-        assert "names, such as 'attentions.{}', chooses among several kinds; got hidden [3, 4] float64, " in line
-        assert not (tmp_path / "b.safetensors").exists()
-
-
 def test_several_sources_and_folders_are_a_file_per_layer(
     ask: Ask, run: Run, converted: Converted, fails: Fails, tmp_path: Path
 ) -> None:
@@ -296,33 +277,6 @@ def test_metadata_that_are_no_json_are_refused(fails: Fails, tmp_path: Path) -> 
     np.savez(tmp_path / "a.npz", np.zeros((1, 1, 1, 1), "f4"), metadata=np.array('{"loss": NaN}'))
     _, line = fails("convert", tmp_path / "a.npz", tmp_path / "b.safetensors")
     assert "metadata['loss'] must be a JSON value" in line
-
-
-MEMORY = """
-import resource, sys
-from attncache import cli
-cli.main(["convert", "sample", sys.argv[2] + ".sample"])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert cli.main(["convert", sys.argv[1], sys.argv[2], *sys.argv[3:]]) == 0
-print("grew", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in kilobytes, as Linux gives it")
-@pytest.mark.parametrize(
-    ("kind", "options"), [("npz", []), ("npz", ["--dtype", "float16", "--index"]), ("npy", ["--mean-only"])]
-)
-def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, kind: str, options: list[str]) -> None:
-    layers = np.zeros((24, 1, 8, 512, 512), np.float32)  # 201 MB
-    layers[:, 0, :, :, 0] = 1
-    if kind == "npz":
-        np.savez_compressed(tmp_path / "a.npz", *layers)
-    else:
-        np.save(tmp_path / "a.npy", layers)
-    del layers
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / f"a.{kind}"), str(tmp_path / "b.safetensors"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert int(done.stdout.split()[-1]) < 48_000  # kilobytes: a layer, what it is made of and of it, and room
 
 
 def test_a_process_of_its_own_ends_with_0_or_1(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Not covered: the kinds of files themselves (test_kinds_of_files.py), the command
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from attncache import AttentionCache
 from attncache.files import DamagedFileError, read_patterns
 from attncache.layer_source import LayerSource
-from written_by_others import LAYERS, Writer, assert_layers, every_kind, npz, patterns, read_alike
+from tests.support.written_by_others import LAYERS, Writer, assert_layers, every_kind, npz, patterns, read_alike
 
 
 @every_kind
@@ -137,3 +138,27 @@ def test_a_single_layer_says_by_its_number_that_it_is_one(tmp_path: Path) -> Non
     np.savez(tmp_path / "b.npz", batch)
     with pytest.raises(ValueError, match="axes must be given"):
         read_patterns(tmp_path / "b.npz")
+
+
+def test_a_misaligned_pattern_by_others_is_copied(tmp_path: Path) -> None:
+    pattern = np.random.default_rng(0).random((1, 1, 2, 3)).astype(np.float32)
+    entries = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "layers.0.pattern": {"dtype": "F32", "shape": [1, 1, 2, 3], "data_offsets": [1, 25]},
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x" + pattern.tobytes())
+    assert AttentionCache.load(tmp_path / "a.safetensors")[0].tobytes() == pattern.tobytes()
+
+
+def test_a_file_without_patterns_is_refused_with_what_it_has_and_is_not_called_damaged(tmp_path: Path) -> None:
+    writer = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    for tensors, words in [
+        ({}, "got no array"),
+        ({"embedding": np.ones(1)}, r"a layer must be \[batch, head, query, key\] or .*, got shape \[1\]"),
+        ({"a": np.ones(1), "b": np.ones((1, 1, 2, 2), int)}, r"got .*b \[1, 1, 2, 2\] I64"),
+    ]:
+        writer.save_file(tensors, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=rf"a\.safetensors: .*{words}") as caught:
+            AttentionCache.load(tmp_path / "a.safetensors")
+        assert not isinstance(caught.value, DamagedFileError)

@@ -1,18 +1,15 @@
 """Each kind of file that others keep attention in: what is in it, what is refused, and what needs a package.
 
-Covered: torch.save in both of its formats, every dtype and every nesting, generations; bfloat16 in NumPy's files; HDF5; zarr;
-pickles, weights of models, folders and caches; what checksums say. Nothing is executed.
-Sizes and values as in test_files_by_others.py, which has names and axes. Not covered: damaged files (test_archives.py,
-test_fuzz_load.py), the commands (test_convert.py, test_info.py).
+Covered: bfloat16 in NumPy's files; HDF5; zarr; weights of models, folders and caches; what is no file of arrays; what checksums say.
+Sizes and values as in test_files_by_others.py, which has names and axes. Not covered: what torch.save writes (test_torch_files.py),
+damaged files (test_archives.py, test_fuzz_load.py), the commands (test_convert.py, test_info.py).
 """
 
 from __future__ import annotations
 
-import collections
-import pickle
+import re
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,10 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import read_patterns
+from attncache.files.contents import contents_of
 from attncache.files.verifying import verify
 from attncache.notices import PatternWarning
-from written_by_others import (
+from tests.support.written_by_others import (
     LAYERS,
     Writer,
     assert_layers,
@@ -35,151 +33,6 @@ from written_by_others import (
     safetensors,
     torch_dict,
 )
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_what_torch_saves_is_read(dtype: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    layers = [torch.from_numpy(layer).to(getattr(torch, dtype)) for layer in patterns(2)]
-    expected = [layer.to(torch.float64).numpy() for layer in layers]
-    path = tmp_path / "attentions.bin"
-    for saved in (
-        tuple(layers),
-        layers,
-        dict(enumerate(layers)),
-        torch.stack(layers),
-        {"attentions": tuple(layers), "n": 3},
-    ):
-        torch.save(saved, path)
-        found = read_alike(path) if dtype != "float64" else read_patterns(path).patterns
-        assert [layer.dtype.name for layer in found] == [dtype] * LAYERS
-        assert all(np.array_equal(mine.astype("f8"), theirs) for mine, theirs in zip(found, expected, strict=True))
-    assert [file.state for file in verify(path)] == ["whole"]
-
-
-@pytest.mark.parametrize("mmap", [True, False])
-def test_tensors_of_torch_are_read_over_the_file_whatever_their_strides(mmap: bool, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    whole = torch.from_numpy(patterns(2))
-    views = {
-        "whole": whole,
-        "turned": whole.transpose(3, 4),
-        "part": whole[1:, :, 1:2, ::2],
-        "one": whole[0, 0, 0, 0, 0],
-    }
-    torch.save(
-        collections.OrderedDict(views, ids=torch.arange(6), flag=torch.tensor([True]), note="a"), tmp_path / "a.pt"
-    )
-    for name in ("whole", "turned", "part"):
-        cache = AttentionCache.load(tmp_path / "a.pt", mmap, names=name, check=False)
-        assert_layers(list(cache), views[name].numpy())
-    assert cache.dtypes == ("float32",) * (LAYERS - 1)
-    torch.save({"a": torch.zeros(1).expand(1, 1, 4096, 4096)}, tmp_path / "b.pt")
-    with pytest.raises(
-        ValueError, match=r"b\.pt: storage 0 must be whole, got: 16777216 items of which the file holds less"
-    ):
-        AttentionCache.load(tmp_path / "b.pt")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_steps_of_a_generation_become_one_pattern_per_layer(dtype: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    sizes = ((4, 4), (1, 5), (1, 6))
-    steps = [tuple(torch.rand(1, 2, *size).to(getattr(torch, dtype)) for _ in range(3)) for size in sizes]
-    keys = tuple((torch.rand(1, 2, 6, 8), torch.rand(1, 2, 6, 8)) for _ in range(3))
-    expected = AttentionCache.from_attentions(steps)
-    for saved in (tuple(steps), {"attentions": tuple(steps), "past_key_values": keys}):
-        torch.save(saved, tmp_path / "a.pt")
-        assert_layers(read_alike(tmp_path / "a.pt"), np.array(expected.patterns))
-    torch.save((steps[0], steps[2]), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt: the file must hold the steps of a generation, got: attentions\["):
-        read_patterns(tmp_path / "a.pt")
-
-
-class Bomb:
-    """What a pickle would run."""
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path("exploded"),)
-
-
-def archive(path: Path, pickled: bytes) -> Path:
-    """What torch.save writes, with this pickle."""
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("a/data.pkl", pickled)
-        file.writestr("a/data/0", bytes(64))
-    return path
-
-
-STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x10tQ"
-TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(%s%s%s%s\x89ccollections\nOrderedDict\n)RtR."
-SHAPE, STRIDES = b"(K\x01K\x01K\x02K\x02t", b"(K\x04K\x04K\x02K\x01t"
-PICKLES: dict[str, tuple[bytes, str]] = {
-    "a function": (
-        b"cposix\nsystem\n(X\x01\0\0\0atR.",
-        "got: posix.system, which is not looked up because it may run code",
-    ),
-    "another of torch": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "_rebuild_tensor_v3, which is not looked up"),
-    "a name on the stack": (pickle.dumps(Bomb(), 4), "got: the opcode STACK_GLOBAL of a pickle, which is not followed"),
-    "an instance": (b"(iposix\nsystem\n.", "got: the opcode INST of a pickle"),
-    "a class that is called": (b"ctorch\nFloatStorage\n)R.", "got: a call of torch.FloatStorage"),
-    "a number that is called": (b"K\x01)R.", "got: a pickle with a int in the place of a name"),
-    "attributes of a list": (b"]}b.", "got: a pickle with a list in the place of a dict"),
-    "a tuple as a name": (b"})K\x01s.", "a tuple in the place of a string or number"),
-    "no end": (b"K\x01", "got: pickle exhausted before seeing STOP"),
-    "nothing on the stack": (b"R.", "got: pop from empty list"),
-    "no mark": (b"K\x01t.", "got: pop from empty list"),
-    "a list of itself": (b"]q\0h\0a.", "got: maximum recursion depth exceeded"),
-    "2^30 values": (
-        b"]q\0" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(30)) + b".",
-        "more than 1000000 values",
-    ),
-    "beyond the storage": (
-        TENSOR % (STORAGE, b"K\x0d", SHAPE, STRIDES),
-        "a tensor of shape [1, 1, 2, 2] in a storage of 16",
-    ),
-    "a negative stride": (
-        TENSOR % (STORAGE, b"K\x04", SHAPE, b"(K\x01K\x01K\x01J\xff\xff\xff\xfft"),
-        "a tensor of shape",
-    ),
-    "a shape of words": (TENSOR % (STORAGE, b"K\0", b"(X\x01\0\0\0at", b"(K\x01t"), "a tensor of shape ('a',)"),
-    "no storage": (TENSOR % (b"N", b"K\0", SHAPE, STRIDES), "a nonetype in the place of a storage"),
-}
-
-
-@pytest.mark.parametrize("name", PICKLES)
-def test_nothing_in_a_file_of_torch_is_run_or_looked_up(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    pickled, words = PICKLES[name]
-    path = archive(tmp_path / "a.pt", pickled)
-    for read in (read_patterns, AttentionCache.load):
-        with pytest.raises(
-            ValueError, match=r"a\.pt: the file must hold tensors, numbers and strings in tuples"
-        ) as caught:
-            read(path)
-        assert words in str(caught.value)
-    assert [each.name for each in tmp_path.iterdir()] == ["a.pt"]
-
-
-def test_a_file_of_torch_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    path = archive(tmp_path / "a.pt", TENSOR % (STORAGE, b"K\x0c", SHAPE, STRIDES))
-    assert_layers(read_alike(path), np.zeros((1, 1, 1, 2, 2)))
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"a/data/0", b"a/data/1"))
-    with pytest.raises(ValueError, match=r"a\.pt: storage 0 must be whole, got: "):
-        read_patterns(path)
-
-
-def test_pickles_are_refused(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    torch.save(torch.ones(1, 1, 2, 2), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Bomb()))
-    for name, words in (("old.pt", "a file of torch.save in its old format, a pickle"), ("a.pkl", "a pickle")):
-        with pytest.raises(ValueError, match=rf"{name}: .* got {words}, which is never opened because it may run code"):
-            read_patterns(tmp_path / name)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez])
@@ -233,6 +86,37 @@ def test_weights_of_a_model_are_called_that(write: Writer, tmp_path: Path) -> No
     (tmp_path / "a.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(40))
     with pytest.raises(ValueError, match=r"a\.gguf: .* got weights of a model \(GGUF\), not attention"):
         AttentionCache.load(tmp_path / "a.gguf")
+
+
+UNKNOWN = {
+    "nothing": (b"", "an empty file"),
+    "two bytes": (b"12", "one that begins with b'12'"),
+    "zeros": (bytes(4096), "one that begins with b'\\x00"),
+    "text": (b"some notes\n" * 100, "one that begins with b'some notes"),
+    "JSON": (b'[1, 2, {"a": 3}]', "one that begins with b'[1, 2, {"),
+    "indented JSON": (b'        {"a": 1}', "one that begins with b'        {"),
+    "a PDF": (b"%PDF-1.4\n", "a PDF"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pt", "a"])
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_is_no_file_of_arrays_is_refused_by_every_reader_in_the_same_words(
+    what: str, name: str, tmp_path: Path
+) -> None:
+    raw, words = UNKNOWN[what]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    said = set()
+    for read in (AttentionCache.load, read_patterns, contents_of, verify):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{path}: must be a cache of attncache or a file of arrays")
+        ) as caught:
+            read(path)
+        assert type(caught.value) is ValueError
+        said.add(str(caught.value))
+    (message,) = said
+    assert f"got {words}" in message
 
 
 def test_ours_are_read_too_and_take_no_axes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Covered on Linux, with 4 layers of 2 heads x 2048 positions in float16, 67 MB: which pages of the mapping are in the process
 after opening, after one row, after a head mean; every question under a limit of private memory (RLIMIT_DATA) that is smaller
 than the file, answered with the same bits as by a cache in memory; reading the file under it, which is a MemoryError; and
-pushing to disk under it. Pages are counted, not timed: the system brings in at most one large page of 2 MB around each
+pushing to disk under it; the peak memory of ``attncache convert``. Pages are counted, not timed: the system brings in at most one large page of 2 MB around each
 address that is touched.
 Not covered: a limit that counts the pages of files too, which takes a control group: ``python -m
 tests.proofs.larger_than_memory`` has one. How much the system reads ahead into its own cache is its own choice.
@@ -140,3 +140,29 @@ def test_pushing_to_disk_keeps_one_layer_in_memory(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[0.0, 1.0, 2.0, 3.0]\n"
+
+
+CONVERTING = """
+import resource, sys
+from attncache import cli
+cli.main(["convert", "sample", sys.argv[2] + ".sample"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert cli.main(["convert", sys.argv[1], sys.argv[2], *sys.argv[3:]]) == 0
+print("grew", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("npz", []), ("npz", ["--dtype", "float16", "--index"]), ("npy", ["--mean-only"])]
+)
+def test_converting_keeps_one_layer_in_memory(tmp_path: Path, kind: str, options: list[str]) -> None:
+    layers = np.zeros((24, 1, 8, 512, 512), np.float32)  # 201 MB
+    layers[:, 0, :, :, 0] = 1
+    if kind == "npz":
+        np.savez_compressed(tmp_path / "a.npz", *layers)
+    else:
+        np.save(tmp_path / "a.npy", layers)
+    del layers
+    command = [sys.executable, "-c", CONVERTING, str(tmp_path / f"a.{kind}"), str(tmp_path / "b.safetensors"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout.split()[-1]) < 48_000  # kilobytes: a layer, what it is made of and of it, and room

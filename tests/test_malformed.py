@@ -2,7 +2,7 @@
 
 Covered: the container (lengths, JSON, tensors, offsets, products that overflow), our own entries under a right checksum
 (layers, tokens, metadata, checksums, versions), and manifests; every way of loading; that the stock safetensors library
-refuses the same containers. Files are written by handmade.py, which knows the format document alone, so the right ones
+refuses the same containers. Files are written by support/handmade.py, which knows the format document alone, so the right ones
 among them test that too. Not covered: flipped bits and truncation (test_damage.py), random mutations (test_fuzz_load.py).
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from handmade import Tensors, entries_of, our_file, raw_file
+from tests.support.handmade import Tensors, entries_of, our_file, raw_file
 
 WEIGHTS = np.array([[1, 0], [0.25, 0.75]], np.float32).tobytes()
 TWO: Tensors = {f"layers.{n}.pattern": ("F32", (1, 1, 2, 2), WEIGHTS) for n in range(2)}
@@ -78,18 +78,14 @@ CONTAINERS: dict[str, tuple[bytes, str]] = {
     "header longer than the file": (raw_file("{}", length=3), "must lie in the file"),
     "header of 100,000,001 bytes": (raw_file("{}", length=100_000_001), NOT_KNOWN),
     "length + 8 wraps to 7": (raw_file("{}", length=2**64 - 1), NOT_KNOWN),
-    "length + 8 wraps to 0": (raw_file("{}", length=2**64 - 8), NOT_KNOWN),
-    "length of 2^63": (raw_file("{}", length=2**63), NOT_KNOWN),
     "not UTF-8": (raw_file(b'{"\xff":1}'), "must be JSON in UTF-8"),
     "UTF-16": (raw_file('{"a":1}'.encode("utf-16")), NOT_KNOWN),
     "surrogate in UTF-8": (raw_file(b'{"\xed\xa0\x80":1}'), "must be JSON in UTF-8"),
     "byte order mark": (raw_file(b"\xef\xbb\xbf{}"), NOT_KNOWN),
     "not JSON": (raw_file("{"), "must be JSON in UTF-8"),
-    "pickle": (raw_file(b"\x80\x04}."), NOT_KNOWN),
     "two values": (raw_file("{}{}"), "must be JSON in UTF-8"),
     "control character": (raw_file('{"a\nb":1}'), "must be JSON in UTF-8"),
     "zeros after the header": (raw_file(b"{}" + bytes(6)), "must be JSON in UTF-8"),
-    "deep nesting": (raw_file("[" * 500_000 + "]" * 500_000), NOT_KNOWN),
     "deep objects": (raw_file('{"a":' * 500_000 + "1" + "}" * 500_000), "too deeply nested"),
     "a name of a megabyte": (raw_file(f'{{"{"a" * 1_000_000}":[]}}'), "must have dtype"),
     "a name of a megabyte twice": (raw_file(f'{{"{"a" * 1_000_000}":1,"{"a" * 1_000_000}":1}}'), "twice"),

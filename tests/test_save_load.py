@@ -1,8 +1,7 @@
 """``cache.save`` and ``AttentionCache.load``: one cache, one file.
 
 Covered: every dtype, kind and option of layer, empty axes, tokens, metadata and indexes, mapped and read, bit by bit; the
-stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; files by others;
-arguments. Sizes: stored.py; 3 MB where a mapping must be seen to stay unread.
+stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; arguments. Sizes: support/stored.py; 3 MB where a mapping must be seen to stay unread.
 Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files).
 """
 
@@ -23,9 +22,8 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from attncache.files import DamagedFileError
-from patterns import DTYPES, cache_of
-from stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
+from tests.support.patterns import DTYPES, cache_of
+from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 
@@ -164,19 +162,6 @@ def resident(path: Path) -> int:
     return int(match[1]) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
-def test_opening_a_file_and_asking_for_a_row_touches_few_of_its_pages(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    cache = AttentionCache(index="off")
-    for _ in range(4):
-        cache.push(np.full((1, 8, 1024, 1024), 0.5, np.float16))  # 16 MiB
-    cache.save(path)
-    found = AttentionCache.load(path, index="off")
-    assert resident(path) <= 2 << 20  # the header; the system may map 2 MiB at once
-    found.rows(2, 500)
-    assert resident(path) <= 18 << 20  # a row of each head of one layer, with what the system maps around it
-
-
 def test_a_change_in_memory_never_reaches_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     everything().save(path)
@@ -246,46 +231,6 @@ def test_a_cache_in_memory_or_changed_since_is_not_pickled(tmp_path: Path) -> No
             pickle.dumps(found)
 
 
-# ---- files by others
-
-
-def test_patterns_in_a_file_by_others_are_loaded_and_the_rest_passed_over(tmp_path: Path) -> None:
-    writer = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
-    patterns = [np.random.default_rng(n).random((1, 2, 3, 5)).astype(t) for n, t in enumerate(("float32", "float16"))]
-    tensors = {f"layers.{n}.pattern": pattern for n, pattern in enumerate(patterns)}
-    tensors |= {"layers.0.scores": np.ones(3), "embedding": np.ones(1, np.uint8)}
-    writer.save_file(tensors, tmp_path / "a.safetensors", {"format": "np"})
-    for mapped in (True, False):
-        cache = AttentionCache.load(tmp_path / "a.safetensors", mapped)
-        assert [view.tobytes() for view in cache] == [pattern.tobytes() for pattern in patterns]
-    with pytest.raises(ValueError, match=r"a\.safetensors: verify must be False for a file without checksums"):
-        AttentionCache.load(tmp_path / "a.safetensors", verify=True)
-
-
-def test_a_misaligned_pattern_by_others_is_copied(tmp_path: Path) -> None:
-    pattern = np.random.default_rng(0).random((1, 1, 2, 3)).astype(np.float32)
-    entries = {
-        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
-        "layers.0.pattern": {"dtype": "F32", "shape": [1, 1, 2, 3], "data_offsets": [1, 25]},
-    }
-    header = json.dumps(entries).encode()
-    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x" + pattern.tobytes())
-    assert AttentionCache.load(tmp_path / "a.safetensors")[0].tobytes() == pattern.tobytes()
-
-
-def test_a_file_without_patterns_is_refused_with_what_it_has_and_is_not_called_damaged(tmp_path: Path) -> None:
-    writer = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
-    for tensors, words in [
-        ({}, "got no array"),
-        ({"embedding": np.ones(1)}, r"a layer must be \[batch, head, query, key\] or .*, got shape \[1\]"),
-        ({"a": np.ones(1), "b": np.ones((1, 1, 2, 2), int)}, r"got .*b \[1, 1, 2, 2\] I64"),
-    ]:
-        writer.save_file(tensors, tmp_path / "a.safetensors")
-        with pytest.raises(ValueError, match=rf"a\.safetensors: .*{words}") as caught:
-            AttentionCache.load(tmp_path / "a.safetensors")
-        assert not isinstance(caught.value, DamagedFileError)
-
-
 # ---- arguments
 
 
@@ -322,84 +267,6 @@ def test_a_missing_file_and_a_pipe_are_os_errors_that_name_it(tmp_path: Path) ->
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(OSError, match=r"not a regular file.*pipe"):
             AttentionCache.load(tmp_path / "pipe")
-
-
-def nested(n: int) -> list[Any]:
-    """Lists in each other."""
-    value: list[Any] = []
-    for _ in range(n - 1):
-        value = [value]
-    return value
-
-
-def twice_in_itself() -> list[Any]:
-    """A list with 2^100 ways to go 100 deep."""
-    value: list[Any] = []
-    value += [value, value]
-    return value
-
-
-def shared(n: int, leaf: Any) -> Any:
-    """A list of 2^n times the leaf, in n lists."""
-    for _ in range(n):
-        leaf = [leaf, leaf]
-    return leaf
-
-
-def test_metadata_that_share_come_back_as_what_they_say(tmp_path: Path) -> None:
-    cache = tokened()
-    cache.metadata = {"a": shared(10, {"b": (1, None)})}
-    cache.save(tmp_path / "cache.safetensors")
-    found = AttentionCache.load(tmp_path / "cache.safetensors").metadata["a"]
-    assert found == cache.metadata["a"] == shared(10, {"b": [1, None]})
-
-
-def test_metadata_as_deep_as_they_may_be_come_back(tmp_path: Path) -> None:
-    cache = tokened()
-    cache.metadata = {"a": nested(99)}
-    cache.save(tmp_path / "cache.safetensors")
-    assert AttentionCache.load(tmp_path / "cache.safetensors").metadata["a"] == nested(99)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "kind", "message"),
-    [
-        ([1], TypeError, "metadata must be a mapping of strings to JSON values, got list"),
-        ({1: 2}, TypeError, "metadata must have names that are strings, got 1"),
-        ({"a": {1, 2}}, TypeError, r"metadata\['a'\] must be a JSON value, got set"),
-        ({"a": float("nan")}, ValueError, r"metadata\['a'\] must be a JSON value"),
-        ({"a": nested(100)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
-        ({"a": nested(100_000)}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
-        (
-            {"a": {"b": [{1: "x"}]}},
-            TypeError,
-            r"metadata\['a'\] must have names that are strings in its mappings, got 1",
-        ),
-        ({"a": {None: 1}}, TypeError, r"metadata\['a'\] must have names that are strings in its mappings, got None"),
-        ({"a": {1.5: 1}}, TypeError, r"metadata\['a'\] must have names that are strings in its mappings, got 1.5"),
-        ({"a": shared(60, 1)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON, with 'a'"),
-        ({"a": shared(20, "x" * 200)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON"),
-        ({"a": shared(20, 10**3000)}, ValueError, "metadata must come to at most 100,000,000 characters of JSON"),
-        ({"b": 1, "a": shared(60, {"b": ()})}, ValueError, "characters of JSON, with 'a'"),
-        ({"a": [shared(99, 1)]}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
-        ({"a": twice_in_itself()}, ValueError, r"metadata\['a'\] must be nested at most 100 deep"),
-    ],
-)
-def test_metadata_that_json_cannot_say_are_refused_at_once(metadata: Any, kind: Any, message: str) -> None:
-    cache = tokened()
-    with pytest.raises(kind, match=message):
-        cache.metadata = metadata
-    assert dict(cache.metadata) == {"n": 1}
-
-
-def test_metadata_are_a_copy_that_cannot_be_written() -> None:
-    given = {"list": [1, 2], "number": np.float32(0.5)}
-    cache = AttentionCache()
-    cache.metadata = given
-    given["list"] = []
-    assert dict(cache.metadata) == {"list": [1, 2], "number": 0.5}
-    with pytest.raises(TypeError):
-        cache.metadata["list"] = 3  # type: ignore[index]
 
 
 def test_readers_never_disturb_a_writer_nor_see_anything_but_whole_files(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import pytest
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, bar, label
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from patterns import DTYPES, make
-from stored import everything
+from tests.support.command_line import Run, every_kind, flipped, process
+from tests.support.patterns import make
+from tests.support.stored import everything
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = list(SAMPLE.tokens or ())
@@ -73,21 +73,6 @@ def test_every_kind_of_file_gives_the_same_answer(ask: Ask, tmp_path: Path) -> N
         assert [pairs(answer) for answer in value["layers"]] == [
             expected(patterns, layer, 7, 30) for layer in range(3)
         ], name
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_of_every_dtype_are_answered(ask: Ask, tmp_path: Path, dtype: str) -> None:
-    pattern = make("soft", (2, 3, 4, 5), dtype)
-    write_safetensors(tmp_path / "a.safetensors", {"attention.0": pattern})
-    value = ask("top", tmp_path / "a.safetensors", "--batch", "1", "--position", "2")
-    assert pairs(value["layers"][0]) == expected([pattern], 0, 5, 2, batch=1)
-
-
-def test_float64_is_narrowed_as_push_does(ask: Ask, tmp_path: Path) -> None:
-    pattern = make("soft", (1, 3, 4, 5)).astype(np.float64) / 3
-    np.save(tmp_path / "a.npy", pattern)
-    value = ask("top", tmp_path / "a.npy")
-    assert pairs(value["layers"][0]) == expected([pattern.astype(np.float32)], 0)
 
 
 def test_factored_layers_answer_as_their_cache_does(ask: Ask, tmp_path: Path) -> None:

@@ -9,16 +9,11 @@ at the level of system calls and power loss (``python -m tests.faults``).
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
-import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +21,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.atomic import hidden_name, replacing
-from attncache.files.errors import InUseError
-from stored import state, tokened
+from tests.support.stored import state, tokened
 
 CALLS = ("open", "ftruncate", "posix_fallocate", "pwrite", "fsync", "replace")
 AVAILABLE = [name for name in CALLS if hasattr(os, name)]
@@ -145,53 +139,6 @@ def test_a_creation_that_fails_can_be_repeated(name: str, tmp_path: Path, monkey
     with AttentionCache.create(tmp_path / "run") as cache:
         cache.push(other()[0])
     assert names(tmp_path / "run") == ["lock", "manifest.json", "segment-000000.safetensors"]
-
-
-@forks
-def test_a_second_writer_of_one_path_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "cache.safetensors"
-    with replacing(path) as fd:
-        os.write(fd, b"first")
-        with pytest.raises(InUseError, match="writing this file"):
-            tokened().save(path)
-        with pytest.raises(FileNotFoundError):
-            AttentionCache.load(path)
-        assert hidden_name(path).exists(), "a reader must not remove what is being written"
-    assert path.read_bytes() == b"first"
-
-
-@forks
-def test_savers_of_one_path_leave_one_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "cache.safetensors"
-    caches = {seed: AttentionCache() for seed in range(4)}
-    for seed, cache in caches.items():
-        cache.push([[[[seed / 4, 1 - seed / 4]]]])
-    wrong = []
-
-    def save_on(cache: AttentionCache) -> None:
-        for _ in range(25):
-            with suppress(InUseError):
-                cache.save(path)
-
-    def load_on() -> None:
-        while any(writer.is_alive() for writer in writers):
-            try:
-                found = state(AttentionCache.load(path, verify=True))
-            except FileNotFoundError:
-                continue
-            if found not in whole:
-                wrong.append(found)
-
-    whole = [state(cache) for cache in caches.values()]
-    writers = [threading.Thread(target=save_on, args=(cache,)) for cache in caches.values()]
-    reader = threading.Thread(target=load_on)
-    for thread in (*writers, reader):
-        thread.start()
-    for thread in (*writers, reader):
-        thread.join()
-    assert wrong == []
-    assert state(AttentionCache.load(path, verify=True)) in whole
-    assert names(tmp_path) == [path.name]
 
 
 KILLED = """
@@ -334,68 +281,3 @@ def test_errors_name_the_path_and_not_the_hidden_file(tmp_path: Path, monkeypatc
     with pytest.raises(OSError) as renamed:  # noqa: PT011 (what it says is asserted next)
         tokened().save(tmp_path / "cache.safetensors")
     assert str(renamed.value).endswith(f"'{tmp_path / 'cache.safetensors'}'")
-
-
-CREATING = """
-import os, sys, time
-from attncache import AttentionCache
-cache = AttentionCache.create(sys.argv[1])
-if os.fork() == 0:
-    os.close(1)
-    time.sleep(60)  # as a worker that outlives who began it
-print(os.getpid(), flush=True)
-sys.stdin.read(1)
-os._exit(0)
-"""
-
-
-@forks
-def test_a_forked_process_does_not_keep_a_directory_in_use(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", CREATING, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as writer:
-        try:
-            assert writer.stdout is not None
-            assert int(writer.stdout.readline()) == writer.pid
-            with pytest.raises(InUseError, match=f"process {writer.pid} writes this cache"):
-                AttentionCache.create(tmp_path / "run")
-            writer.communicate(b"x", timeout=60)
-            AttentionCache.create(tmp_path / "run").close()
-        finally:
-            os.killpg(writer.pid, signal.SIGKILL)
-
-
-@forks
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_cache_that_is_closed_is_free_though_forked_workers_live(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        with AttentionCache.create(tmp_path / "run") as cache:
-            cache.push([[[[1.0]]]])
-            assert pool.submit(abs, -1).result(60) == 1
-        AttentionCache.create(tmp_path / "run").close()
-
-
-@forks
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_push_after_a_fork_in_the_middle_of_one_is_refused_at_once(tmp_path: Path) -> None:
-    in_push, forked = threading.Event(), threading.Event()
-    with AttentionCache.create(tmp_path / "run") as cache:
-
-        def push_slowly() -> None:
-            with cache._changing():
-                in_push.set()
-                forked.wait(60)
-
-        pushing = threading.Thread(target=push_slowly)
-        pushing.start()
-        in_push.wait(60)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(30)
-            try:
-                cache.push([[[[1.0]]]])
-            except InUseError:
-                os._exit(7)
-            os._exit(1)
-        forked.set()
-        pushing.join()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

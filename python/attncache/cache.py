@@ -224,7 +224,7 @@ class AttentionCache(Selections):
 
         Args:
             path: a file, or a directory of ``create``, whose layers are those at this moment; or anything else that
-                ``attncache.files.read_patterns`` reads, of which safetensors are mapped.
+                ``attncache.files.read_patterns`` reads, of which safetensors and ``.pt`` files are mapped.
             mmap: whether to map; False reads all layers into memory and compares them with their checksums, as is wise
                 for files that others may change or have sent.
             verify: whether to compare a mapped file with its checksums too, which reads all of it once.
@@ -238,7 +238,7 @@ class AttentionCache(Selections):
             OSError: the path cannot be read. attncache.files.DamagedFileError, a ValueError: the file breaks a rule of
                 its format or is damaged; the message says where. ValueError: it is no file of attention, or it is not
                 clear which of its arrays and axes are which. MemoryError: no memory to read it. ImportError: it needs
-                torch or h5py, which is not installed. TypeError: an argument is of the wrong kind.
+                h5py, which is not installed. TypeError: an argument is of the wrong kind.
 
         >>> import tempfile
         >>> cache = AttentionCache()
@@ -714,14 +714,14 @@ class AttentionCache(Selections):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What else is to be known of the patterns: a read-only mapping of names to JSON values, saved with the cache.
+        """Notes about the patterns: a read-only mapping of names to JSON values, saved with the cache.
 
-        May be set to any mapping of strings to what JSON can say (strings, numbers but NaN and infinities, booleans,
+        May be set to any mapping of strings to JSON values (strings, numbers but NaN and infinities, booleans,
         None, and lists and string mappings of these, nested at most 100 deep); it is copied. To change a value that is
         nested in it, set all of it anew.
 
         Raises:
-            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or values
+            TypeError: set to something else, or to values that are not JSON. ValueError: NaN, an infinity or values
                 nested too deep, or more than 100 MB of JSON. The metadata are unchanged after any of these.
 
         >>> cache = AttentionCache()
@@ -752,7 +752,11 @@ class AttentionCache(Selections):
         return self[:]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return iter(self[:])
+        # One layer at a time: the pattern of a factored one is computed, and let go of by whoever iterates.
+        layer = 0
+        while layer < self.n_layers:
+            yield self[layer]
+            layer += 1
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from cuda.header import CONSTANTS, Factored, Pattern, Selection
-from patterns import Array
+from tests.support.patterns import Array
 
 CODES = {
     np.dtype(kind): CONSTANTS[np.dtype(kind).name.upper()] for kind in (np.float16, ml_dtypes.bfloat16, np.float32)

@@ -1,7 +1,4 @@
-"""The library under test: the emulated one, built once for all files of this folder, and the built one on a device.
-
-What is LONG takes minutes: it runs when this folder or a file of it is named (`pytest tests/cuda`), as .ci/run does.
-"""
+"""The library under test: the emulated one, built once for all files of this folder, and the built one on a device."""
 
 from __future__ import annotations
 
@@ -19,39 +16,17 @@ from cuda.header import Library
 from cuda.launching import Emulated
 
 HERE = Path(__file__).resolve().parent
-LONG = ("test_planted.py", "test_static.py")
-LONG_TESTS = ("under_sanitizers", "[seed2", "-seed2", "[seed3", "-seed3")  # parts of the names of others
 IS_DEVICE_ALONE = bool(os.environ.get(DEVICE_ALONE))
 LIBRARIES = ("cuda",) if IS_DEVICE_ALONE else ("emulated", "cuda") if library.is_available() else ("emulated",)
 
 
-def is_named(config: pytest.Config) -> bool:
-    """Whether the command line names this folder or something in it."""
-    named = (config.invocation_params.dir / str(word).partition("::")[0] for word in config.invocation_params.args)
-    return any(path.exists() and path.resolve().is_relative_to(HERE) for path in named)
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if collection_path.name in LONG and not is_named(config) else None
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def is_left_out(item: pytest.Item) -> bool:
-        if IS_DEVICE_ALONE:
-            return "emulated_library" in getattr(item, "fixturenames", ())
-        return not is_named(config) and any(part in item.name for part in LONG_TESTS)
+        return item.path.parent == HERE and "emulated_library" in getattr(item, "fixturenames", ())
 
-    left_out = [item for item in items if item.path.parent == HERE and is_left_out(item)]
+    left_out = [item for item in items if IS_DEVICE_ALONE and is_left_out(item)]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not is_named(config):
-        terminalreporter.write_line(
-            f"tests/cuda: left out, as they take minutes: {', '.join(LONG)}, sanitizers, two of three orders of threads; "
-            "`pytest tests/cuda` runs them"
-        )
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 
 from attncache.cuda import library
 from cuda.header import Library
-from patterns import Array
+from tests.support.patterns import Array
 
 KDL_CUDA = 2
 STREAM = 1  # the legacy default one

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda.header import CONSTANTS, FUNCTIONS
-from cuda.launching import Emulated
 
 import attncache.cuda
 from attncache import AttentionCache
 from attncache.cuda import library
 from cuda.compilers import NO_GXX, find_gxx
+from cuda.header import CONSTANTS, FUNCTIONS
+from cuda.launching import Emulated
 from cuda.placing import put
 
 

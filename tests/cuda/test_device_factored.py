@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import test_factored
 from attncache import AttentionCache, reference
 from cuda.placing import ThroughInterface, put
-from patterns import Array, assert_same, meaning
+from tests.support import factored
+from tests.support.patterns import Array, assert_same, meaning
 
 pytestmark = pytest.mark.usefixtures("on_device")
 SHAPE = {"batch": 2, "heads": 6, "key_heads": 2, "head_dim": 24}
@@ -35,11 +35,11 @@ def assert_within_bound(weights: Array, pattern: Any, bound: Any) -> None:
     assert (weights[pattern == 0] == 0).all()
 
 
-@pytest.mark.parametrize("option", test_factored.OPTIONS)
+@pytest.mark.parametrize("option", factored.OPTIONS)
 def test_weights_lie_within_the_written_bound_for_every_option(option: str) -> None:
     for seq_q, seq_k in ((33, 33), (7, 70), (70, 7)):
-        query, key = test_factored.layer(seq_q, seq_k, **SHAPE)
-        options = test_factored.options_of(option, 2, 6, seq_k)
+        query, key = factored.layer(seq_q, seq_k, **SHAPE)
+        options = factored.options_of(option, 2, 6, seq_k)
         cache, _ = both(query, key, **options)
         expected = reference.factored(query, key, **options)
         assert_within_bound(cache.rows(0, heads=None, batch=None), expected.pattern, expected.bound)
@@ -50,7 +50,7 @@ def test_heads_in_groups_read_their_key_head(key_heads: int, dtype: str) -> None
     import ml_dtypes
 
     numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    query, key = test_factored.layer(9, 20, **{**SHAPE, "key_heads": key_heads}, dtype=numpy_dtype)
+    query, key = factored.layer(9, 20, **{**SHAPE, "key_heads": key_heads}, dtype=numpy_dtype)
     cache, cpu = both(query, key)
     expected = reference.factored(query.astype(np.float32), key.astype(np.float32))
     assert_within_bound(cache.rows(heads=None, batch=None)[0], expected.pattern, expected.bound)
@@ -60,7 +60,7 @@ def test_heads_in_groups_read_their_key_head(key_heads: int, dtype: str) -> None
 
 
 def test_given_sums_are_used_as_they_are() -> None:
-    query, key = test_factored.layer(12, 12, **SHAPE)
+    query, key = factored.layer(12, 12, **SHAPE)
     lse = reference.factored(query, key).lse.astype(np.float32)
     lse[0, 0, 3] = -np.inf
     for given in (lse, put(lse), ThroughInterface(lse)):
@@ -72,8 +72,8 @@ def test_given_sums_are_used_as_they_are() -> None:
 
 @pytest.mark.parametrize("place", [lambda array: array, put, ThroughInterface], ids=["cpu", "dlpack", "interface"])
 def test_options_may_lie_anywhere(place: Any) -> None:
-    query, key = test_factored.layer(12, 12, **SHAPE)
-    options = test_factored.options_of("everything", 2, 6, 12)
+    query, key = factored.layer(12, 12, **SHAPE)
+    options = factored.options_of("everything", 2, 6, 12)
     cache, _ = both(query, key, **options)
     other = AttentionCache()
     placed = {**options, "key_mask": place(options["key_mask"]), "sinks": place(options["sinks"])}
@@ -84,7 +84,7 @@ def test_options_may_lie_anywhere(place: Any) -> None:
 def test_options_in_bfloat16_are_widened() -> None:
     import ml_dtypes
 
-    query, key = test_factored.layer(5, 5, **SHAPE)
+    query, key = factored.layer(5, 5, **SHAPE)
     sinks = np.arange(6).astype(ml_dtypes.bfloat16)
     cache, _ = both(query, key, sinks=put(sinks))
     other, _ = both(query, key, sinks=sinks.astype(np.float32))
@@ -92,7 +92,7 @@ def test_options_in_bfloat16_are_widened() -> None:
 
 
 def test_every_query_has_the_bits_of_the_rows() -> None:
-    query, key = test_factored.layer(9, 11, **SHAPE)
+    query, key = factored.layer(9, 11, **SHAPE)
     cache, _ = both(query, key, window=5)
     pattern = cache.rows(0, heads=None, batch=None)
     for name, args, options in (
@@ -110,7 +110,7 @@ def test_every_query_has_the_bits_of_the_rows() -> None:
 
 
 def test_lines_beyond_the_scratch_of_the_library_come_in_pieces_with_the_same_bits() -> None:
-    query, key = test_factored.layer(150, 60, **SHAPE)  # 36 KB a head; the emulated library has 64 KB
+    query, key = factored.layer(150, 60, **SHAPE)  # 36 KB a head; the emulated library has 64 KB
     cache, _ = both(query, key)
     pattern = cache.rows(0, heads=None, batch=None)
     for name, args, options in (
@@ -124,14 +124,14 @@ def test_lines_beyond_the_scratch_of_the_library_come_in_pieces_with_the_same_bi
 
 @pytest.mark.parametrize(("n_heads", "seq_q"), [(2, 127), (2, 128), (2, 129), (1, 1500), (192, 3)])
 def test_edges_are_those_of_the_rows_however_many_there_are(n_heads: int, seq_q: int) -> None:
-    query, key = test_factored.layer(seq_q, 5, batch=1, heads=n_heads, key_heads=n_heads, head_dim=2)
+    query, key = factored.layer(seq_q, 5, batch=1, heads=n_heads, key_heads=n_heads, head_dim=2)
     cache, _ = both(query, key, causal=False)
     rows = cache.rows(layers=0, positions=None, heads=None)
     assert_same(cache.edges(None, [4, 0], layers=0, heads=None), np.ascontiguousarray(rows[..., [4, 0]]))
 
 
 def test_dense_and_factored_layers_answer_together() -> None:
-    query, key = test_factored.layer(9, 9, **SHAPE)
+    query, key = factored.layer(9, 9, **SHAPE)
     cache, _ = both(query, key)
     pattern = cache.rows(0, heads=None, batch=None)
     cache.push(put(pattern))
@@ -142,7 +142,7 @@ def test_dense_and_factored_layers_answer_together() -> None:
 
 
 def test_columns_of_queries_and_keys_are_answered_on_the_cpu() -> None:
-    cache, cpu = both(*test_factored.layer(9, 9, **SHAPE), window=4, sinks=np.zeros(6, np.float32))
+    cache, cpu = both(*factored.layer(9, 9, **SHAPE), window=4, sinks=np.zeros(6, np.float32))
     for ask in (
         lambda cache: cache.columns(),
         lambda cache: cache.attention_to_position(0, 3),
@@ -158,14 +158,14 @@ def test_columns_of_queries_and_keys_are_answered_on_the_cpu() -> None:
 
 
 def test_a_mask_and_sums_come_to_the_cpu_as_well() -> None:
-    query, key = test_factored.layer(9, 9, **SHAPE)
-    for options in (test_factored.options_of("everything", 2, 6, 9), {"lse": np.ones((2, 6, 9), np.float32)}):
+    query, key = factored.layer(9, 9, **SHAPE)
+    for options in (factored.options_of("everything", 2, 6, 9), {"lse": np.ones((2, 6, 9), np.float32)}):
         cache, cpu = both(query, key, **options)
         assert_same(cache.cpu().rows(heads=None, batch=None), cpu.rows(heads=None, batch=None))
 
 
 def test_strided_queries_and_keys_are_taken_as_they_are() -> None:
-    query, key = test_factored.layer(9, 9, **SHAPE)
+    query, key = factored.layer(9, 9, **SHAPE)
     cache, _ = both(query, key)
     turned = [np.ascontiguousarray(each.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for each in (query, key)]
     strided, _ = both(*turned)
@@ -174,7 +174,7 @@ def test_strided_queries_and_keys_are_taken_as_they_are() -> None:
 
 
 def test_what_does_not_fit_together_is_named() -> None:
-    query, key = test_factored.layer(5, 5, **SHAPE)
+    query, key = factored.layer(5, 5, **SHAPE)
     cache = AttentionCache()
     for one, other, message in (
         (put(query), key, "key lies in CPU memory"),

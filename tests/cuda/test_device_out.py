@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import test_factored
 from attncache import AttentionCache
 from attncache.cuda import on_stream
 from attncache.reference import QUERIES
 from cuda.placing import WAYS, ThroughDLPack, ThroughInterface, changed, put
 from cuda.test_device_queries import ARGUMENTS, small
-from patterns import assert_same
+from tests.support import factored
+from tests.support.patterns import assert_same
 
 pytestmark = pytest.mark.usefixtures("on_device")
 TAKING = [name for name in QUERIES if "out" in inspect.signature(getattr(AttentionCache, name)).parameters]
@@ -51,7 +51,7 @@ def test_an_answer_is_written_into_an_array_of_numpy(name: str) -> None:
 
 def test_queries_and_keys_write_their_rows_and_edges_there() -> None:
     cache = AttentionCache()
-    cache.push_qk(*map(put, test_factored.layer(4, 6, batch=1, heads=2, key_heads=1)))
+    cache.push_qk(*map(put, factored.layer(4, 6, batch=1, heads=2, key_heads=1)))
     for ask in (cache.rows, lambda **options: cache.edges(None, [5, 0], **options)):
         expected = ask()
         out = put(np.zeros(expected.shape, np.float32))

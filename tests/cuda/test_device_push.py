@@ -16,7 +16,7 @@ import pytest
 from attncache import AttentionCache
 from attncache.cuda import on_stream
 from cuda.placing import WAYS, ThroughDLPack, ThroughInterface, changed, number, put
-from patterns import DTYPES, Array, assert_same, make, meaning, strided
+from tests.support.patterns import DTYPES, Array, assert_same, make, meaning, strided
 
 pytestmark = pytest.mark.usefixtures("on_device")
 SHAPE = (2, 3, 5, 7)

@@ -1,4 +1,4 @@
-"""Every query of layers on a device: the cases of tests/test_queries.py and tests/test_contracts.py, asked there.
+"""Every query of layers on a device: the cases of tests/support/calls.py, asked there.
 
 Sizes: around a warp and a block of threads; every dtype; patterns of every kind in patterns.py. Tolerance: none, the bits of
 attncache.reference. The library is the emulated one, so its memory cannot be read by the CPU without a crash; with a device,
@@ -17,14 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import strategies
-import test_contracts
-import test_factored
-import test_queries
 from attncache import AttentionCache, LayerSource
 from attncache.reference import QUERIES
 from cuda.placing import put
-from patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
+from tests.support import calls, factored, strategies
+from tests.support.patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
 
 pytestmark = pytest.mark.usefixtures("on_device")
 SELECTING: dict[str, tuple[Any, ...]] = {"rows": (), "columns": (), "edges": (None, None), "top_k": (3,)}
@@ -46,13 +43,13 @@ def cache_on_device(patterns: Any, device: int = 0) -> AttentionCache:
 
 
 def small() -> AttentionCache:
-    """The layer of test_contracts.small() on a device."""
+    """The layer of calls.small() on a device."""
     return cache_on_device([make("soft", (1, 2, 4, 6))])
 
 
 def assert_answers(name: str, kind: str, shape: Shape, dtype: str) -> None:
-    cache = cache_on_device(test_queries.two_layers(kind, shape, dtype))
-    for (args, options), expected in test_queries.meanings(name, kind, shape, dtype):
+    cache = cache_on_device(calls.two_layers(kind, shape, dtype))
+    for (args, options), expected in calls.meanings(name, kind, shape, dtype):
         actual = getattr(cache, name)(*args, **options)
         assert_same(actual, expected, f"{name}{args} {options} of {dtype} {kind} {shape}")
 
@@ -88,7 +85,7 @@ def test_a_query_that_a_device_has_no_kernel_for_is_refused_by_name(name: str, k
     if kind == "dense":
         cache.push(put(make("soft", (1, 2, 4, 6))))
     else:
-        cache.push_qk(*map(put, test_factored.layer(4, 6, batch=1, heads=2, key_heads=1)))
+        cache.push_qk(*map(put, factored.layer(4, 6, batch=1, heads=2, key_heads=1)))
     ask = getattr(cache, name)
     if kind in QUERIES[name].device:
         ask(*ARGUMENTS[name])
@@ -111,7 +108,7 @@ def test_any_selectors_pick_what_the_reference_picks(name: str, data: st.DataObj
         args = data.draw(strategies.selectors(shape[2])), data.draw(strategies.selectors(shape[3]))
     else:
         options["positions"] = data.draw(strategies.selectors(shape[3 if name == "columns" else 2]))
-    picks_none = test_queries.picks_none
+    picks_none = calls.picks_none
     options["layers"] = data.draw(strategies.selectors(n_layers).filter(lambda s: not picks_none(s, n_layers)))
     options["heads"] = data.draw(strategies.heads_arguments(shape[1]))
     options["batch"] = data.draw(strategies.selectors(shape[0]))
@@ -128,7 +125,7 @@ def test_means_and_columns_beyond_the_scratch_of_the_library_are_ranked_in_piece
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_no_layers_make_an_empty_layer_axis(name: str) -> None:
-    cpu = test_contracts.small()
+    cpu = calls.small()
     for options in ({"layers": []}, {"batch": []}, {"heads": []}):
         expected = getattr(cpu, name)(*SELECTING[name], **options)
         assert_same(tuple(getattr(small(), name)(*SELECTING[name], **options)), tuple(expected))
@@ -145,19 +142,19 @@ def test_a_layer_without_heads_has_a_mean_of_nan() -> None:
 
 @pytest.mark.parametrize(
     ("message", "place", "query"),
-    test_contracts.OUT_OF_RANGE,
-    ids=[place for _, place, _ in test_contracts.OUT_OF_RANGE],
+    calls.OUT_OF_RANGE,
+    ids=[place for _, place, _ in calls.OUT_OF_RANGE],
 )
 def test_out_of_range_is_the_same_index_error(message: str, place: str, query: Callable[[AttentionCache], Any]) -> None:
     with pytest.raises(IndexError, match=rf"^{message}"):
         query(small())
 
 
-@pytest.mark.parametrize("kind", test_contracts.NOT_A_SELECTOR)
+@pytest.mark.parametrize("kind", calls.NOT_A_SELECTOR)
 @pytest.mark.parametrize("name", SELECTING)
 def test_a_selector_of_the_wrong_kind_is_the_same_type_error(name: str, kind: str) -> None:
     with pytest.raises(TypeError, match="batch"):
-        getattr(small(), name)(*SELECTING[name], batch=test_contracts.NOT_A_SELECTOR[kind])
+        getattr(small(), name)(*SELECTING[name], batch=calls.NOT_A_SELECTOR[kind])
 
 
 def test_layers_on_different_devices_cannot_be_selected_together() -> None:

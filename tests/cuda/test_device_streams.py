@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import test_factored
 from attncache import AttentionCache
 from attncache.cuda import on_stream
 from cuda.launching import Emulated
 from cuda.placing import WAYS, ThroughInterface, changed, number, put
 from cuda.test_device_out import TAKING
 from cuda.test_device_queries import ARGUMENTS, DENSE
-from patterns import assert_same, make, meaning
+from tests.support import factored
+from tests.support.patterns import assert_same, make, meaning
 
 SHAPE = (1, 2, 4, 6)
 ONE, OTHER, THIRD = 0x1000, 0x2000, 0x3000
@@ -131,7 +131,7 @@ def test_layers_on_different_streams_wait_for_each_other(emulated: Emulated) -> 
 
 
 def test_queries_and_keys_are_answered_on_the_stream_of_the_queries(emulated: Emulated) -> None:
-    query, key = (put(each) for each in test_factored.layer(5, 5, batch=1, heads=2, key_heads=1))
+    query, key = (put(each) for each in factored.layer(5, 5, batch=1, heads=2, key_heads=1))
     cache = AttentionCache()
     emulated.clear()
     cache.push_qk(on_stream(query, ONE), on_stream(key, OTHER), sinks=np.zeros(2, np.float32))

@@ -22,7 +22,7 @@ from attncache import AttentionCache, reference
 from attncache.cuda import on_stream
 from cuda.compilers import DEVICE_ALONE
 from cuda.test_device_factored import assert_within_bound
-from patterns import assert_same
+from tests.support.patterns import assert_same
 
 torch = pytest.importorskip("torch", reason="needs torch and a CUDA device")
 reason = attncache.cuda.why_not() if torch.cuda.is_available() else "torch finds no CUDA device"

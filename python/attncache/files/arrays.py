@@ -181,7 +181,10 @@ def verify_zip(path: Path) -> int:
     with path.open("rb") as stream, _undamaged("the file"), zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
             name = info.filename
-            with _undamaged(name.removesuffix(_SUFFIX)), archive.open(info) as member:
+            checked = (
+                _undamaged(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else undamaged(name, "must be whole")
+            )
+            with checked, archive.open(info) as member:
                 if name.endswith(_SUFFIX):
                     shape, dtype = _header(member, allow_objects=True)
                     if not dtype.hasobject:

@@ -33,6 +33,7 @@ from attncache.files.torch_archive import torch_arrays
 from attncache.text import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
+WITH_CHECKSUMS = ("npz", "torch")  # those of zip archives
 SUFFIXES = (
     ".npz",
     ".npy",
@@ -74,7 +75,7 @@ class Container:
 
     Attributes:
         path, kind: where, and what it is.
-        arrays: in the order of the file.
+        arrays: in the order of the file; none of a file of ours, whose layers are known.
         n_files, size: how many files that are, and their bytes.
         tokens, metadata: what the file says about itself.
         safetensors: the checked header of a safetensors file, and its bytes.
@@ -114,8 +115,10 @@ def open_container(path: Path, *, is_mapped: bool = True) -> Container:
         if kind == "safetensors":
             header, size = read_header(fd)
             whole = mapped(fd, size) if is_mapped else read(fd, size)
-            arrays = [_tensor(tensor, whole, path) for tensor in header.tensors.values()]
-            return Container(path, kind, arrays, 1, size, None, dict(header.metadata), (header, whole))
+            found = Container(path, kind, [], 1, size, None, dict(header.metadata), (header, whole))
+            if not found.is_ours:
+                found.arrays.extend(_tensor(tensor, whole, path) for tensor in header.tensors.values())
+            return found
     readers: dict[str, Callable[[Path], list[NamedArray]]] = {
         "npz": npz_arrays,
         "npy": lambda path: [npy_array(path)],

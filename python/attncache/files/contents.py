@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ from attncache.array_input import StoredDType
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
 from attncache.files.arrays import verify_zip
-from attncache.files.containers import Container, Kind, joined, open_container
+from attncache.files.containers import WITH_CHECKSUMS, Container, Kind, joined, open_container
 from attncache.files.errors import DamagedFileError, damaged, in_file
 from attncache.files.foreign import layers_of_others
 from attncache.files.layers import Layer, push_stored
@@ -57,7 +57,7 @@ class Contents:
     @property
     def checksums(self) -> Literal["attncache", "zip"] | None:
         """Whose checksums its data have: ours, those of a zip archive, or None."""
-        return "attncache" if self.version else "zip" if self.kind in ("npz", "torch") else None
+        return "attncache" if self.version else "zip" if self.kind in WITH_CHECKSUMS else None
 
     def give_to(self, cache: AttentionCache) -> None:
         """Give an empty cache everything; what is not mapped is read now."""
@@ -103,10 +103,10 @@ def contents_of(
         return _of_directory(path, is_mapped, verify)
     if is_ours:
         return _of_file(container, is_mapped, verify)
-    if verify:
+    if verify and container.kind not in WITH_CHECKSUMS:
+        raise ValueError(f"{path}: verify must be False for a file without checksums, got a {container.kind} file")
+    if verify or (container.kind == "torch" and not is_mapped):
         with in_file(path):
-            if container.kind not in ("npz", "torch"):
-                raise ValueError(f"verify must be False for a file without checksums, got a {container.kind} file")
             verify_zip(path)
     layers = layers_of_others(container, names, axes, check=check)
     origin = None
@@ -124,8 +124,7 @@ def _of_file(container: Container, is_mapped: bool, verify: bool) -> Contents:
         file = OpenFile(container.path, layers_of(header), header, whole)
     proved(file, is_mapped=is_mapped, verify=verify)
     origin = Origin(container.path.absolute(), file.digest, is_mapped)
-    layers = tuple(_layer(*each) for each in file.each_layer())
-    return Contents(container.path, "attncache file", 1, container.size, layers, file.said(), origin)
+    return Contents(container.path, "attncache file", 1, container.size, layers_in(file), file.said(), origin)
 
 
 def _of_directory(path: Path, is_mapped: bool, verify: bool) -> Contents:
@@ -133,8 +132,7 @@ def _of_directory(path: Path, is_mapped: bool, verify: bool) -> Contents:
     while True:
         manifest = read_manifest(path)
         try:
-            stored = segments_of(path, manifest, is_mapped=is_mapped, verify=verify)
-            break
+            return of_manifest(path, manifest, is_mapped=is_mapped, verify=verify)
         except (FileNotFoundError, DamagedFileError) as error:
             if read_manifest(path).digest != manifest.digest:
                 continue
@@ -142,23 +140,38 @@ def _of_directory(path: Path, is_mapped: bool, verify: bool) -> Contents:
                 with in_file(path / MANIFEST):
                     raise damaged("segments", "must be in the directory", error) from error
             raise
-    sizes = [*{file.path: len(file.whole) for file, _ in stored}.values(), len(manifest.raw)]
+
+
+def of_manifest(path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False) -> Contents:
+    """What a manifest says that a directory holds; each layer is in the last segment that has it.
+
+    Raises:
+        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means.
+    """
+    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
+    layers = [layers_in(file) for file in files]
+    firsts = [segment.first_layer for segment in manifest.segments]
+    sizes = [*(len(file.whole) for file in files), len(manifest.raw)]
+    found = tuple(layers[place][number - firsts[place]] for number, place in enumerate(manifest.sources()))
     origin = Origin(path.absolute(), manifest.digest, is_mapped)
-    layers = tuple(_layer(*each) for each in stored)
-    return Contents(path, "attncache directory", len(sizes), sum(sizes), layers, manifest.said, origin)
+    return Contents(path, "attncache directory", len(sizes), sum(sizes), found, manifest.said, origin)
+
+
+def layers_in(file: OpenFile) -> tuple[Layer, ...]:
+    """The layers of a file of ours, as its header describes them."""
+    return tuple(_layer(file, layer) for layer in file.layers)
 
 
 def _layer(file: OpenFile, layer: StoredLayer) -> Layer:
-    """A layer of ours, as its header describes it."""
 
     def push_to(cache: AttentionCache, dtype: StoredDType | None) -> None:
         with in_file(file.path):
             push_stored(cache, layer, file.whole, dtype)
 
-    tensors = layer.tensors
-    n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in DERIVED)
-    has_index = not tensors.keys().isdisjoint(DERIVED) and "lse" not in tensors
-    dtype = STORED[layer.main.dtype]
+    tensors, dtype = layer.tensors, STORED[layer.main.dtype]
+    derived = DERIVED & tensors.keys()
+    n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in derived)
+    has_index = bool(derived) and "lse" not in tensors
     if "pattern" in tensors:
         return Layer("dense", layer.shape, dtype, n_bytes, push_to, layer.source, {}, has_index)
     options: dict[str, Any] = {"key_heads": tensors["key"].shape[1], "items": layer.main.shape[3]}
@@ -185,34 +198,3 @@ def _container_at(path: Path, *, is_mapped: bool) -> Container | None:
             if not is_cache_directory(path):
                 raise
     return None
-
-
-def segments_of(
-    path: Path, manifest: Manifest, *, is_mapped: bool = True, verify: bool = False
-) -> list[tuple[OpenFile, StoredLayer]]:
-    """The layers that a manifest names, in their order, each with the open file that it is in.
-
-    Raises:
-        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means.
-    """
-    files = [segment.open(path, is_mapped=is_mapped, verify=verify) for segment in manifest.segments]
-    firsts = [segment.first_layer for segment in manifest.segments]
-    return [(files[place], files[place].layers[n - firsts[place]]) for n, place in enumerate(manifest.sources())]
-
-
-def push_layers(cache: AttentionCache, layers: Iterable[tuple[OpenFile, StoredLayer]]) -> None:
-    """Append layers of open files to a cache in memory."""
-    for file, layer in layers:
-        with in_file(file.path):
-            push_stored(cache, layer, file.whole)
-
-
-def map_directory(cache: AttentionCache, path: Path, manifest: Manifest) -> None:
-    """Give an empty cache what a manifest names.
-
-    Raises:
-        OSError, DamagedFileError: a segment cannot be opened, or is not what the manifest means; the cache is empty.
-    """
-    push_layers(cache, segments_of(path, manifest))
-    manifest.said.give_to(cache)
-    cache._origin = Origin(path.absolute(), manifest.digest, True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy.typing as npt
 
 from attncache.array_input import StoredDType
 from attncache.cache import AttentionCache
@@ -60,50 +63,44 @@ def convert(
         damage = next((error for file in verify(contents.path) for error in file.errors), None)
         if damage is not None:
             raise damage
-    layers = _Layers(contents, change)
-    described = [layers.described(number) for number in range(len(shapes))]
-    write_layers(target, described, Said(said, contents.said.query_tokens, metadata))
+    layers = _Layers(contents.layers, change)
+    write_layers(
+        target,
+        [layers.described(number) for number in range(len(shapes))],
+        Said(said, contents.said.query_tokens, metadata),
+    )
 
 
 class _Layers:
     """Layers to be written: planned by their headers, made one at a time when their items are asked for."""
 
-    def __init__(self, contents: Contents, change: Change) -> None:
-        self._contents = contents
-        self._change = change
+    def __init__(self, layers: Sequence[Layer], change: Change) -> None:
+        self._layers, self._change = layers, change
         self._latest: tuple[int, AttentionCache] | None = None
 
     def described(self, number: int) -> tuple[Description, list[Part]]:
-        """Description and tensors of one layer."""
-        name, stored, change = f"layers.{number}", self._contents.layers[number], self._change
-        if stored.kind == "factored" and not change.mean_only:
-            return self._factored(number, name)
-        dtype = change.dtype or _narrowed(stored.dtype)
-        shape, source = stored.shape, stored.source
+        """Description and tensors of one layer; those of queries and keys are made twice, which is cheap beside keeping all."""
+        layer, change, name = self._layers[number], self._change, f"layers.{number}"
+        if layer.kind == "factored" and not change.mean_only:
+            description, planned = parts_of(self._made(number), 0, name, index=change.index)
+
+            def again(at: int) -> npt.NDArray[Any]:
+                return parts_of(self._made(number), 0, name, index=change.index)[1][at].items()
+
+            return description, [part._replace(items=partial(again, at)) for at, part in enumerate(planned)]
+        dtype: StoredDType = change.dtype or ("float32" if layer.dtype == "float64" else layer.dtype)  # type: ignore[assignment]
+        shape, source = layer.shape, layer.source
         if change.mean_only:
             dtype, shape = "float32", (shape[0], 1, *shape[2:])
             source = source and replace(source, heads=None)
         return dense_parts(lambda: self._made(number)._layer(0), name, dtype, shape, index=change.index, source=source)
 
-    def _factored(self, number: int, name: str) -> tuple[Description, list[Part]]:
-        """As ``described``, of queries and keys: they are made twice, which is cheap beside keeping all."""
-
-        def parts() -> tuple[Description, list[Part]]:
-            return parts_of(self._made(number), 0, name, index=self._change.index)
-
-        def again(part: Part) -> Part:
-            return part._replace(items=lambda: next(same for same in parts()[1] if same.name == part.name).items())
-
-        description, planned = parts()
-        return description, [again(part) for part in planned]
-
     def _made(self, number: int) -> AttentionCache:
         """One layer as it is to be written; remembered until another is asked for."""
         if self._latest is None or self._latest[0] != number:
             self._latest = None  # so that two are never there at once
-            change = self._change
-            layer = self._contents.layers[number].as_cache(None if change.mean_only else change.dtype)
-            self._latest = number, _mean_of(layer) if change.mean_only else layer
+            layer, change = self._layers[number], self._change
+            self._latest = number, _mean_of(layer.as_cache()) if change.mean_only else layer.as_cache(change.dtype)
         return self._latest[1]
 
 
@@ -121,8 +118,3 @@ def _note(layers: Sequence[Layer]) -> dict[str, Any]:
         return {}
     notes = [f"mean of {n_heads}" for n_heads in heads]
     return {"heads": notes[0] if len(set(notes)) == 1 else notes}
-
-
-def _narrowed(dtype: str) -> StoredDType:
-    """What a layer of this dtype is stored as if nothing else is asked for."""
-    return "float32" if dtype == "float64" else dtype  # type: ignore[return-value]

@@ -27,7 +27,7 @@ from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
 from attncache.factored import factored_layer, longer_layer
 from attncache.files.atomic import flush_folder
-from attncache.files.contents import Origin, map_directory, push_layers
+from attncache.files.contents import Origin, layers_in, of_manifest
 from attncache.files.errors import InUseError, in_file, naming
 from attncache.files.layers import alone, put_layers
 from attncache.files.locks import Lock
@@ -67,7 +67,7 @@ class DiskCache(AttentionCache):
         with in_file(self._directory):
             try:
                 self._manifest = _opened(self._directory, self._lock)
-                map_directory(self, self._directory, self._manifest)
+                of_manifest(self._directory, self._manifest).give_to(self)
             except BaseException:
                 self._lock.close()
                 raise
@@ -203,11 +203,11 @@ class DiskCache(AttentionCache):
             digest = write_file(path, source, first=first, index=index, follow=False)
             segment = Segment(path.name, first, source.n_layers, digest)
             written = AttentionCache(index=self.index)
-            push_layers(written, segment.open(self._directory, is_mapped=True, verify=False).each_layer())
+            for layer in layers_in(segment.open(self._directory, is_mapped=True, verify=False)):
+                layer.push_to(written, None)
         except BaseException:
             _remove(path)
             raise
-
         self._publish(self._manifest.with_segment(segment), lambda: put_layers(self, first, written))
 
     def _publish(self, manifest: Manifest, show: Callable[[], None]) -> None:
@@ -230,7 +230,7 @@ class DiskCache(AttentionCache):
         """Make what is in the directory ours, whichever manifest is there now."""
         manifest = read_manifest(self._directory)
         there = AttentionCache(index=self.index)
-        map_directory(there, self._directory, manifest)
+        of_manifest(self._directory, manifest).give_to(there)
         if there.n_layers < self.n_layers:
             AttentionCache.clear(self)
         put_layers(self, 0, there)

@@ -6,8 +6,6 @@ Code below a door says rule and value; the door, which knows the path, puts it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from typing import TypeVar
 
@@ -48,27 +46,33 @@ def named(path: str | PathLike[str], error: _Error) -> _Error:
     return error
 
 
-@contextmanager
-def in_file(path: str | PathLike[str]) -> Iterator[None]:
-    """Puts the file's name in front of a ValueError, and into an OSError, that does not name a file yet."""
-    with naming(path):
-        try:
-            yield
-        except UnicodeError as error:  # whose words are not its arguments
-            raise named(path, ValueError(str(error))) from error
-        except ValueError as error:
-            named(path, error)
-            raise
-
-
-@contextmanager
-def naming(path: str | PathLike[str], hidden: str | PathLike[str] = "") -> Iterator[None]:
+class naming:
     """Puts the file's name into an OSError of the system that does not say which file it is about, or names the hidden one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None and str(error.filename) == str(hidden):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
-        raise
+
+    __slots__ = ("_hidden", "_path")
+
+    def __init__(self, path: str | PathLike[str], hidden: str | PathLike[str] = "") -> None:
+        self._path, self._hidden = path, hidden
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            if error.filename is not None and str(error.filename) == str(self._hidden):
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            if error.filename is None and error.errno is not None:
+                error.filename = str(self._path)
+
+
+class in_file(naming):
+    """Puts the file's name in front of a ValueError, and into an OSError, that does not name a file yet."""
+
+    __slots__ = ()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, UnicodeError):  # whose words are not its arguments
+            raise named(self._path, ValueError(str(error))) from error
+        if isinstance(error, ValueError):
+            named(self._path, error)
+        super().__exit__(_, error, __)

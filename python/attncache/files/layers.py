@@ -24,7 +24,7 @@ _NUMPY = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "BOOL": np.ui
 _SAFETENSORS = {name: code for code, name in STORED.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """One layer of a file as it is stored, ours or of others; its items are read when they are wanted.
 
@@ -195,9 +195,10 @@ def push_stored(
         return np.require(array(name), requirements=["C", "A"])
 
     is_kept = dtype in (None, STORED[layer.main.dtype])
-    derived = [[floats(name) for name in slot.tensors if name in layer.tensors] for slot in (HEAD_MEANS, ROW_SUMS)]
-    if "pattern" in layer.tensors:
-        made = _dense(cache, _source(array("pattern"), layer.main), dtype, derived[0] if is_kept else [])
+    slot = HEAD_MEANS if "pattern" in layer.tensors else ROW_SUMS
+    derived = [floats(name) for name in slot.tensors if name in layer.tensors]
+    if slot is HEAD_MEANS:
+        made = _dense(cache, _source(array("pattern"), layer.main), dtype, derived if is_kept else [])
     else:
         given = {name: floats(name) if name in layer.tensors else None for name in ("key_mask", "sinks", "lse")}
         query = _source(array("query"), layer.main)
@@ -206,10 +207,10 @@ def push_stored(
             made = factored_layer(dtype, query, query._replace(array=array("key")), options)
         except (TypeError, ValueError) as error:
             raise damaged(f"layers.{layer.number}", "must fit together as push_qk asks", error) from error
-        if derived[1] and given["lse"] is not None:
-            made = made.with_row_sums(*derived[1])
-        elif derived[1] and is_kept:
-            made.adopt_row_sums(*derived[1])
+        if derived and given["lse"] is not None:
+            made = made.with_row_sums(*derived)
+        elif derived and is_kept:
+            made.adopt_row_sums(*derived)
     AttentionCache._take(cache, made, layer.source)
 
 

@@ -163,7 +163,7 @@ _all: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """A lock lasts while any process has its descriptor: a worker would keep it from everybody when its parent is gone."""
+    """A forked child closes its copy of each descriptor: flock is held until the last copy is closed."""
     for lock in list(_all):
         lock.close()
 

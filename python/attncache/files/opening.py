@@ -47,8 +47,8 @@ def read_patterns(
 ) -> PatternFile:
     """Read the patterns in a file of any kind that attncache reads, or in a folder of such files.
 
-    The first bytes say what a file is: ours, safetensors by others, ``.npz``, ``.npy``, a ``.pt`` of ``torch.save``
-    (where torch is installed; nothing in it is executed) or HDF5 (where h5py is). It holds one array per layer, named
+    The first bytes say what a file is: ours, safetensors by others, ``.npz``, ``.npy``, a ``.pt`` of ``torch.save`` (nothing in
+    it is executed) or HDF5 (where h5py is installed). It holds one array per layer, named
     ``layers.N.pattern`` or otherwise alike but for one number (as ``attentions.0`` or NumPy's ``arr_0``), or a single array
     of all layers. A ``.npz`` may hold ``tokens`` (1-D strings) and ``metadata`` (a JSON object as a string). A folder has a
     file per layer. docs/adapters.md says all of it.
@@ -70,7 +70,7 @@ def read_patterns(
         ValueError: its contents break a rule above, or it is not clear which axes an array has; the message names file, rule
             and value. Of a cache: a layer has queries and keys and no pattern, or names or axes are given.
         TypeError: an argument is of the wrong kind.
-        ImportError: the file needs torch, h5py or ml_dtypes (for bfloat16), which is not installed.
+        ImportError: the file needs h5py or ml_dtypes (for bfloat16), which is not installed.
         MemoryError: its arrays do not fit.
 
     >>> sample = read_patterns(sample_path())

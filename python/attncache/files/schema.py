@@ -46,14 +46,16 @@ _MAIN: dict[str, dict[str, Axes]] = {
     "dense": {"pattern": ("batch", "head", "query", "key")},
     "factored": {"query": ("batch", "head", "query", "item"), "key": ("batch", "key head", "key", "item")},
 }  # what a layer of each kind must have
-_OPTIONS: dict[str, dict[str, tuple[str, Axes]]] = {
+_BESIDE: dict[str, dict[str, tuple[str, Axes]]] = {
     "dense": {},
     "factored": {
         "lse": ("F32", ("batch", "head", "query")),
         "key_mask": ("BOOL", ("batch", "key")),
         "sinks": ("F32", ("head",)),
     },
-}  # and may have: where it was given, where some key is hidden, where there are any
+}  # and may have, with its dtype: where it was given, where some key is hidden, where there are any; and its slots
+for _slot in SLOTS:
+    _BESIDE[_slot.kind].update({name: ("F32", axes) for name, axes in _slot.tensors.items()})
 _MOST_OF_NOTHING = 1 << 20  # what follows takes memory for each batch item, which nothing else bounds
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.([a-z_]+)")
 
@@ -142,31 +144,33 @@ def _checked(layer: StoredLayer) -> StoredLayer:
         if name not in layer.tensors:
             raise damaged(where, f"must have the tensor {where}.{name}", ", ".join(layer.tensors) or "no tensor")
         _check_main(layer.tensors[name], axes)
-    slots = [slot.tensors for slot in SLOTS if slot.kind == kind]
-    beside = {**_OPTIONS[kind], **{name: ("F32", axes) for slot in slots for name, axes in slot.items()}}
-    for name in layer.tensors.keys() - _MAIN[kind].keys() - beside.keys():
+    if len(layer.tensors) > 1:
+        _check_beside(layer, where, kind)
+    return layer if layer.description.get("source") is None else layer._replace(source=_source(layer))
+
+
+def _check_beside(layer: StoredLayer, where: str, kind: str) -> None:
+    """Everything beside the pattern, or beside queries and keys, has the dtype and shape that follow from these."""
+    for name in layer.tensors.keys() - _MAIN[kind].keys() - _BESIDE[kind].keys():
         raise damaged(f"tensor {where}.{name}", f"must not be in a {kind} layer", layer.tensors[name].dtype)
-    for slot in slots:
-        if 0 < len(slot.keys() & layer.tensors.keys()) < len(slot):
-            raise damaged(where, f"must have both {' and '.join(slot)}, or neither", "one of them")
+    for slot in SLOTS:
+        if 0 < len(slot.tensors.keys() & layer.tensors.keys()) < len(slot.tensors):
+            raise damaged(where, f"must have both {' and '.join(slot.tensors)}, or neither", "one of them")
     dtypes = [layer.tensors[name].dtype for name in _MAIN[kind]]
     if len(set(dtypes)) > 1:
         raise damaged(where, "must have queries and keys of one dtype", " and ".join(dtypes))
     sizes = dict(zip(("batch", "head", "query", "key"), layer.shape, strict=True))
-    for name in layer.tensors.keys() & beside.keys():
-        tensor, (dtype, axes) = layer.tensors[name], beside[name]
+    for name in layer.tensors.keys() & _BESIDE[kind].keys():
+        tensor, (dtype, axes) = layer.tensors[name], _BESIDE[kind][name]
         shape = [sizes[axis] for axis in axes]
         if (tensor.dtype, list(tensor.shape)) != (dtype, shape):
             rule = f"must be {dtype} [{', '.join(axes)}] = {shape}"
             raise damaged(f"tensor {tensor.name}", rule, f"{tensor.dtype} {list(tensor.shape)}")
-    return layer._replace(source=_source(layer))
 
 
 def _source(layer: StoredLayer) -> LayerSource | None:
     """Where a layer comes from, as its description says."""
-    given = layer.description.get("source")
-    if given is None:
-        return None
+    given = layer.description["source"]
     try:
         if not isinstance(given, dict):
             raise TypeError(f"source must be an object, got {type(given).__name__}")

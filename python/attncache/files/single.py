@@ -145,10 +145,6 @@ class OpenFile(NamedTuple):
         """What the file is known by."""
         return digest(self.header.raw)
 
-    def each_layer(self) -> list[tuple[OpenFile, StoredLayer]]:
-        """Its layers, each with the file."""
-        return [(self, layer) for layer in self.layers]
-
     def said(self) -> Said:
         """What it says beside its layers.
 

@@ -6,33 +6,23 @@ opcodes of a pickle that make tuples, lists, dicts, numbers, strings and tensors
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from attncache.adapters.generation import is_step, merged_steps
 from attncache.files.arrays import ONLY, NamedArray, imported, read_only, undamaged
 from attncache.files.bytes import Bytes, mapped, read
 
-_STORAGES = {
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Double": "float64",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
-    "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128",
-}
-_DTYPES = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
+_STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat")
+_ITEMS = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64")
+_DTYPES = {f"torch.{name}Storage": dtype for name, dtype in zip(_STORAGES, _ITEMS, strict=True)}
 _TENSOR, _DICT = "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
 _MARK = object()
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -45,7 +35,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NEWFALSE": lambda: False,
 }
 _ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-_MOST_VALUES = 1_000_000  # a value that a pickle names many times is as many
+_MOST_PICKLED = 100_000_000  # bytes
 _RULE = "must hold tensors, numbers and strings in tuples, lists and dicts alone"
 
 
@@ -61,6 +51,14 @@ class _Storage(NamedTuple):
     member: str
     dtype: str
     n_items: int
+
+
+class _Place(NamedTuple):
+    """Where storages are: the members of the archive, what their names begin with, and the order of their bytes."""
+
+    members: Mapping[str, zipfile.ZipInfo]
+    folder: str
+    order: Literal["<", ">"]
 
 
 class _Tensor(NamedTuple):
@@ -85,9 +83,16 @@ def torch_arrays(path: Path, *, is_mapped: bool) -> list[NamedArray]:
     with path.open("rb") as stream, undamaged("the file", _RULE), zipfile.ZipFile(stream) as archive:
         size = path.stat().st_size
         whole = mapped(stream.fileno(), size) if is_mapped else read(stream.fileno(), size)
-        pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        members = _Members(path, whole, archive, pickled.removesuffix("data.pkl"))
-        return _Arrays(path, members).of(_value(archive.read(pickled)), "")
+        members = {info.filename: info for info in archive.infolist()}
+        pickled = next(info for name, info in members.items() if name.endswith("data.pkl"))
+        if pickled.file_size > _MOST_PICKLED:
+            raise ValueError(f"a pickle of {pickled.file_size} bytes")
+        folder = pickled.filename.removesuffix("data.pkl")
+        is_big = f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") == b"big"
+        said = archive.read(pickled)
+        place = _Place(members, f"{folder}data/", ">" if is_big else "<")
+        # A value takes a byte of the pickle at least, unless it is in a list that is there several times.
+        return _Archive(path, whole, place, len(said) + 1000).arrays(_value(said), "")
 
 
 def _value(pickled: bytes) -> Any:
@@ -189,59 +194,23 @@ def _made(name: str, arguments: Sequence[Any]) -> Any:
     return _Tensor(storage, begin, tuple(shape), tuple(strides))
 
 
-class _Members:
-    """The bytes of the storages of an archive: where they are not compressed, over the file's own."""
+class _Archive:
+    """Finds the arrays in a value of nested tuples, lists and dicts, and reads them; what else there is is passed over."""
 
-    def __init__(self, path: Path, whole: Bytes, archive: zipfile.ZipFile, folder: str) -> None:
-        self._path, self._whole, self._folder = path, whole, folder
-        self._order: Literal["<", ">"] = "<"
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
-            self._order = ">"
+    def __init__(self, path: Path, whole: Bytes, place: _Place, most_values: int) -> None:
+        self._path, self._whole, self._place = path, whole, place
+        self._most_values = most_values
+        self._n_values = self._n_items = 0
 
-    def items(self, tensor: _Tensor, key: Any) -> npt.NDArray[Any]:
-        """The items of a tensor at an index, read-only; bfloat16 as uint16."""
-        storage = tensor.storage
-        dtype = np.dtype("uint16" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self._order)
-        n_items = int(np.prod(tensor.shape, dtype=object))
-        with undamaged(f"storage {storage.member}", "must be whole"):
-            raw = self._bytes(f"{self._folder}data/{storage.member}")
-            if len(raw) < storage.n_items * dtype.itemsize:
-                raise ValueError(f"{len(raw)} bytes for {storage.n_items} items of {storage.dtype}")
-            if n_items > 1 << 20 and n_items // 1000 > storage.n_items:
-                raise ValueError(f"{n_items} items of which the file holds less than a thousandth")
-            items = raw[: storage.n_items * dtype.itemsize].view(dtype)[tensor.begin :]
-            strides = [stride * dtype.itemsize for stride in tensor.strides]
-            if not n_items:
-                items, strides = np.empty(tensor.shape, dtype), []
-            shaped = np.lib.stride_tricks.as_strided(items, tensor.shape, strides or None, writeable=False)
-            return read_only(np.asarray(shaped[key]))
-
-    def _bytes(self, member: str) -> Bytes:
-        with self._path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            info = archive.getinfo(member)
-            if info.compress_type != zipfile.ZIP_STORED:
-                return np.frombuffer(archive.read(info), np.uint8)
-        head = self._whole[info.header_offset : info.header_offset + 30].tobytes()
-        begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        if head[:4] != b"PK\x03\x04" or begin + info.file_size > len(self._whole):
-            raise ValueError("a member that is not in the file")
-        return self._whole[begin : begin + info.file_size]
-
-
-class _Arrays:
-    """Finds the arrays in a value of nested tuples, lists and dicts; what else there is is passed over."""
-
-    def __init__(self, path: Path, members: _Members) -> None:
-        self._path, self._members = path, members
-        self._n_values = 0
-
-    def of(self, value: Any, name: str) -> list[NamedArray]:
+    def arrays(self, value: Any, name: str) -> list[NamedArray]:
         """The arrays in a value of this name."""
         self._n_values += 1
-        if self._n_values > _MOST_VALUES:
-            raise ValueError(f"more than {_MOST_VALUES} values")
+        if self._n_values > self._most_values:
+            raise ValueError(f"more than {self._most_values} values")
         if isinstance(value, _Tensor):
-            return [NamedArray(name or ONLY, value.storage.dtype, value.shape, self._reader(value), self._path)]
+            self._count(value)
+            dtype, shape = value.storage.dtype, value.shape
+            return [NamedArray(name or ONLY, dtype, shape, lambda key: self._items(value, key), self._path)]
         if isinstance(value, list | tuple):
             steps = self._merged(value, name) if value and is_step(value[0]) else None
             if steps is not None:
@@ -250,32 +219,62 @@ class _Arrays:
         if not isinstance(value, dict):
             return []
         pairs = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
-        return [array for key, item in pairs for array in self.of(item, key)]
+        return [array for key, item in pairs for array in self.arrays(item, key)]
 
-    def _reader(self, tensor: _Tensor) -> Callable[[Any], npt.NDArray[Any]]:
-        return lambda key: self._members.items(tensor, key)
+    def _count(self, tensor: _Tensor) -> None:
+        """Refuse more items than the file can mean: a tensor may repeat its items, and a pickle its tensors."""
+        self._n_items += math.prod(tensor.shape)
+        if self._n_items > 1 << 20 and self._n_items // 1000 > len(self._whole):
+            raise ValueError(f"tensors of {self._n_items} items, of which the file holds less than a thousandth")
 
     def _merged(self, steps: Sequence[Any], name: str) -> list[NamedArray] | None:
         """The layers of a generation; None where these are other tuples in tuples, such as keys and values."""
         try:
-            merged = list(merged_steps([[self._whole(item) for item in step] for step in steps]))
+            merged = list(merged_steps([[self._step(item) for item in step] for step in steps]))
         except (TypeError, ValueError) as error:
             if name and "attention" not in name:
                 return None
             with undamaged(name or "the file", "must hold the steps of a generation"):
                 raise ValueError(str(error)) from error
-        numbers = [n if layer.source is None else layer.source.layer for n, layer in enumerate(merged)]
-        return [
-            NamedArray(
-                f"{name}.{n}" if name else str(n), layer.dtype, layer.array.shape, layer.array.__getitem__, self._path
-            )
-            for n, (layer, _) in zip(numbers, merged, strict=True)
-        ]
+        found = []
+        for n, (layer, source) in enumerate(merged):
+            number = n if source is None else source.layer
+            named = f"{name}.{number}" if name else str(number)
+            found.append(NamedArray(named, layer.dtype, layer.array.shape, layer.array.__getitem__, self._path))
+        return found
 
-    def _whole(self, item: Any) -> Any:
+    def _step(self, item: Any) -> Any:
         """A tensor of a step as an array."""
         if not isinstance(item, _Tensor):
             return item
-        items = self._members.items(item, ...)
+        self._count(item)
+        items = self._items(item, ...)
         is_bfloat16 = item.storage.dtype == "bfloat16"
         return items.view(imported("ml_dtypes", "a generation in bfloat16").bfloat16) if is_bfloat16 else items
+
+    def _items(self, tensor: _Tensor, key: Any) -> npt.NDArray[Any]:
+        """The items of a tensor at an index, read-only; bfloat16 as uint16."""
+        storage = tensor.storage
+        dtype = np.dtype("uint16" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self._place.order)
+        n_bytes = storage.n_items * dtype.itemsize
+        with undamaged(f"storage {storage.member}", "must be whole"):
+            raw = self._bytes(f"{self._place.folder}{storage.member}")
+            if len(raw) < n_bytes:
+                raise ValueError(f"{len(raw)} bytes for {storage.n_items} items of {storage.dtype}")
+            if 0 in tensor.shape:
+                return read_only(np.empty(tensor.shape, dtype)[key])
+            items, strides = raw[:n_bytes].view(dtype)[tensor.begin :], [n * dtype.itemsize for n in tensor.strides]
+            found = as_strided(items, tensor.shape, strides, writeable=False)[key]
+            return read_only(found if dtype.isnative else found.astype(dtype.newbyteorder("=")))
+
+    def _bytes(self, member: str) -> Bytes:
+        """The bytes of a member: over those of the file, if it is not compressed."""
+        info = self._place.members[member]
+        if info.compress_type != zipfile.ZIP_STORED:
+            with self._path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+                return np.frombuffer(archive.read(info), np.uint8)
+        head = self._whole[info.header_offset : info.header_offset + 30].tobytes()
+        begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        if head[:4] != b"PK\x03\x04" or begin + info.file_size > len(self._whole):
+            raise ValueError("a member that is not in the file")
+        return self._whole[begin : begin + info.file_size]

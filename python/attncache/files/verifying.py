@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from attncache.cache import AttentionCache
 from attncache.files.arrays import npy_array, verify_zip
 from attncache.files.bytes import mapped, opened, read_between, read_header
-from attncache.files.containers import files_in, kind_of
+from attncache.files.containers import WITH_CHECKSUMS, files_in, kind_of
 from attncache.files.contents import is_cache_directory
 from attncache.files.errors import DamagedFileError, damaged, in_file
 from attncache.files.layers import push_stored
@@ -51,18 +51,18 @@ def verify(path: Path) -> list[Verified]:
     """What is found of a file, of the manifest and every segment of a cache's directory, or of every file of a folder.
 
     Raises:
-        OSError: a path that is not there or cannot be read.
+        OSError: a path that is not there or cannot be read. ValueError: it is no file of arrays at all, and so not damaged.
     """
     if is_cache_directory(path):
         return _verify_directory(path)
+    if path.is_dir():
+        return [found for file in files_in(path) for found in verify(file)]
+    kind = kind_of(path)
     try:
-        if path.is_dir():
-            return [found for file in files_in(path) for found in verify(file)]
-        kind = kind_of(path)
         if kind == "safetensors":
             return [_verify_safetensors(path)]
         with in_file(path):
-            if kind in ("npz", "torch"):
+            if kind in WITH_CHECKSUMS:
                 return [Verified(path, verify_zip(path), "zip")]
             if kind == "npy":
                 npy_array(path)

@@ -11,7 +11,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import read_patterns
-from command_line import write_safetensors
+from tests.support.command_line import write_safetensors
 
 Array = np.ndarray[Any, Any]
 Writer = Callable[[Path, dict[str, Array]], Path]

@@ -19,13 +19,15 @@ import numpy as np
 
 import attncache
 from attncache import AttentionCache
-from patterns import Array, assert_same
+from tests.support.calls import CASES, LARGE_CALLS, large, two_layers
+from tests.support.patterns import Array, assert_same, cache_of
+from tests.support.processes import run_together
 
 SECONDS = 60  # after which a call that hangs ends the process
 random = np.random.default_rng(1)
 LONG = [random.standard_normal((1, 4, 4000, 64), dtype=np.float32) for _ in range(2)]
 SHORT = [each[:, :, :300].copy() for each in LONG]
-LARGE = random.random((1, 8, 384, 512), np.float32)  # a question about it uses several threads
+LARGE, SMALL = large(), two_layers("soft", (2, 3, 7, 8), "float32")  # a question about the first uses several threads
 
 
 def long() -> AttentionCache:
@@ -45,13 +47,6 @@ def sums_of_long() -> Array:
         LONG[:] = [np.concatenate([each, each[:, :, : each.shape[2] // 2]], axis=2) for each in LONG]
 
 
-def cache_of(*patterns: Array, index: Any = "auto") -> AttentionCache:
-    cache = AttentionCache(index=index)
-    for pattern in patterns:
-        cache.push(pattern)
-    return cache
-
-
 def factored() -> AttentionCache:
     cache = AttentionCache()
     cache.push_qk(*SHORT)
@@ -61,7 +56,7 @@ def factored() -> AttentionCache:
 def saved_and_loaded(index: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cache.safetensors")
-        both = cache_of(LARGE)
+        both = cache_of([LARGE])
         both.push_qk(*SHORT)
         both.save(path, index=index)
         return AttentionCache.load(path, mmap=False).rows(0, 5), AttentionCache.load(path).rows(1, 5)
@@ -84,7 +79,7 @@ def appended() -> Any:
 
 
 def described() -> Any:
-    cache = cache_of(LARGE[..., :3], index="eager")
+    cache = cache_of([LARGE[..., :3]], index="eager")
     cache.tokens, cache.metadata = ["a", "b", "c"], {"n": [1]}
     answers = cache.top_k(2, layers=0, positions=0), cache.nbytes, cache.kinds, len(cache), repr(cache)
     cache.drop_index()
@@ -92,28 +87,22 @@ def described() -> Any:
     return answers, cache.is_empty
 
 
-DENSE = {"small": LARGE[:, :, :8, :8].copy(), "large": LARGE}
 ASKS: dict[str, Callable[[], Any]] = {
     **{
-        f"{name} of {size}": lambda pattern=pattern, ask=ask: ask(cache_of(pattern))
-        for size, pattern in DENSE.items()
-        for name, ask in {
-            "rows": lambda cache: cache.rows(0, None, heads=None),
-            "mean rows": lambda cache: cache.rows(0, 0),
-            "columns": lambda cache: cache.columns(0),
-            "edges": lambda cache: cache.edges(None, 0, layers=0),
-            "top_k": lambda cache: cache.top_k(3, layers=0, direction="to"),
-            "head_mean": lambda cache: [cache.head_mean(0) for _ in range(3)],  # the last ones are of the index
-            "attention_from_position": lambda cache: cache.attention_from_position(0, 1),
-            "attention_to_position": lambda cache: cache.attention_to_position(0, 1),
-            "top_attended_positions": lambda cache: cache.top_attended_positions(0, 1, 2),
-            "get_layer": lambda cache: cache.get_layer(0),
-            "views": lambda cache: cache.patterns,
-            "cpu": lambda cache: cache.cpu().patterns,
-        }.items()
+        f"{name} of a large layer": lambda call=call: [call(each) for each in [cache_of([LARGE])] * 3]
+        for name, call in LARGE_CALLS.items()
     },
-    "eager push": lambda: cache_of(LARGE, index="eager").head_mean(0),
-    "push in another dtype": lambda: cache_of(LARGE.transpose(0, 1, 3, 2).astype(np.float64))[0],
+    **{
+        f"{name} of small layers": lambda name=name, calls=calls: [
+            getattr(cache_of(SMALL), name)(*args, **options) for args, options in calls(SMALL[0].shape)
+        ]
+        for name, calls in CASES.items()
+    },
+    "views": lambda: [
+        (cache.get_layer(0), cache.patterns, cache.cpu().patterns) for cache in (cache_of([LARGE]), cache_of(SMALL))
+    ],
+    "eager push": lambda: cache_of([LARGE], index="eager").head_mean(0),
+    "push in another dtype": lambda: cache_of([LARGE.transpose(0, 1, 3, 2).astype(np.float64)])[0],
     "push_qk": lambda: factored().rows(0, 3),
     "append_qk": appended,
     "lse": lambda: factored().lse(0),
@@ -149,10 +138,6 @@ def ask_the_same(cache: AttentionCache, expected: Array) -> None:
     cache.rows(0, 3)
 
 
-def is_amid(cache: AttentionCache) -> bool:
-    return cache._row_sums(0) is None
-
-
 class Garbage:
     """Garbage that lies until the collector finds it."""
 
@@ -176,7 +161,7 @@ def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[.
     gc.disable()
 
     def amid(cache: AttentionCache) -> None:
-        if not asked and is_amid(cache):
+        if not asked and cache._layer(0).row_sums is None:
             asked.append(way)
             try:
                 ask(cache)
@@ -201,24 +186,6 @@ def asked_amid(way: str, ask: Callable[[AttentionCache], None], call: Callable[.
             gc.disable()
     if failed:
         raise failed[0]
-
-
-def in_threads(*calls: Callable[[], None]) -> None:
-    errors = []
-
-    def run(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 (raised below)
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def with_others(way: str, expected: dict[str, Any], sums: Array) -> None:
@@ -249,7 +216,7 @@ def with_others(way: str, expected: dict[str, Any], sums: Array) -> None:
         for thread in others:
             thread.join()
     else:
-        in_threads(main, other, other)
+        run_together(main, other, other)
 
 
 def crosswise(sums: Array) -> None:
@@ -267,12 +234,12 @@ def crosswise(sums: Array) -> None:
 
         assert_same(caches[mine].lse(0, progress=progress), sums)
 
-    in_threads(lambda: ask(0), lambda: ask(1))
+    run_together(lambda: ask(0), lambda: ask(1))
 
 
 def waits_for_another(sums: Array) -> None:
     """Progress waits for a thread that asks for the sums that are just being made."""
-    asked_amid("progress", lambda cache: in_threads(lambda: ask_the_same(cache, sums)))
+    asked_amid("progress", lambda cache: run_together(lambda: ask_the_same(cache, sums)))
 
 
 def forks(expected: dict[str, Any], sums: Array) -> None:
@@ -301,27 +268,24 @@ def forks(expected: dict[str, Any], sums: Array) -> None:
     assert os.waitpid(asked[0], 0)[1] == 0
 
 
-def main(case: str) -> None:
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+def main(cases: list[str]) -> None:
     attncache.set_num_threads(2)
     sums = sums_of_long()
     expected = {name: ask() for name, ask in ASKS.items()}
-    way, _, what = case.partition(" ")
-    if what == "everything":
-        asked_amid(way, lambda _cache: ask_everything(expected))
-    elif what == "the same":
-        asked_amid(way, lambda cache: ask_the_same(cache, sums))
-    elif what == "columns":
-        asked_amid(way, lambda _cache: ask_everything(expected), AttentionCache.columns)
-    elif what == "threads":
-        with_others(way, expected, sums)
-    else:
+    for case in cases:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        print(case, file=sys.stderr, flush=True)
+        way, _, what = case.partition(" ")
         {
+            "everything": lambda way=way: asked_amid(way, lambda _cache: ask_everything(expected)),
+            "the same": lambda way=way: asked_amid(way, lambda cache: ask_the_same(cache, sums)),
+            "columns": lambda way=way: asked_amid(way, lambda _: ask_everything(expected), AttentionCache.columns),
+            "threads": lambda way=way: with_others(way, expected, sums),
             "crosswise": lambda: crosswise(sums),
             "waits": lambda: waits_for_another(sums),
             "forks": lambda: forks(expected, sums),
-        }[way]()
+        }[what]()
     print("done")
 
 
-main(" ".join(sys.argv[1:]))
+main(sys.argv[1:])

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 
 from attncache import AttentionCache, LayerSource
-from patterns import DTYPES, KINDS, rng
+from tests.support.patterns import DTYPES, KINDS, rng
 
 SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 9, 33, 64), (2, 2, 0, 3), (0, 2, 3, 4), (1, 0, 2, 2))
 
 
 def push_dense(
-    cache: AttentionCache,
-    dtype: str,
-    shape: tuple[int, int, int, int] = SHAPES[1],
-    source: LayerSource | None = None,
+    cache: AttentionCache, dtype: str, shape: tuple[int, int, int, int] = SHAPES[1], source: LayerSource | None = None
 ) -> None:
     """A layer of softmax rows with NaN, infinities and ties among them."""
     random = rng("stored", dtype, shape, cache.n_layers)
@@ -80,7 +77,7 @@ def of_a_model() -> AttentionCache:
     push_factored(longer, sinks=np.arange(4, dtype=np.float32), window=4, source=LayerSource(layer=7))
     part = longer.part(positions=slice(3, None))
     cache._take(part._layer(0), part.sources[0], 3)
-    cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2
+    cache._query_tokens = (("a", "b", "c", "d", "e"),) * 2  # which fit some of the layers
     return cache
 
 
@@ -97,7 +94,7 @@ def state(cache: AttentionCache) -> Any:
                 assert sums is not None
                 options = (*options, cache.lse(layer).tobytes(), *(each.tobytes() for each in sums))
         layers.append((kind, shape, dtype, memory, options))
-    return layers, cache.sources, cache.tokens, cache._query_tokens, dict(cache.metadata)
+    return layers, cache.sources, cache.tokens, cache.query_tokens, dict(cache.metadata)
 
 
 def answers(cache: AttentionCache) -> list[bytes]:

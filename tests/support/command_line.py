@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from attncache import AttentionCache
-from patterns import cache_of
+from tests.support.patterns import cache_of
 
 Run = Callable[..., list[str]]
 

@@ -135,12 +135,37 @@ def spread(pattern: Array, axis: int) -> Array:
     return wide[..., : items.shape[-1]].reshape(pattern.shape)
 
 
-def cache_of(patterns: Sequence[Array], dtype: str | None = None) -> attncache.AttentionCache:
+def address(array: Array) -> int:
+    """Where its items lie in memory."""
+    return int(array.__array_interface__["data"][0])
+
+
+def locked(array: Array) -> Array:
+    """The array itself, read-only from now on."""
+    array.flags.writeable = False
+    return array
+
+
+def unaligned(array: Array) -> Array:
+    """The same values one byte beside where their dtype wants them."""
+    memory = np.zeros(array.nbytes + 8, np.uint8)[1 : 1 + array.nbytes]
+    memory[:] = np.frombuffer(array.tobytes(), np.uint8)
+    return memory.view(array.dtype).reshape(array.shape)
+
+
+def cache_of(patterns: Sequence[Any], dtype: Any = None, index: Any = "auto") -> attncache.AttentionCache:
     """A cache that holds these layers."""
-    cache = attncache.AttentionCache(dtype=dtype)
+    cache = attncache.AttentionCache(dtype=dtype, index=index)
     for pattern in patterns:
         cache.push(pattern)
     return cache
+
+
+def as_stored(pattern: Any, dtype: str | None = None, copy: bool | None = None) -> Array:
+    """What a cache holds after pushing the pattern."""
+    cache = attncache.AttentionCache(dtype=dtype)
+    cache.push(pattern, copy=copy)
+    return cache[0]
 
 
 def meaning(name: str, patterns: Sequence[Array], *args: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """Small random models of many kinds, their inputs, and how far a captured pattern may be from the model's own.
 
-Used by test_capture.py and test_models.py, which import it once torch and transformers are known to be there.
+Used by the tests of capture and of real models, which import it once torch and transformers are known to be there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import transformers
 from transformers import (
@@ -33,10 +34,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from attncache import AttentionCache, capture
 from attncache.adapters.capture.interface import Heard as HeardCall
 from attncache.adapters.capture.interface import listening
 from attncache.adapters.capture.modules import attention_modules
-from patterns import SEED
+from tests.support.patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -156,3 +158,53 @@ def allowed(heard: Heard, pattern: npt.NDArray[Any], *, stored_half: bool = Fals
     error = error.max(axis=-1, keepdims=True)
     n = pattern.shape[-1]
     return np.asarray(pattern.astype(np.float64) * (np.expm1(2 * error) + 2 * (n + 16) * UNIT) + UNIT)
+
+
+def dense(cache: AttentionCache) -> list[np.ndarray[Any, Any]]:
+    """Every weight of every layer, of whichever kind."""
+    return [cache.edges(None, None, layers=layer, heads=None, batch=slice(None)) for layer in range(cache.n_layers)]
+
+
+def assert_close(cache: AttentionCache, theirs: Any, *, within: float = 1e-5) -> None:
+    """Each layer of a cache against the weights of the model's own."""
+    assert cache.n_layers == len(theirs)
+    for ours, other in zip(dense(cache), theirs, strict=True):
+        assert ours.shape == tuple(other.shape)
+        assert np.abs(ours - np.asarray(other, np.float32)).max() <= within
+
+
+IDS = torch.randint(3, 90, (1, LENGTH), generator=torch.Generator().manual_seed(7))
+
+
+def llama(n_layers: int = 2, **options: Any) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(**GROUPED | {"num_hidden_layers": n_layers})
+    return LlamaForCausalLM._from_config(config, **options).eval()
+
+
+def gemma3(window: int) -> Any:
+    """Two layers of which the first sees a window, with weights that are far from uniform."""
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    sizes = HEAD_DIM | {"num_hidden_layers": 2}
+    config = transformers.Gemma3TextConfig(**sizes, sliding_window=window, layer_types=kinds)
+    model = transformers.Gemma3ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(3)
+    return model
+
+
+def capture_of(model: Any, run: Callable[[], Any], **options: Any) -> AttentionCache:
+    """What a capture of the model holds after the run."""
+    with capture(model, **options) as cache:
+        run()
+    return cache
+
+
+def refused(model: Any, store: Any = "pattern", **options: Any) -> str:
+    """The words with which a forward of the two texts is refused."""
+    with pytest.raises(ValueError, match="cannot be captured") as caught, capture(model, store):
+        model(inputs()["input_ids"], **options)
+    return str(caught.value)

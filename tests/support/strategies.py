@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from patterns import KINDS, Shape
+from tests.support.patterns import KINDS, Shape
 
 shapes: st.SearchStrategy[Shape] = st.tuples(
     st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40)
