@@ -95,6 +95,24 @@ def test_kernels_are_reached_only_through_their_table() -> None:
     assert offenders(above, r".*(rows/|levels/|make_table|kernels/simd)") == []
 
 
+CPP_FLOORS = ["kernels", "system", "layers", "device", "queries", "."]  # the folders of cpp/src, and the files in it
+
+
+def test_a_floor_of_the_core_includes_those_below_it() -> None:
+    for path in sources("src"):
+        floor, *_ = path.relative_to(CPP / "src").parent.parts or (".",)
+        for name in includes(path):
+            included = (path.parent / name).resolve()
+            if not included.exists():
+                continue  # a header of the standard library, or a public one
+            other, *_ = included.relative_to(CPP / "src").parent.parts or (".",)
+            assert CPP_FLOORS.index(other) <= CPP_FLOORS.index(floor), f"{path.relative_to(CPP)} includes {name}"
+
+
+def test_bindings_include_no_private_header_of_the_core() -> None:
+    assert offenders(sources("bindings"), r".*src/") == []
+
+
 def test_bindings_hold_no_loops_over_weights() -> None:
     assert offenders(sources("bindings"), r".*(kernels|parallel)") == []
 
