@@ -13,6 +13,7 @@
 
 #include <cmath>
 
+#include "attncache/masking.hpp"
 #include "block.cuh"
 #include "factored_products.cuh"
 
@@ -27,13 +28,11 @@ namespace {
 
 constexpr float kHidden = -INFINITY;
 
-/// The last query is aligned with the last key; hidden keys are among these.
+/// The keys of a block that a query may see, hidden ones among them.
 __device__ inline Visible visible_keys(const FactoredLines& lines, std::int64_t query, std::int64_t begin, int n_keys) {
-    const std::int64_t here = query + lines.seq_k - lines.seq_q;
-    const std::int64_t window = lines.window == 0 ? lines.seq_k + lines.seq_q : lines.window;
-    const std::int64_t first = lines.is_causal ? here - window + 1 : here - window;
-    const std::int64_t last = lines.is_causal ? here + 1 : here + window + 1;
-    return {clipped(first - begin, n_keys), clipped(last - begin, n_keys)};
+    const Sight sight{lines.seq_q, lines.seq_k, lines.is_causal, lines.window};
+    const Range keys = sight.keys_of(query);
+    return {clipped(keys.begin - begin, n_keys), clipped(keys.end - begin, n_keys)};
 }
 
 /// A line's share of the block: its scores go into the result, what they come to is returned to every lane.

@@ -88,7 +88,7 @@ LAST_GROUP = "greatest_of_lanes(mine.key == key ? mine.group : 0)"
 LAST_ITEM = "const unsigned taken = greatest_of_lanes(found == kNone ? 0 : found);"
 LISTED = "line.heads[first + h] * head_stride"
 KEY_STEP = "const std::int64_t stride = lines.key.query_stride"
-WINDOW = "lines.seq_k + lines.seq_q : lines.window"
+WINDOW = "lines.is_causal, lines.window}"
 
 EMULATED = {
     "a barrier is missing": Plant(

@@ -21,14 +21,9 @@
 #include <vector>
 
 #include "attncache/dense.hpp"
+#include "attncache/masking.hpp"
 
 namespace attncache {
-
-/// Positions begin..end-1.
-struct Range {
-    std::int64_t begin;
-    std::int64_t end;
-};
 
 /// How scores are made of products, and which of them a row sees.
 struct Scoring {

@@ -13,9 +13,13 @@ constexpr std::int64_t kPanel = static_cast<std::int64_t>(kPanelRows);
 
 std::int64_t rounded_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-Range clipped(std::int64_t begin, std::int64_t end, std::int64_t size) {
-    begin = std::clamp<std::int64_t>(begin, 0, size);
-    return {begin, std::clamp<std::int64_t>(end, begin, size)};
+Range clipped(const Range& range, std::int64_t size) {
+    const auto begin = std::clamp<std::int64_t>(range.begin, 0, size);
+    return {begin, std::clamp<std::int64_t>(range.end, begin, size)};
+}
+
+Sight sight_of(const FactoredView& view) {
+    return {view.query.shape.seq_q, view.key.shape.seq_q, view.scoring.causal, view.scoring.window};
 }
 
 /// The first of ascending ranges that ends after a position.
@@ -27,11 +31,7 @@ auto first_ending_after(const std::vector<Range>& ranges, std::int64_t position)
 }  // namespace
 
 Range FactoredView::visible_keys(std::int64_t query_position) const {
-    const std::int64_t seq_k = key.shape.seq_q;
-    const std::int64_t here = query_position + seq_k - query.shape.seq_q;
-    const std::int64_t window = scoring.window;
-    if (scoring.causal) return clipped(window == 0 ? 0 : here - window + 1, here + 1, seq_k);
-    return window == 0 ? Range{0, seq_k} : clipped(here - window, here + window + 1, seq_k);
+    return clipped(sight_of(*this).keys_of(query_position), key.shape.seq_q);
 }
 
 bool FactoredView::hides(std::int64_t batch, std::int64_t key_position) const {
@@ -43,11 +43,7 @@ bool FactoredView::hides(std::int64_t batch, std::int64_t key_position) const {
 
 Range FactoredView::visible_queries(std::int64_t batch, std::int64_t key_position) const {
     if (hides(batch, key_position)) return {0, 0};
-    const std::int64_t seq_q = query.shape.seq_q;
-    const std::int64_t here = key_position - key.shape.seq_q + seq_q;
-    const std::int64_t window = scoring.window;
-    if (scoring.causal) return clipped(here, window == 0 ? seq_q : here + window, seq_q);
-    return window == 0 ? Range{0, seq_q} : clipped(here - window, here + window + 1, seq_q);
+    return clipped(sight_of(*this).queries_of(key_position), query.shape.seq_q);
 }
 
 Range visible_to(const FactoredView& view, Direction direction, std::int64_t batch, const ScoredLine& line) {
@@ -136,7 +132,7 @@ void BlockScores::compute(std::int64_t begin, std::int64_t n, std::span<const st
 void BlockScores::cap(float* scores, std::size_t index, std::int64_t begin, std::int64_t n) {
     if (view_.scoring.softcap == 0) return;
     const Range seen =
-        is_listed_ ? Range{0, n} : clipped(visible_[index].begin - begin, visible_[index].end - begin, n);
+        is_listed_ ? Range{0, n} : clipped({visible_[index].begin - begin, visible_[index].end - begin}, n);
     kernels_.softcap(scores + seen.begin, static_cast<std::size_t>(seen.end - seen.begin), view_.scoring.softcap);
 }
 
