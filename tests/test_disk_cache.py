@@ -21,9 +21,9 @@ from attncache import AttentionCache, LayerSource
 from attncache.files.directory import DiskCache
 from attncache.files.manifest import MANIFEST
 from patterns import cache_of
-from stored import answers, factored_options, of_a_model, push_dense, push_factored, state
+from stored import answers, factored_options, of_a_model, push_dense, push_factored, replace, state
 
-ONE = np.ones((1, 1, 1, 1), np.float32)
+ONE, HALVES = np.ones((1, 1, 1, 1), np.float32), np.full((2, 1, 3, 4), 0.5, np.float32)
 
 
 def segments(directory: Path) -> list[str]:
@@ -44,18 +44,14 @@ CHANGES: dict[str, Callable[[AttentionCache], object]] = {
     "append_qk": lengthen,
     **{f"push_qk {sorted(each)}": lambda cache, each=each: push_factored(cache, **each) for each in factored_options()},
     "push with a source": lambda cache: push_dense(cache, "float16", source=LayerSource("a.1", 1, kind="cross")),
-    "replace what has a source": lambda cache: cache._replace_layer(-1, of_a_model().part(layers=2)),
-    "replace": lambda cache: cache._replace_layer(1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
+    "replace what has a source": lambda cache: replace(cache, -1, of_a_model().part(layers=2)),
+    "replace": lambda cache: replace(cache, 1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
     "metadata": lambda cache: setattr(cache, "metadata", {"a": [1, {"b": None}]}),
     "no metadata": lambda cache: setattr(cache, "metadata", {}),
     "compact": lambda cache: cache.compact() if isinstance(cache, DiskCache) else None,
     "push after compact": lambda cache: push_dense(cache, "float16"),
-    "replace in a compacted file": lambda cache: cache._replace_layer(
-        0, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
-    ),
-    "replace a factored layer": lambda cache: cache._replace_layer(
-        -2, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
-    ),
+    "replace in a compacted file": lambda cache: replace(cache, 0, cache_of([HALVES])),
+    "replace a factored layer": lambda cache: replace(cache, -2, cache_of([HALVES])),
     "compact again": lambda cache: cache.compact(index=True) if isinstance(cache, DiskCache) else None,
     "clear": lambda cache: cache.clear(),
     "tokens of an empty cache": lambda cache: setattr(cache, "tokens", ["a", "b", "c", "d", "e", "f", "g"]),

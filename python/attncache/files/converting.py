@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 
-from attncache.array_input import StoredDType
-from attncache.cache import AttentionCache
+from attncache import _core
+from attncache.array_input import ArrayInput, StoredDType
 from attncache.files.contents import Contents
-from attncache.files.layers import Layer, Part, alone, dense_parts, head_means, parts_of
-from attncache.files.schema import Description, Said
-from attncache.files.single import write_layers
+from attncache.files.layers import FileLayer, Planned, dense_layer, planned, planned_dense
+from attncache.files.schema import Said
+from attncache.files.single import write_file
 from attncache.files.strict_json import checked_metadata
 from attncache.files.verifying import verify
 from attncache.tokens import checked_tokens
@@ -63,55 +62,43 @@ def convert(
         damage = next((error for file in verify(contents.path) for error in file.errors), None)
         if damage is not None:
             raise damage
-    layers = _Layers(contents.layers, change)
-    write_layers(
+    write_file(
         target,
-        [layers.described(number) for number in range(len(shapes))],
+        [_planned(layer, f"layers.{number}", change) for number, layer in enumerate(contents.layers)],
         Said(said, contents.said.query_tokens, metadata),
     )
 
 
-class _Layers:
-    """Layers to be written: planned by their headers, made one at a time when their items are asked for."""
+def _planned(layer: FileLayer, name: str, change: Change) -> Planned:
+    """How a layer is written: planned by its header, and loaded when its items are asked for."""
 
-    def __init__(self, layers: Sequence[Layer], change: Change) -> None:
-        self._layers, self._change = layers, change
-        self._latest: tuple[int, AttentionCache] | None = None
+    def changed() -> _core.Layer:
+        return _mean_of(layer) if change.mean_only else layer.load(change.dtype)
 
-    def described(self, number: int) -> tuple[Description, list[Part]]:
-        """Description and tensors of one layer; those of queries and keys are made twice, which is cheap beside keeping all."""
-        layer, change, name = self._layers[number], self._change, f"layers.{number}"
-        if layer.kind == "factored" and not change.mean_only:
-            description, planned = parts_of(self._made(number), 0, name, index=change.index)
+    def plan() -> Planned:
+        return planned(changed(), layer.source, name, index=change.index)
 
-            def again(at: int) -> npt.NDArray[Any]:
-                return parts_of(self._made(number), 0, name, index=change.index)[1][at].items()
-
-            return description, [part._replace(items=partial(again, at)) for at, part in enumerate(planned)]
-        dtype: StoredDType = change.dtype or ("float32" if layer.dtype == "float64" else layer.dtype)  # type: ignore[assignment]
-        shape, source = layer.shape, layer.source
-        if change.mean_only:
-            dtype, shape = "float32", (shape[0], 1, *shape[2:])
-            source = source and replace(source, heads=None)
-        return dense_parts(lambda: self._made(number)._layer(0), name, dtype, shape, index=change.index, source=source)
-
-    def _made(self, number: int) -> AttentionCache:
-        """One layer as it is to be written; remembered until another is asked for."""
-        if self._latest is None or self._latest[0] != number:
-            self._latest = None  # so that two are never there at once
-            layer, change = self._layers[number], self._change
-            self._latest = number, _mean_of(layer.as_cache()) if change.mean_only else layer.as_cache(change.dtype)
-        return self._latest[1]
+    if layer.kind == "factored" and not change.mean_only:  # made twice, which is cheap beside keeping all
+        return plan()._replace(items=lambda: plan().items())
+    dtype: StoredDType = change.dtype or ("float32" if layer.dtype == "float64" else layer.dtype)  # type: ignore[assignment]
+    shape, source = layer.shape, layer.source
+    if change.mean_only:
+        dtype, shape = "float32", (shape[0], 1, *shape[2:])
+        source = source and replace(source, heads=None)
+    return planned_dense(changed, source, name, dtype, shape, index=change.index)
 
 
-def _mean_of(layer: AttentionCache) -> AttentionCache:
-    """The head mean of the only layer, as a layer of one head."""
-    means = head_means(layer._layer(0))[:, None]
-    means.flags.writeable = False
-    return alone(lambda cache: cache.push(means, check=False))
+def _mean_of(layer: FileLayer) -> _core.Layer:
+    """The head mean as a layer of one head."""
+    asked = layer.asked()
+    batch_size, _, seq_q, seq_k = layer.shape
+    means = np.empty((batch_size, 1, seq_q, seq_k), np.float32)
+    for batch in range(batch_size):
+        asked.head_mean(0, batch, out=means[batch, 0])
+    return dense_layer(ArrayInput(means, "float32", is_writable=False))
 
 
-def _note(layers: Sequence[Layer]) -> dict[str, Any]:
+def _note(layers: Sequence[FileLayer]) -> dict[str, Any]:
     """What metadata say of means: of how many heads; nothing where they change nothing."""
     heads = [layer.shape[1] for layer in layers]
     if set(heads) <= {1}:

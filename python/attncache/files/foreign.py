@@ -9,25 +9,22 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from attncache import _core
 from attncache.adapters.named import errors_named
-from attncache.array_input import ArrayInput, read_array
+from attncache.array_input import ArrayInput, StoredDType, read_array
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
 from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, listed, size_of
 from attncache.files.containers import Container
 from attncache.files.errors import in_file
-from attncache.files.layers import Layer, Shape
+from attncache.files.layers import FileLayer, Policy, Shape, dense_layer
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
-
-if TYPE_CHECKING:
-    from attncache.array_input import StoredDType
-    from attncache.cache import AttentionCache
 
 _PATTERN = "layers.{}.pattern"
 _MOST_LAYERS = 1_000_000
@@ -41,7 +38,7 @@ _UNNAMED = re.compile("arr_[0-9]+")  # what np.savez calls arrays that have no n
 
 def layers_of_others(
     container: Container, names: str | None = None, axes: Axes | None = None, *, check: bool = True
-) -> list[Layer]:
+) -> list[FileLayer]:
     """The layers in a container, in their order.
 
     Args:
@@ -184,7 +181,7 @@ def _check_sizes(array: NamedArray, arrangement: Arrangement) -> None:
         raise ValueError(f"{array.name} {rule}, got shape {array.shape}")
 
 
-def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[Layer]:
+def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[FileLayer]:
     """The layers of the arrays: all in one, one in each, or all in each of several texts."""
     arrays = [array for _, array in chosen]
     first = arrangements[0]
@@ -204,13 +201,13 @@ def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None
     return [_layer(shape, arrays[0].dtype, None, reader) for reader in readers]
 
 
-def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> Layer:
+def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> FileLayer:
     """A layer of others; the one place where they come in."""
 
-    def push_to(cache: AttentionCache, _: StoredDType | None) -> None:
-        cache.push(read(), check=False, source=source)
+    def load(dtype: StoredDType | None = None, index: Policy = "off") -> _core.Layer:
+        return dense_layer(read(), dtype, index)
 
-    return Layer("dense", shape, dtype, size_of(shape, dtype), push_to, source, read=read)
+    return FileLayer("dense", shape, dtype, size_of(shape, dtype), load, source, read=read)
 
 
 def _sources(numbers: list[int | None], arrays: list[NamedArray]) -> list[LayerSource | None]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy.typing as npt
 
@@ -15,11 +15,9 @@ from attncache.cache import AttentionCache
 from attncache.files.arrays import imported
 from attncache.files.atomic import remove_abandoned
 from attncache.files.contents import contents_of
-from attncache.files.layers import Layer
+from attncache.files.layers import FileLayer, Policy, planned
 from attncache.files.schema import Said
 from attncache.files.single import write_file
-
-_Policy = Literal["off", "auto", "eager"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +86,14 @@ def read_patterns(
     return PatternFile(tuple(map(_pattern, contents.layers)), contents.said.tokens, dict(contents.said.metadata))
 
 
-def _pattern(layer: Layer) -> npt.NDArray[Any]:
+def _pattern(layer: FileLayer) -> npt.NDArray[Any]:
     """Its items as ``push`` takes them, read-only.
 
     Raises:
         ImportError: it is bfloat16 and ml_dtypes is not installed.
     """
     if layer.read is None:
-        return layer.as_cache()[0]
+        return layer.load().pattern()
     items = layer.read().array
     if layer.dtype == "bfloat16":
         items = items.view(imported("ml_dtypes", "bfloat16 in NumPy").bfloat16)
@@ -106,7 +104,9 @@ def _pattern(layer: Layer) -> npt.NDArray[Any]:
 def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
     """``AttentionCache.save``."""
     _check_bool(index, "index")
-    write_file(checked_path(path), cache, said=Said.of(cache), index=index)
+    layers = [(layer, cache._sources.get(n)) for n, layer in enumerate(cache._layers)]
+    plans = [planned(*layer, f"layers.{n}", index=index) for n, layer in enumerate(layers)]
+    write_file(checked_path(path), plans, Said.of(cache))
 
 
 def load(
@@ -114,7 +114,7 @@ def load(
     *,
     mmap: bool = True,
     verify: bool = False,
-    index: _Policy = "auto",
+    index: Policy = "auto",
     names: str | None = None,
     axes: Axes | None = None,
     check: bool = True,
@@ -124,13 +124,10 @@ def load(
     _check_bool(verify, "verify")
     path = checked_path(path)
     remove_abandoned(path)
-    contents = contents_of(path, names, axes, check=check, is_mapped=mmap, verify=verify)
-    cache = AttentionCache(index=index)
-    contents.give_to(cache)
-    return cache
+    return contents_of(path, names, axes, check=check, is_mapped=mmap, verify=verify).cache(index)
 
 
-def reopened(path: Path, digest: str, is_mapped: bool, index: _Policy) -> AttentionCache:
+def reopened(path: Path, digest: str, is_mapped: bool, index: Policy) -> AttentionCache:
     """A cache from its pickle.
 
     Raises:

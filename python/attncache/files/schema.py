@@ -217,10 +217,6 @@ class Said(NamedTuple):
         values = {"tokens": self.tokens, "query_tokens": self.query_tokens, "metadata": dict(self.metadata) or None}
         return {name: value for name, value in values.items() if value is not None}
 
-    def give_to(self, cache: AttentionCache) -> None:
-        """Let a cache say the same."""
-        cache._tokens, cache._query_tokens, cache._metadata = self
-
 
 def read_said(entry: Callable[[str], Any]) -> Said:
     """What a file says, of which ``entry`` gives the JSON value of an entry by its name, None if there is none.
