@@ -26,11 +26,10 @@ from attncache import _core
 from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
 from attncache.factored import factored_layer, longer_layer
-from attncache.files.atomic import flush_folder
+from attncache.files.atomic import Lock, flush_folder
 from attncache.files.contents import Origin, layers_in, of_manifest
 from attncache.files.errors import InUseError, in_file, naming
 from attncache.files.layers import Sourced, planned, put_layers
-from attncache.files.locks import Lock
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import checked_path
 from attncache.files.schema import Said

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.files.atomic import begin_flush, replacing, reserve, write_at
-from attncache.files.bytes import Bytes, mapped, opened, read, read_header
+from attncache.files.bytes import Bytes, in_threads, mapped, opened, read, read_header
 from attncache.files.errors import DamagedFileError, damaged, in_file, named
 from attncache.files.layers import Planned
 from attncache.files.safetensors import BLOCK, DIGITS, PADDING, Header, Named, Plan, Tensor, blocks, hexadecimal, plan
 from attncache.files.schema import VERSION, Said, StoredLayer, layers_of, metadata_entry, read_said
-from attncache.files.threads import in_threads
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
