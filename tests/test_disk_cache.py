@@ -162,7 +162,7 @@ def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, mon
 
 
 def test_more_layers_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attncache.files.manifest._MOST_LAYERS", 2)
+    monkeypatch.setattr("attncache.files.manifest.MOST_LAYERS", 2)
     with AttentionCache.create(tmp_path) as cache:
         cache.push(ONE)
         cache.push(ONE)

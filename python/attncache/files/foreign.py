@@ -22,13 +22,12 @@ from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, listed, size_
 from attncache.files.containers import Container
 from attncache.files.errors import in_file
 from attncache.files.layers import FileLayer, Policy, Shape, dense_layer
+from attncache.files.schema import MOST_LAYERS, MOST_OF_NOTHING
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
 
 _PATTERN = "layers.{}.pattern"
-_MOST_LAYERS = 1_000_000
-_MOST_OF_NOTHING = 1 << 20  # as in schema.py: what takes no bytes may still take time
 _MOST_NUMBERS = 32  # in a name
 _SCORES = re.compile("score|logit", re.IGNORECASE)
 _ATTENTION = re.compile("att(entio)?n|pattern", re.IGNORECASE)
@@ -172,12 +171,12 @@ def _tells_its_layer(name: str) -> bool:
 def _check_sizes(array: NamedArray, arrangement: Arrangement) -> None:
     """Refuse sizes that would take time or space beyond the file's own."""
     batch_size, n_heads, seq_q, seq_k = arrangement.layer_shape
-    if arrangement.n_layers > _MOST_LAYERS:
-        raise ValueError(f"{array.name} must have at most {_MOST_LAYERS} layers, got shape {array.shape}")
+    if arrangement.n_layers > MOST_LAYERS:
+        raise ValueError(f"{array.name} must have at most {MOST_LAYERS} layers, got shape {array.shape}")
     if max(seq_q, seq_k) >= 2**32:
         raise ValueError(f"{array.name} must have fewer than 2**32 queries and keys, got shape {array.shape}")
-    if 0 in array.shape and max(batch_size, n_heads) > _MOST_OF_NOTHING:
-        rule = f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty"
+    if 0 in array.shape and max(batch_size, n_heads) > MOST_OF_NOTHING:
+        rule = f"must have at most {MOST_OF_NOTHING} batch items and heads if it is empty"
         raise ValueError(f"{array.name} {rule}, got shape {array.shape}")
 
 
