@@ -149,7 +149,7 @@ def _compact(session: Session) -> None:
 def _replace(session: Session) -> None:
     replacement = AttentionCache()
     replacement.push(pattern(77), check=False)
-    session.cache._replace_layer(1, replacement)
+    session.cache._take(replacement._layer(0), None, 1)
 
 
 def _directory_of_five(session: Session) -> None:
