@@ -630,7 +630,7 @@ class AttentionCache(Selections):
         """
         copy = AttentionCache(self._dtype, index=self.index)
         for layer in self._layers:
-            copy._append(layer if layer.device == "cpu" else layer.cpu())
+            copy._append(layer.cpu())
         copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
         copy._sources = dict(self._sources)
         return copy

@@ -11,8 +11,9 @@ import pytest
 
 from attncache.cuda import library
 from cuda.compilers import DEVICE_ALONE, NO_GXX, OTHER_LIBRARY, find_gxx
-from cuda.emulated import build
-from cuda.recording import Recorder
+from cuda.emulated import build, load
+from cuda.header import Library
+from cuda.launching import Emulated
 
 HERE = Path(__file__).resolve().parent
 IS_DEVICE_ALONE = bool(os.environ.get(DEVICE_ALONE))
@@ -39,26 +40,21 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=LIBRARIES)
-def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """A device that attncache can use, and what is asked of its library; the test must leave no memory on it."""
+def on_device(request: pytest.FixtureRequest) -> None:
+    """A device that attncache can use; on the emulated one the test must leave no memory."""
     if request.param == "emulated":
-        monkeypatch.setattr(library, "PATH", request.getfixturevalue("emulated_library"))
-    yield from recording(monkeypatch)
-
-
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """Records what is asked of the library until the test ends."""
-    loaded = library.load()
-    recorded = Recorder(loaded.status)
-    monkeypatch.setattr(loaded, "status", recorded)
-    yield recorded
-    recorded.failing.clear()
-    gc.collect()
-    assert recorded.misplaced() == {}, f"memory is left on the device, or was freed twice: {recorded.names()[-20:]}"
+        request.getfixturevalue("emulated")
 
 
 @pytest.fixture
-def emulated(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The same of the emulated library alone: where streams are made up."""
+def emulated(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulated]:
+    """The emulated device alone, and what its runtime is asked for: where streams are made up, or calls fail."""
     monkeypatch.setattr(library, "PATH", emulated_library)
-    yield from recording(monkeypatch)
+    runtime = Emulated(Library(emulated_library), load(emulated_library))
+    gc.collect()
+    runtime.clear()
+    before = runtime.live_bytes()
+    yield runtime
+    runtime.clear()
+    gc.collect()
+    assert runtime.live_bytes() == before, "memory is left on the device"

@@ -1,6 +1,6 @@
 """The CUDA library without CUDA: the kernels' own sources, compiled by g++ against tests/cuda/shim, as a shared library.
 
-Same C interface as the real one (cpp/cuda/attncache_cuda.h). Device memory is an arena that the host cannot touch; each
+Same C interface as the real one (cpp/include/attncache/cuda.h). Device memory is an arena that the host cannot touch; each
 thread of a block is a fiber, run in a seeded random order; barriers and warp operations that diverge, races, accesses
 outside of memory or off their alignment, and reads of what nobody wrote end a launch with a status and words. What it
 cannot show: occupancy, speed, and what real hardware makes of code that races with nothing.

@@ -31,8 +31,9 @@ import pytest
 import attncache
 from attncache import reference
 from cuda import emulated
-from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
+from cuda.calls import Device, Failed
 from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
+from cuda.header import BAD_ARGUMENT, TOO_LARGE
 from tests.support import factored
 from tests.support.patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import test_factored
 from cuda import emulated
 from cuda.calls import Device, Failed
+from tests.support import factored
 from tests.support.patterns import make
 
 
@@ -50,9 +50,9 @@ def asked_top_k(device: Device) -> None:
 
 def asked_factored_rows(device: Device) -> None:
     for heads, head_dim in ((6, 24), (4, 264), (9, 24)):
-        query, key = test_factored.layer(9, 600, heads=heads, key_heads=1, head_dim=head_dim)
-        for option in test_factored.OPTIONS:
-            device.factored_rows(query, key, range(9), **test_factored.options_of(option, 2, heads, 600))
+        query, key = factored.layer(9, 600, heads=heads, key_heads=1, head_dim=head_dim)
+        for option in factored.OPTIONS:
+            device.factored_rows(query, key, range(9), **factored.options_of(option, 2, heads, 600))
         device.factored_rows(query, key, [8], heads=[0], mean=True)
 
 

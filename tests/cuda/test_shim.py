@@ -172,7 +172,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(NO_GXX)
     folder = tmp_path_factory.mktemp("shim")
     (folder / "kernels").mkdir()
-    for name in ("attncache_cuda.h", "launch.cuh", "memory.cu", "runtime.cu", "staging.cu"):
+    for name in ("launch.cuh", "memory.cu", "runtime.cu", "staging.cu"):
         (folder / "kernels" / name).write_bytes((emulated.CUDA / name).read_bytes())
     (folder / "kernels" / "faults.cu").write_text(
         KERNELS.replace("{KERNELS}", "{" + ", ".join(f"{name}_kernel" for name in NAMES) + "}"), encoding="utf-8"

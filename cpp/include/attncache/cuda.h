@@ -1,11 +1,12 @@
-/* The CUDA half of attncache as plain C: patterns on a device, answered on it.
+/* The interface of libattncache_cuda, plain C: patterns on a device, answered on it. The library (cpp/cuda/) implements
+ * it; the core (cpp/src/device/) loads the library at run time and calls it through a table of these functions.
  *
  * The contracts are those of cpp/include/attncache/queries.hpp: same shapes, orders, ties, NaN rule; head means have
  * the same bits as on the CPU. Every function returns a status: 0, or a cudaError_t (positive), or one of the negative
  * codes below. Work is enqueued on `stream` (a cudaStream_t; 1 is the legacy default one and 2 that of the thread, as
- * CUDA and DLPack count) of the current device; nothing waits for it but attncache_cuda_copy_to_host,
- * attncache_cuda_synchronize and attncache_cuda_synchronize_device. Pointers
- * named device_* are device memory, all others host memory, read before the call returns. */
+ * CUDA and DLPack count) of the current device; nothing waits for it but attncache_cuda_copy_to_host and
+ * attncache_cuda_synchronize. Pointers named device_* are device memory, all others host memory, read before the call
+ * returns. */
 #ifndef ATTNCACHE_CUDA_H
 #define ATTNCACHE_CUDA_H
 
@@ -22,7 +23,7 @@
 extern "C" {
 #endif
 
-#define ATTNCACHE_CUDA_INTERFACE 2 /* changes with every change of this file */
+#define ATTNCACHE_CUDA_INTERFACE 3 /* changes with every change of this file */
 
 enum attncache_cuda_dtype { ATTNCACHE_CUDA_FLOAT16 = 0, ATTNCACHE_CUDA_BFLOAT16 = 1, ATTNCACHE_CUDA_FLOAT32 = 2 };
 enum attncache_cuda_status { ATTNCACHE_CUDA_BAD_ARGUMENT = -1, ATTNCACHE_CUDA_TOO_LARGE = -2 };
@@ -65,7 +66,6 @@ struct attncache_cuda_factored {
 ATTNCACHE_CUDA_API int attncache_cuda_interface(void);             /* ATTNCACHE_CUDA_INTERFACE of the library */
 ATTNCACHE_CUDA_API const char* attncache_cuda_message(int status); /* words for a status, never NULL */
 ATTNCACHE_CUDA_API int attncache_cuda_device_count(int* count);    /* cudaErrorInsufficientDriver etc. as status */
-ATTNCACHE_CUDA_API int attncache_cuda_versions(int* driver, int* runtime);
 ATTNCACHE_CUDA_API int attncache_cuda_set_device(int device);
 ATTNCACHE_CUDA_API int attncache_cuda_get_device(int* device);
 ATTNCACHE_CUDA_API int attncache_cuda_allocate(size_t n_bytes, void* stream, void** device_memory);
@@ -74,11 +74,13 @@ ATTNCACHE_CUDA_API int attncache_cuda_copy_to_host(void* to, const void* device_
                                                    void* stream); /* waits */
 ATTNCACHE_CUDA_API int attncache_cuda_copy_to_device(void* device_to, const void* from, size_t n_bytes, void* stream);
 ATTNCACHE_CUDA_API int attncache_cuda_synchronize(void* stream);
-ATTNCACHE_CUDA_API int attncache_cuda_synchronize_device(void); /* waits for all work on the current device */
 /* What is enqueued on `stream` from now on begins after all that is on `other` now; the host waits for neither. */
 ATTNCACHE_CUDA_API int attncache_cuda_stream_wait(void* stream, void* other);
 /* The device that the memory lies on (cudaPointerGetAttributes); ATTNCACHE_CUDA_BAD_ARGUMENT if it is the host's. */
 ATTNCACHE_CUDA_API int attncache_cuda_device_of(const void* device_memory, int* device);
+
+/* What a caller should let lines take that it has computed only to rank them or to pick from them. */
+ATTNCACHE_CUDA_API int64_t attncache_cuda_scratch_bytes(void);
 
 /* float [layer, batch, head, position, key]; head axis of length 1 with mean_heads. Also head_mean: all positions. */
 ATTNCACHE_CUDA_API int attncache_cuda_rows(const struct attncache_cuda_selection* selection, const int64_t* positions,
