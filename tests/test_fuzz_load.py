@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-if sys.platform == "win32":
-    pytest.skip("the fuzz forks", allow_module_level=True)
 
 from attncache import AttentionCache
 from tests.fuzz import campaign, trying

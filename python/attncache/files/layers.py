@@ -142,16 +142,17 @@ def planned_dense(
     return Planned({"kind": "dense", **_entry(source)}, tensors, items)
 
 
-def _head_means(layer: _core.Layer) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The means over heads of all batch items, by query and by key; what is built on the way does not stay with the layer."""
+def _head_means(layer: _core.Layer) -> Iterator[npt.NDArray[np.float32]]:
+    """The means over heads of all batch items, by query and by key; what is built for them does not stay with the layer."""
     batch_size, _, seq_q, seq_k = layer.shape
-    by_query = np.empty((batch_size, seq_q, seq_k), np.float32)
-    by_key = np.empty((batch_size, seq_k, seq_q), np.float32)
-    for batch, item in enumerate(layer.memory[0]):
+    means = []
+    for item in layer.memory[0]:
         mean = _core.Layer.dense(item[None], layer.dtype, layer.dtype, True, True).head_mean(0)
         assert mean is not None  # it was built with the layer
-        by_query[batch], by_key[batch] = mean
-    return by_query, by_key
+        means.append(mean)
+    for by, sizes in enumerate(((seq_q, seq_k), (seq_k, seq_q))):
+        found = [mean[by] for mean in means]
+        yield found[0][None] if batch_size == 1 else np.array(found, np.float32).reshape(batch_size, *sizes)
 
 
 def _entry(source: LayerSource | None) -> Description:
