@@ -2,12 +2,13 @@
 
 Covered: that the tested attncache is the installed one, never the source tree's `python/attncache`; that a forced
 SIMD level or thread count is really in force, and that no test leaves another one behind.
-Seeds: every random array comes from `patterns.SEED`; hypothesis runs derandomised, so a failure repeats by itself.
+Seeds: every random array comes from `support.patterns.SEED`; hypothesis runs derandomised, so a failure repeats by itself.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import signal
@@ -20,9 +21,12 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# Files are tested side by side, and torch's threads would wait for each other: five times as long on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import attncache
-from command_line import Run
-from patterns import DTYPES, SEED
+from tests.support.command_line import Run
+from tests.support.patterns import DTYPES, SEED
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
@@ -148,3 +152,34 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    """No gradients of torch; and a capture of the test must leave transformers as it was."""
+    import torch
+    from transformers.modeling_utils import AttentionInterface
+
+    before = AttentionInterface.get_interface
+    with torch.no_grad():
+        yield
+    assert AttentionInterface.get_interface is before, "a capture left its patch behind"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory of five runs, run-1.safetensors, run-2, .."""
+    from tests.support.asked_of_runs import write_runs
+
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    write_runs(directory, 5)
+    return directory
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Counts the caches that are opened, and those that still are."""
+    from tests.support.asked_of_runs import Opened
+
+    return Opened(monkeypatch)

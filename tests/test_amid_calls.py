@@ -1,74 +1,46 @@
 """Questions from signal handlers, progress callbacks and finalisers, amid a long call of the same thread.
 
-Covered: every kind of call, small and large, the sums that the long call is just making, other threads that ask meanwhile or
-are waited for, and fork. Each case is a process with a watchdog, so that a hang is a failure (asked_amid_calls.py). Sizes: as many queries
-and keys of 4 heads as take a quarter of a second of two threads.
-Not covered: handlers that raise (test_factored.py has Ctrl-C).
+Covered: every kind of call, small and large, the sums that the long call is just making, other threads that ask meanwhile
+or are waited for, and fork. The cases of a way share a process with a watchdog, so that a hang is a failure
+(support/asked_amid_calls.py). Sizes: as many queries and keys of 4 heads as take a quarter of a second of two threads.
+Not covered: handlers that raise (test_factored_passes.py has Ctrl-C).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-WAYS = [
-    pytest.param(
-        "handler", marks=pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
-    ),
-    "progress",
-    pytest.param(
-        "finaliser",
-        marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="the collector runs only between bytecodes"),
-    ),
-]
+from tests.support.processes import assert_done
+
+ASKS = f"""
+import sys
+sys.path.append({str(Path(__file__).resolve().parents[1])!r})
+import tests.support.asked_amid_calls
+"""
 
 
-def run(case: str, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("asked_amid_calls.py")
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", str(script), *case.split()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        check=False,
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+def test_a_handler_may_ask_everything_amid_a_long_call(tmp_path: Path) -> None:
+    assert_done(
+        tmp_path, ASKS, "handler everything", "handler the same", "handler columns", "handler threads", seconds=120
     )
-    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_everything_may_be_asked_amid_a_long_call(way: str, tmp_path: Path) -> None:
-    run(f"{way} everything", tmp_path)
+def test_progress_may_ask_everything_and_wait_for_other_threads(tmp_path: Path) -> None:
+    same = ("progress everything", "progress the same", "progress threads")
+    assert_done(tmp_path, ASKS, *same, "progress crosswise", "progress waits", seconds=120)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_sums_that_are_just_being_made_may_be_asked_for(way: str, tmp_path: Path) -> None:
-    run(f"{way} the same", tmp_path)
-
-
-@pytest.mark.parametrize("way", WAYS[:1])
-def test_everything_may_be_asked_amid_a_query(way: str, tmp_path: Path) -> None:
-    run(f"{way} columns", tmp_path)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_other_threads_may_ask_meanwhile(way: str, tmp_path: Path) -> None:
-    run(f"{way} threads", tmp_path)
-
-
-def test_two_threads_may_ask_for_the_sums_that_the_other_makes(tmp_path: Path) -> None:
-    run("crosswise", tmp_path)
-
-
-def test_progress_may_wait_for_a_thread_that_asks_for_the_same_sums(tmp_path: Path) -> None:
-    run("waits", tmp_path)
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the collector runs only between bytecodes")
+def test_a_finaliser_may_ask_everything_amid_a_long_call(tmp_path: Path) -> None:
+    assert_done(tmp_path, ASKS, "finaliser everything", "finaliser the same", "finaliser threads", seconds=120)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_fork_amid_a_long_call_leaves_no_process_hanging(tmp_path: Path) -> None:
-    run("forks", tmp_path)
+    assert_done(tmp_path, ASKS, "progress forks", seconds=120)

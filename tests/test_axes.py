@@ -16,7 +16,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.axes import WORDS, of_one_array, of_one_layer
-from patterns import Array, assert_same, make
+from tests.support.patterns import Array, assert_same, make
 
 
 @pytest.mark.parametrize("n_axes", [2, 3, 4, 5])

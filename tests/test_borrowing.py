@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, pattern_from_qk
-from patterns import Array, assert_same, cache_of, make
+from tests.support.patterns import (
+    DTYPES,
+    Array,
+    address,
+    as_stored,
+    assert_same,
+    cache_of,
+    locked,
+    make,
+    strided,
+)
 
-SHAPE = (1, 2, 3, 4)
-
-
-def address(pattern: Array) -> int:
-    return int(pattern.__array_interface__["data"][0])
-
-
-def locked(array: Array) -> Array:
-    array.flags.writeable = False
-    return array
+SHAPE = (2, 2, 3, 4)
 
 
 def frozen(values: Array) -> Array:
@@ -122,16 +123,13 @@ def test_mapped_files_are_borrowed_if_they_are_mapped_to_be_read(tmp_path: Path)
         cache = cache_of([locked(pattern)])
         assert (address(cache[0]) == address(pattern)) is (access == mmap.ACCESS_READ)
         assert_same(cache[0], expected)
+    np.save(tmp_path / "pattern.npy", expected)
+    loaded = np.load(tmp_path / "pattern.npy", mmap_mode="r")
+    assert address(cache_of([loaded])[0]) == address(loaded)
     for mode in ("r", "r+", "c"):
         memory_map: Any = np.memmap(path, np.float32, mode, shape=SHAPE)  # type: ignore[call-overload]
         cache = cache_of([locked(memory_map)])
         assert (address(cache[0]) == address(memory_map)) is (mode == "r")
-
-
-def test_numpy_files_opened_to_be_read_are_borrowed(tmp_path: Path) -> None:
-    np.save(tmp_path / "pattern.npy", make("soft", SHAPE))
-    pattern = np.load(tmp_path / "pattern.npy", mmap_mode="r")
-    assert address(cache_of([pattern])[0]) == address(pattern)
 
 
 def test_views_of_caches_and_their_answers_are_borrowed(tmp_path: Path) -> None:
@@ -144,3 +142,90 @@ def test_views_of_caches_and_their_answers_are_borrowed(tmp_path: Path) -> None:
     views += [pattern_from_qk(cache.get_queries(1), cache.get_keys(1)), cache[0][0, 0][None, None]]
     for view in views:
         assert address(cache_of([view])[0]) == address(view)
+
+
+def test_big_endian_patterns_are_stored_natively() -> None:
+    for name in (">f2", ">f4", ">f8"):
+        pattern = make("soft", SHAPE).astype(name)
+        expected = pattern.astype(np.float32 if name == ">f8" else pattern.dtype.newbyteorder("="))
+        assert_same(as_stored(pattern), expected)
+        assert_same(as_stored(locked(pattern.copy())), expected)
+        assert_same(as_stored(pattern[..., ::2]), np.ascontiguousarray(expected[..., ::2]))
+        with pytest.raises(ValueError, match="copy=False"):
+            as_stored(pattern, copy=False)
+
+
+def test_unaligned_patterns_are_stored_aligned() -> None:
+    for name in ("f2", "f4"):
+        pattern = make("soft", SHAPE).astype(name)
+        raw = np.frombuffer(b"\0" + pattern.tobytes(), np.uint8)
+        unaligned = raw[1:].view(name).reshape(SHAPE)
+        assert not unaligned.flags.aligned
+        assert not unaligned.flags.writeable
+        assert_same(as_stored(unaligned), pattern)
+        assert as_stored(unaligned).flags.aligned
+        with pytest.raises(ValueError, match="copy=False"):
+            as_stored(unaligned, copy=False)
+
+
+def test_a_read_only_contiguous_source_is_borrowed(dtype: str) -> None:
+    pattern = locked(make("soft", SHAPE, dtype))
+    for copy in (None, False):
+        assert address(as_stored(pattern, copy=copy)) == address(pattern)
+        assert address(as_stored(pattern, dtype, copy=copy)) == address(pattern)
+    assert address(as_stored(pattern, copy=True)) != address(pattern)
+
+
+def test_a_writable_source_is_copied_unless_borrowing_is_asked_for(dtype: str) -> None:
+    pattern = make("soft", SHAPE, dtype)
+    assert address(as_stored(pattern)) != address(pattern)
+    assert address(as_stored(pattern, copy=True)) != address(pattern)
+    cache = AttentionCache()
+    cache.push(pattern, copy=False)
+    assert address(cache[0]) == address(pattern)
+    assert not cache[0].flags.writeable
+    assert pattern.flags.writeable, "borrowing must not change the source"
+    pattern[...] = 0.25
+    assert_same(cache[0], pattern)
+
+
+@pytest.mark.parametrize("layout", strided(make("soft", SHAPE)))
+def test_borrowing_a_strided_source_is_refused(layout: str) -> None:
+    pattern = strided(make("soft", SHAPE))[layout]
+    for source in (pattern, locked(pattern.view())):
+        cache = AttentionCache()
+        with pytest.raises(ValueError, match="copy=False"):
+            cache.push(source, copy=False)
+        assert cache.is_empty
+    assert address(as_stored(locked(pattern))) != address(pattern)
+
+
+def test_borrowing_another_dtype_is_refused(dtype: str) -> None:
+    for source in DTYPES:
+        pattern = locked(make("soft", SHAPE, source))
+        if source == dtype:
+            continue
+        cache = AttentionCache(dtype=dtype)
+        with pytest.raises(ValueError, match="copy=False"):
+            cache.push(pattern, copy=False)
+        assert cache.is_empty
+        cache.push(pattern)
+        assert address(cache[0]) != address(pattern)
+    pattern = make("soft", SHAPE)
+    for needs_a_copy in (pattern.astype(np.float64), pattern.tolist(), list(pattern)):
+        with pytest.raises(ValueError, match="copy=False"):
+            AttentionCache().push(needs_a_copy, copy=False)
+
+
+def test_axes_of_one_do_not_make_a_source_strided() -> None:
+    pattern = make("soft", (1, 2, 4, 6))
+    sliced = np.zeros((3, 2, 4, 6), np.float32)[::3]
+    sliced[...] = pattern
+    assert sliced.flags.c_contiguous
+    assert address(as_stored(sliced, copy=False)) == address(sliced)
+
+
+def test_owned_layers_start_at_64_bytes(dtype: str) -> None:
+    for size in (1, 3, 17, 129, 4099):
+        cache = cache_of([make("soft", (1, 2, 1, size), dtype) for _ in range(5)])
+        assert [address(view) % 64 for view in cache] == [0] * 5

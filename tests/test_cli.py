@@ -23,7 +23,7 @@ from attncache import AttentionCache, cli, reference
 from attncache.commands import demo
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, label, printable
-from command_line import Run, process
+from tests.support.command_line import Run, process
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = [label(token) for token in SAMPLE.tokens or ()]

@@ -95,6 +95,24 @@ def test_kernels_are_reached_only_through_their_table() -> None:
     assert offenders(above, r".*(rows/|levels/|make_table|kernels/simd)") == []
 
 
+CPP_FLOORS = ["kernels", "system", "layers", "device", "queries", "."]  # the folders of cpp/src, and the files in it
+
+
+def test_a_floor_of_the_core_includes_those_below_it() -> None:
+    for path in sources("src"):
+        floor, *_ = path.relative_to(CPP / "src").parent.parts or (".",)
+        for name in includes(path):
+            included = (path.parent / name).resolve()
+            if not included.exists():
+                continue  # a header of the standard library, or a public one
+            other, *_ = included.relative_to(CPP / "src").parent.parts or (".",)
+            assert CPP_FLOORS.index(other) <= CPP_FLOORS.index(floor), f"{path.relative_to(CPP)} includes {name}"
+
+
+def test_bindings_include_no_private_header_of_the_core() -> None:
+    assert offenders(sources("bindings"), r".*src/") == []
+
+
 def test_bindings_hold_no_loops_over_weights() -> None:
     assert offenders(sources("bindings"), r".*(kernels|parallel)") == []
 
@@ -238,7 +256,6 @@ def test_each_registered_query_is_a_documented_method(name: str) -> None:
 @pytest.mark.parametrize("name", reference.QUERIES)
 def test_each_registered_query_has_a_row_in_the_documentation(name: str) -> None:
     assert f"`{name}" in (ROOT / "docs" / "queries.md").read_text(encoding="utf-8")
-    assert f"`{name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_and_ci_use_the_same_two_commands() -> None:
@@ -247,6 +264,15 @@ def test_the_readme_and_ci_use_the_same_two_commands() -> None:
     assert 'pip install ".[test]" && pytest' in readme
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 'pip install ".[test]" && pytest' in ci
+
+
+def test_the_readme_is_short_and_narrow_enough_to_be_read() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    code = [
+        line for block in re.findall(r"```.*?\n(.*?)```", "\n".join(lines), re.DOTALL) for line in block.splitlines()
+    ]
+    assert len(lines) <= 120
+    assert max(map(len, code)) <= 88
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attncache import cli
-from command_line import flipped
+from tests.support.command_line import flipped
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
 SHOWN = [

@@ -19,9 +19,9 @@ import pytest
 
 from attncache import AttentionCache, cli, reference
 from attncache.files import read_patterns, sample_path
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from patterns import DTYPES, assert_same, cache_of, make, meaning
-from stored import everything, factored_options, of_a_model, push_factored, state, tokened
+from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
+from tests.support.patterns import DTYPES, assert_same, cache_of, make, meaning
+from tests.support.stored import everything, factored_options, of_a_model, push_factored, state, tokened
 
 SAMPLE = read_patterns(sample_path())
 Ask = Callable[..., Any]

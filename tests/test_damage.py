@@ -20,7 +20,7 @@ import pytest
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
 from attncache.files.verifying import verify
-from stored import state
+from tests.support.stored import state
 
 Load = Callable[[Path], object]
 

@@ -18,8 +18,8 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files.directory import DiskCache
-from patterns import cache_of
-from stored import answers, factored_options, of_a_model, push_dense, push_factored, replace, state
+from tests.support.patterns import cache_of
+from tests.support.stored import answers, factored_options, of_a_model, push_dense, push_factored, replace, state
 
 ONE, HALVES = np.ones((1, 1, 1, 1), np.float32), np.full((2, 1, 3, 4), 0.5, np.float32)
 

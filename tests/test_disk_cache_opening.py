@@ -19,7 +19,7 @@ from attncache.files.containers import open_container
 from attncache.files.contents import contents_of
 from attncache.files.manifest import MANIFEST
 from attncache.files.verifying import verify
-from stored import push_dense
+from tests.support.stored import push_dense
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 

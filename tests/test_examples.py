@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-README = EXAMPLES.parent / "README.md"
+PAGE = EXAMPLES.parent / "docs" / "capture.md"
 KNOWN = {"seed_session", "huggingface_patterns", "all_heads_at_once", "captured_model"}
 
 
@@ -62,10 +62,10 @@ def test_huggingface_patterns_asks_a_real_model() -> None:
 
 
 @pytest.mark.skipif(bool(MISSING_CAUSAL), reason=f"not installed: {', '.join(MISSING_CAUSAL)}")
-def test_captured_model_prints_what_the_readme_shows() -> None:
+def test_captured_model_prints_what_its_page_shows() -> None:
     done = run("captured_model")
     assert done.returncode == 0, done.stderr
-    assert f"```text\n{done.stdout}```" in README.read_text(encoding="utf-8")
+    assert f"```text\n{done.stdout}```" in PAGE.read_text(encoding="utf-8")
     assert "spiral" in done.stdout.splitlines()[2]
 
 

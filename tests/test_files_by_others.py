@@ -18,7 +18,7 @@ import pytest
 from attncache import AttentionCache
 from attncache.files import DamagedFileError, read_patterns
 from attncache.layer_source import LayerSource
-from written_by_others import LAYERS, Writer, assert_layers, every_kind, npz, patterns, read_alike
+from tests.support.written_by_others import LAYERS, Writer, assert_layers, every_kind, npz, patterns, read_alike
 
 
 @every_kind

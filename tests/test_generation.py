@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import DTYPES, Array, assert_same, make
+from tests.support.patterns import DTYPES, Array, assert_same, make
 
 TEXT = 11
 
@@ -163,37 +163,15 @@ def test_the_steps_of_a_generation_take_no_axes() -> None:
 # Tiny models.
 
 
-def sliding_model() -> tuple[Any, Any]:
-    """A Gemma 3 of two layers with random weights, of which the first sees 8 tokens, and torch."""
-    torch = pytest.importorskip("torch", reason="needs torch and transformers")
-    transformers = pytest.importorskip("transformers", reason="needs torch and transformers")
-    torch.manual_seed(0)
-    config = transformers.Gemma3TextConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"],
-        eos_token_id=None,
-    )
-    model = transformers.Gemma3ForCausalLM._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(3)  # so that weights are far from uniform
-    return model, torch
-
-
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("way", ["dynamic", "static", "prefix", "no cache"])
 @pytest.mark.parametrize("prompt", [5, 12])
 def test_a_generation_with_sliding_windows_is_one_run_over_its_text(way: str, prompt: int) -> None:
-    model, torch = sliding_model()
+    torch = pytest.importorskip("torch", reason="needs torch and transformers")
+    pytest.importorskip("transformers", reason="needs torch and transformers")
+    from tests.support.capturing import gemma3
+
+    model = gemma3(8)
     text = torch.arange(3, 3 + prompt)[None]
     options: dict[str, Any] = {"cache_implementation": way} if way in ("dynamic", "static") else {}
     if way == "no cache":

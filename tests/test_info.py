@@ -21,9 +21,9 @@ import pytest
 from attncache import AttentionCache, LayerSource
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, label
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from patterns import make
-from stored import everything, factored_options, push_factored, tokened
+from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
+from tests.support.patterns import make
+from tests.support.stored import everything, factored_options, push_factored, tokened
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = [label(token) for token in SAMPLE.tokens or ()]

@@ -23,8 +23,8 @@ import pytest
 from attncache import AttentionCache
 from attncache.files import atomic
 from attncache.files.directory import DiskCache
-from patterns import cache_of
-from stored import push_dense, push_factored, replace, state, tokened
+from tests.support.patterns import cache_of
+from tests.support.stored import push_dense, push_factored, replace, state, tokened
 
 TRACED = {str(Path(atomic.__file__).with_name(f"{name}.py")) for name in ("atomic", "directory", "locks", "manifest")}
 

@@ -22,7 +22,17 @@ from attncache.files import read_patterns
 from attncache.files.contents import contents_of
 from attncache.files.verifying import verify
 from attncache.notices import PatternWarning
-from written_by_others import LAYERS, Writer, assert_layers, hdf5, npz, patterns, read_alike, safetensors, torch_dict
+from tests.support.written_by_others import (
+    LAYERS,
+    Writer,
+    assert_layers,
+    hdf5,
+    npz,
+    patterns,
+    read_alike,
+    safetensors,
+    torch_dict,
+)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez])

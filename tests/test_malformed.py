@@ -21,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from handmade import Tensors, entries_of, manifest, our_file, raw_file, sealed, segment
+from tests.support.handmade import Tensors, entries_of, manifest, our_file, raw_file, sealed, segment
 
 WEIGHTS = np.array([[1, 0], [0.25, 0.75]], np.float32).tobytes()
 TWO: Tensors = {f"layers.{n}.pattern": ("F32", (1, 1, 2, 2), WEIGHTS) for n in range(2)}

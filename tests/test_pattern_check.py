@@ -17,7 +17,7 @@ import pytest
 
 from attncache import AttentionCache, PatternWarning
 from attncache._core import row_sample
-from patterns import DTYPES, Array, assert_same, make, rng, strided
+from tests.support.patterns import DTYPES, Array, assert_same, make, rng, strided
 
 SHAPE = (2, 3, 4, 4)
 SCORES = rng("scores").normal(0, 5, SHAPE).astype(np.float32)

@@ -1,16 +1,16 @@
 """Every query of the registry against its plain NumPy meaning in attncache.reference, and the head mean against NumPy.
 
 Sizes: one below, at and above every vector width up to 129, once along keys and once along queries, and one row of
-4099; head counts 1 to 33; patterns of every kind in patterns.py; every SIMD level, dtype and thread count.
-Tolerance: none. All queries here are of the exact family: same bits, -0.0 told from 0.0, NaN where NaN is expected.
-Not covered: the payload and sign of NaN, errors (test_contracts.py), sources and layouts (test_push.py).
+4099; head counts 1 to 33; patterns of every kind in support/patterns.py; every kind of layer in support/layers.py; every
+SIMD level, dtype, thread count and index policy. Tolerance: none. All queries here are of the exact family: same bits,
+-0.0 told from 0.0, NaN where NaN is expected.
+Not covered: the payload and sign of NaN, errors (test_errors.py), sources and layouts (test_push.py).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,74 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attncache
-import strategies
 from attncache.reference import QUERIES
-from patterns import DTYPES, KINDS, LONG, SIZES, Array, Shape, assert_same, bits, cache_of, make, meaning
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def calls_of_attention(n_layers: int, size: int) -> list[Call]:
-    last = size - 1
-    return [((0, 0), {}), ((n_layers - 1, last), {"batch": 1}), ((-1, -size), {"batch": -1}), ((0, size // 2), {})]
-
-
-def calls_of_lines(n_layers: int, size: int) -> list[Call]:
-    some = [size - 1, 0, -1, size // 2, 0]
-    return [
-        ((), {}),
-        ((0, 0), {}),
-        ((None, size - 1), {"heads": None}),
-        ((slice(None, None, -1), some), {"heads": [2, 0, 2], "batch": None}),
-        (([0, 0, -1], slice(None, None, 2)), {"heads": ("mean", [2, 0]), "batch": [1, 0, 1]}),
-        ((0, [0]), {"heads": 1}),
-        ((range(n_layers), np.array(some)), {"heads": ("mean", slice(1, None)), "batch": -1}),
-        ((0, []), {}),
-    ]
-
-
-CASES: dict[str, Callable[[Shape], list[Call]]] = {
-    "attention_from_position": lambda shape: calls_of_attention(2, shape[2]),
-    "attention_to_position": lambda shape: calls_of_attention(2, shape[3]),
-    "top_attended_positions": lambda shape: [
-        ((layer, position, k), {"batch": batch})
-        for layer, position, batch in ((0, 0, 0), (1, -1, 1))
-        for k in {0, 1, 2, 3, 10, shape[3] - 1, shape[3], shape[3] + 100}
-    ],
-    "head_mean": lambda _: [((0,), {}), ((-1,), {"batch": 1})],
-    "rows": lambda shape: calls_of_lines(2, shape[2]),
-    "columns": lambda shape: calls_of_lines(2, shape[3]),
-    "edges": lambda shape: [
-        ((0, -1), {}),
-        ((None, None), {"heads": "mean"}),
-        ((range(shape[2]), [shape[3] - 1, 0, 0]), {"layers": 1, "heads": [1, 0], "batch": None}),
-        ((slice(None, None, -1), slice(0, None, 3)), {"layers": [1, 0], "heads": ("mean", [1]), "batch": [0]}),
-        (([0, -1], 0), {"layers": slice(None), "heads": 2}),
-    ],
-    "top_k": lambda shape: [
-        ((k,), {"direction": direction, **options})
-        for direction in ("from", "to")
-        for k in (0, 1, 3, 10, max(shape[2:]) + 1)
-        for options in (
-            {},
-            {"layers": 0, "positions": -1, "heads": 1},
-            {"layers": [1, 0], "positions": slice(None, None, 2), "heads": None, "batch": None},
-            {"heads": ("mean", [0, 2]), "positions": [0, 0]},
-        )
-    ],
-}
-
-
-@cache
-def two_layers(kind: str, shape: Shape, dtype: str) -> tuple[Array, Array]:
-    return make(kind, shape, dtype, 0), make(kind, shape, dtype, 1)
-
-
-@cache
-def meanings(name: str, kind: str, shape: Shape, dtype: str) -> list[tuple[Call, Any]]:
-    """Every case of one query with what the reference answers."""
-    patterns = two_layers(kind, shape, dtype)
-    return [((args, options), meaning(name, patterns, *args, **options)) for args, options in CASES[name](shape)]
+from tests.support import strategies
+from tests.support.calls import CASES, LARGE_CALLS, large, meaning_of_large, meanings, picks_none, two_layers
+from tests.support.layers import LAYERS
+from tests.support.patterns import DTYPES, KINDS, LONG, SIZES, Shape, assert_same, bits, cache_of, make, meaning
 
 
 def assert_answers(name: str, kind: str, shape: Shape, dtype: str) -> None:
@@ -97,21 +34,30 @@ def assert_answers(name: str, kind: str, shape: Shape, dtype: str) -> None:
 
 
 def test_every_registered_query_has_cases_here() -> None:
-    assert sorted(QUERIES) == sorted(CASES), "reference.QUERIES and test_queries.CASES must name the same queries"
+    assert sorted(QUERIES) == sorted(CASES) == sorted(LARGE_CALLS)
 
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_every_registered_query_takes_the_arguments_of_its_meaning(name: str) -> None:
     expected = list(inspect.signature(QUERIES[name].meaning).parameters.values())[1:]
     actual = list(inspect.signature(getattr(attncache.AttentionCache, name)).parameters.values())[1:]
-    delivery = {"out": None, "device_result": False}  # how a result is delivered, not what it means (test_out.py)
+    delivery = {"out": None}  # how a result is delivered, not what it means (test_out.py)
     meant = [p for p in actual if p.name not in delivery]
     assert [(p.name, p.kind, p.default) for p in meant] == [(p.name, p.kind, p.default) for p in expected]
+    assert all(p.kind == p.KEYWORD_ONLY and p.default is delivery[p.name] for p in actual if p not in meant)
     bound = inspect.signature(getattr(attncache.AttentionCache(), name)).parameters
     assert list(bound) == [parameter.name for parameter in actual]
-    delivering = [p for p in actual if p.name in delivery]
-    assert all((p.kind, p.default) == (p.KEYWORD_ONLY, delivery[p.name]) for p in delivering)
-    assert any(p.name == "device_result" for p in delivering) == (name != "top_attended_positions")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_kind_of_layer_answers_every_query_with_the_bits_of_its_rows(layer: str, tmp_path: Path) -> None:
+    cache = LAYERS[layer](tmp_path)
+    rows = [np.array(pattern, np.float32) for pattern in cache.patterns]
+    for turn in range(3):  # an index is built on the way
+        for name in QUERIES:
+            for args, options in CASES[name](rows[0].shape):  # type: ignore[arg-type]
+                expected = meaning(name, rows, *args, **options)
+                assert_same(getattr(cache, name)(*args, **options), expected, f"{name}{args} {options}, turn {turn}")
 
 
 @pytest.mark.parametrize("name", QUERIES)
@@ -135,19 +81,42 @@ def test_every_query_is_exact_for_long_rows_and_long_columns(name: str, simd_lev
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_every_query_is_exact_on_every_thread_count(name: str, threads: int, dtype: str) -> None:
-    assert_answers(name, "extremes", (2, 3, 129, 517), dtype)
+def test_every_query_is_exact_on_every_thread_count_and_level(name: str, threads: int, dtype: str) -> None:
+    for level in attncache.simd.available():
+        with attncache.simd.use(level):
+            assert_answers(name, "extremes", (2, 3, 129, 517), dtype)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 8, 1, 1), (1, 2, 1, 5), (3, 1, 5, 1)], ids=str)
+@pytest.mark.parametrize("index", ["off", "auto", "eager"])
 @pytest.mark.parametrize("name", QUERIES)
-def test_every_query_answers_the_smallest_patterns(name: str, shape: Shape, dtype: str) -> None:
-    batches, n_heads = shape[:2]
-    pattern = make("extremes", (2, 3, *shape[2:]), dtype, 0), make("extremes", (2, 3, *shape[2:]), dtype, 1)
-    assert_answers(name, "extremes", (2, 3, *shape[2:]), dtype)
-    narrow = [np.ascontiguousarray(layer[:batches, : min(n_heads, 3)]) for layer in pattern]
-    cache = cache_of(narrow)
-    assert_same(cache.rows(), meaning("rows", narrow), "rows of the smallest")
+def test_every_query_of_a_large_layer_is_exact_on_every_thread_count(name: str, index: str, threads: int) -> None:
+    cache = cache_of([large()], index=index)
+    for _ in range(3):
+        assert_same(LARGE_CALLS[name](cache), meaning_of_large(name))
+
+
+AROUND_A_BLOCK = [
+    (2, 3, 15, 17),
+    (2, 3, 16, 16),
+    (2, 3, 17, 15),
+    (2, 3, 1, 33),
+    (2, 3, 33, 1),
+    (2, 3, 31, 32),
+    (2, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("kind", ["extremes", "infinities", "signed_zeros", "nans"])
+def test_every_query_has_the_same_bits_under_every_index_policy(kind: str, simd_level: str, dtype: str) -> None:
+    for shape in AROUND_A_BLOCK:
+        patterns = two_layers(kind, shape, dtype)
+        for index in ("off", "auto", "eager"):
+            cache = cache_of(patterns, index=index)
+            for name in [*QUERIES] * 3:
+                for (args, options), expected in meanings(name, kind, shape, dtype):
+                    actual = getattr(cache, name)(*args, **options)
+                    assert_same(actual, expected, f"{name}{args} {options} of {dtype} {kind} {shape}, index {index}")
+            assert (cache.index_nbytes > 0) == (index != "off"), "so many answers must have built it"
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 32, 33])
@@ -176,38 +145,6 @@ def test_head_mean_has_numpys_bits_where_the_sum_overflows_or_is_infinite(simd_l
     assert np.isinf(expected[0]).all()
     assert np.isnan(expected[1]).all()
     assert_same(cache_of([pattern]).head_mean(0), expected)
-
-
-@pytest.mark.parametrize("name", QUERIES)
-def test_levels_and_thread_counts_give_the_same_bits(name: str, dtype: str) -> None:
-    shape = (2, 3, 65, 259)
-    cache = cache_of(two_layers("infinities", shape, dtype))
-    before = attncache.get_num_threads()
-    answers: dict[str, list[Any]] = {}
-    try:
-        for level in attncache.simd.available():
-            for count in (1, 2, 3):
-                attncache.set_num_threads(count)
-                with attncache.simd.use(level):
-                    found = [getattr(cache, name)(*args, **options) for args, options in CASES[name](shape)]
-                answers[f"{level}, {count} threads"] = found
-    finally:
-        attncache.set_num_threads(before)
-    (first_setting, first), *others = answers.items()
-    for setting, other in others:
-        for one, two in zip(first, other, strict=True):
-            assert_same(two, tuple(one) if isinstance(one, tuple) else one, f"{setting} against {first_setting}")
-
-
-def test_repeated_queries_give_the_same_bits_as_the_first(dtype: str) -> None:
-    pattern = make("extremes", (1, 5, 33, 65), dtype)
-    cache = cache_of([pattern])
-    for _ in range(40):  # often enough for an index to be built in between
-        for name in ("attention_from_position", "attention_to_position"):
-            for position in (0, 32):
-                assert_same(getattr(cache, name)(0, position), meaning(name, [pattern], 0, position))
-        assert_same(cache.top_attended_positions(0, 7, 5), meaning("top_attended_positions", [pattern], 0, 7, 5))
-    assert_same(cache.head_mean(0), meaning("head_mean", [pattern], 0))
 
 
 def test_layers_of_different_dtypes_answer_together() -> None:
@@ -250,13 +187,6 @@ def test_any_selectors_pick_what_the_reference_picks(name: str, simd_level: str,
     options["batch"] = data.draw(strategies.selectors(shape[0]))
     expected = meaning(name, patterns, *args, **options)
     assert_same(getattr(cache_of(patterns), name)(*args, **options), expected, f"{name}{args} {options}")
-
-
-def picks_none(selector: Any, size: int) -> bool:
-    """Whether a selector picks nothing: of layers, the reference has no meaning for that (test_contracts.py has)."""
-    if isinstance(selector, slice):
-        return len(range(size)[selector]) == 0
-    return np.ndim(selector) == 1 and len(selector) == 0
 
 
 def test_exact_comparison_tells_zeros_apart_and_nan_equal() -> None:

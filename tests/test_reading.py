@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, _core, pattern_from_qk
-from patterns import Array, assert_same
+from tests.support.patterns import Array, assert_same
 
 SHAPE = (1, 2, 8, 64)
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache
-from patterns import DTYPES, cache_of
-from stored import SHAPES, answers, everything, of_a_model, push_dense, replace, state, tokened
+from tests.support.patterns import DTYPES, cache_of
+from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, replace, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 

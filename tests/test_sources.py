@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource
-from patterns import cache_of, make
+from tests.support.patterns import make
 
 FIRST = LayerSource("model.layers.3.self_attn", layer=3, heads=(1, 0), kind="self")
 PATTERN = make("soft", (1, 2, 3, 3))
@@ -70,35 +70,6 @@ def test_a_layer_keeps_its_source_while_its_weights_change() -> None:
     cache.append_qk(1, ROWS, ROWS)
     assert cache.sources == (None, FIRST)
     assert cache.sources == cache.cpu().sources == (None, FIRST)
-
-
-def test_a_layer_in_the_place_of_another_brings_its_source() -> None:
-    cache, new = AttentionCache(), AttentionCache()
-    for _ in range(2):
-        cache.push(PATTERN, source=LayerSource(layer=8))
-    new.push(PATTERN, source=FIRST)
-    cache._replace_layer(-1, new)
-    assert cache.sources == (LayerSource(layer=8), FIRST)
-    cache._replace_layer(0, cache_of([PATTERN]))
-    assert cache.sources == (None, FIRST)
-
-
-def test_a_layer_that_is_shared_brings_its_source() -> None:
-    cache, other = AttentionCache(), AttentionCache()
-    other.push(PATTERN, source=FIRST)
-    other.push(PATTERN)
-    for at, layer in ((0, 1), (1, 0), (2, -2)):
-        cache._put_layer(at, other, layer)
-    assert cache.sources == (None, FIRST, FIRST)
-    cache._put_layer(-2, other, -1)
-    assert cache.sources == (None, FIRST, None)
-    with pytest.raises(IndexError):
-        cache._put_layer(4, other, 0)
-    assert cache.sources == (None, FIRST, None)
-    cache.clear()
-    cache.push(PATTERN)
-    cache.push(PATTERN)
-    assert cache.sources == (None, None)
 
 
 def of(*sources: LayerSource | None) -> str:

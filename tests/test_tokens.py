@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from attncache import AttentionCache, LayerSource, TopK
-from patterns import assert_same, cache_of, make
+from tests.support.patterns import assert_same, cache_of, make
 
 SHAPE = (2, 2, 3, 5)
 WORDS = ("The", " cat", " sat", "\n", " internationally")
@@ -28,9 +28,6 @@ def filled(tokens: Any = None, shape: tuple[int, int, int, int] = SHAPE) -> Atte
     cache = cache_of([make("soft", shape, "float32", layer) for layer in range(2)])
     cache.tokens = tokens
     return cache
-
-
-# Setting them.
 
 
 @pytest.mark.parametrize(
@@ -102,9 +99,6 @@ def test_clear_forgets_the_tokens_with_the_layers() -> None:
     cache = filled(WORDS)
     cache.clear()
     assert cache.tokens is None
-
-
-# Answers with them.
 
 
 def expected_tokens(positions: Any, tokens: Any, offset: int = 0) -> Any:
@@ -214,12 +208,14 @@ def test_layers_with_other_batch_items_answer_without_tokens() -> None:
         assert type(cache.top_k(1, batch=batch)) is TopK
 
 
-def test_an_answer_keeps_the_tokens_of_its_time() -> None:
+def test_an_answer_and_its_copies_keep_the_tokens_of_their_time() -> None:
     cache = filled(WORDS)
     answer = cache.top_k(1, layers=0, positions=0)
     before = answer.tokens(), repr(answer)
     cache.tokens = None
     assert (answer.tokens(), repr(answer)) == before
+    for copied in (copy.copy(answer), copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+        assert (copied.tokens(), repr(copied)) == before
 
 
 def test_without_tokens_an_answer_says_how_to_get_them() -> None:
@@ -241,26 +237,12 @@ def test_an_answer_with_tokens_is_the_pair_it_was() -> None:
     assert alone == tuple(filled().top_k(1, layers=0, positions=0))
 
 
-@pytest.mark.parametrize(
-    "copied",
-    [copy.copy, copy.deepcopy, lambda answer: pickle.loads(pickle.dumps(answer))],
-    ids=["copy", "deep", "pickle"],
-)
-def test_a_copy_of_an_answer_keeps_the_tokens(copied: Any) -> None:
-    answer = filled(PER_ITEM).top_k(2, batch=None)
-    assert copied(answer).tokens() == answer.tokens()
-    assert repr(copied(answer)) == repr(answer)
-
-
 def test_replaced_positions_have_no_tokens() -> None:
     answer = filled(WORDS).top_k(1)
     replaced = answer._replace(positions=answer.positions + 1)
     assert repr(replaced).startswith("TopK(positions=array(")
     with pytest.raises(ValueError, match="without"):
         replaced.tokens()
-
-
-# What one reads.
 
 
 def readable(weights: Any, k: int, tokens: Any = WORDS, **selection: Any) -> list[str]:
@@ -301,12 +283,6 @@ def test_a_long_row_goes_on_beneath_and_ends_in_dots_after_ten_cells() -> None:
     cells = " ".join(lines[1:]).split()
     assert (len(lines), len(cells), cells[-1]) == (3, 3 * 10 + 1, "...")
     assert max(map(len, lines)) <= 100
-
-
-def test_a_row_of_a_cut_table_may_end_in_the_middle() -> None:
-    many = make("soft", (1, 1, 30, 30))
-    lines = readable(many, 10, [f"word{number}" for number in range(30)], layers=0)
-    assert (len(lines), lines[-1]) == (22, "...")
 
 
 @pytest.mark.parametrize(("k", "positions"), [(0, None), (2, [])], ids=["k=0", "no positions"])

@@ -18,9 +18,9 @@ import pytest
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, bar, label
-from command_line import Run, every_kind, flipped
-from patterns import make
-from stored import everything
+from tests.support.command_line import Run, every_kind, flipped
+from tests.support.patterns import make
+from tests.support.stored import everything
 
 SAMPLE: PatternFile = read_patterns(sample_path())
 TOKENS = list(SAMPLE.tokens or ())

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import attncache
 from attncache import AttentionCache
 from attncache.reference import heaviest
-from patterns import DTYPES, Array, bits, make, rng
+from tests.support.patterns import DTYPES, Array, bits, make, rng
 
 SHORT = tuple(range(1, 41))
 LONG = (64, 127, 128, 129, 130, 255, 256, 257, 258, 511, 512, 513, 1000, 1025, 2048, 5000)

@@ -20,7 +20,7 @@ import pytest
 from attncache import AttentionCache
 from attncache.files import read_patterns
 from attncache.files.verifying import verify
-from written_by_others import LAYERS, assert_layers, patterns, read_alike
+from tests.support.written_by_others import LAYERS, assert_layers, patterns, read_alike
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

@@ -23,8 +23,8 @@ import pytest
 from attncache import AttentionCache
 from attncache.files import read_patterns, safetensors, sample_path, single, verifying
 from attncache.files.verifying import verify
-from command_line import Run, every_kind, flipped, process, write_safetensors
-from stored import everything, tokened
+from tests.support.command_line import Run, every_kind, flipped, process, write_safetensors
+from tests.support.stored import everything, tokened
 
 PATTERNS = read_patterns(sample_path()).patterns[:3]
 Ask = Callable[..., Any]

@@ -24,8 +24,8 @@ from attncache import AttentionCache
 from attncache.files import InUseError
 from attncache.files import directory as disk
 from attncache.files.atomic import hidden_name, replacing
-from patterns import cache_of
-from stored import push_dense, replace, state, tokened
+from tests.support.patterns import cache_of
+from tests.support.stored import push_dense, replace, state, tokened
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 

@@ -21,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.atomic import hidden_name, replacing
-from stored import state, tokened
+from tests.support.stored import state, tokened
 
 CALLS = ("open", "ftruncate", "posix_fallocate", "pwrite", "fsync", "replace")
 AVAILABLE = [name for name in CALLS if hasattr(os, name)]

@@ -30,9 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/cuda"
-ASKED = tuple(
-    f"{TESTS}/test_{name}.py" for name in ("device_queries", "device_factored", "device_push", "device_array")
-)
+ASKED = tuple(f"{TESTS}/test_{name}.py" for name in ("device_queries", "device_factored", "device_push", "device_out"))
 SANITIZED = "bits_of_its_meaning or sizes_around or written_bound or heads_in_groups or strides"
 SANITIZERS = {
     "memcheck": ("--leak-check=no",),

@@ -138,6 +138,12 @@ py::handle owner_of(const DenseLayer& layer) { return owner_in(layer.owner, laye
 
 py::handle owner_of(const Derived& derived) { return owner_in(derived.owner, derived.memory); }
 
+void check_in_cpu_memory(const Layer& layer) {
+    if (layer.device() == nullptr) return;
+    throw py::value_error("the layer must lie in CPU memory, got one on " + layer.device()->name() +
+                          "; cache.cpu() gives a copy of the cache there");
+}
+
 PyObject* view_of(const Layer& layer) {
     const Shape& shape = layer.shape();
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k};
@@ -145,10 +151,7 @@ PyObject* view_of(const Layer& layer) {
         const auto& dense = static_cast<const DenseLayer&>(layer);
         return read_only_view(descriptor_of(layer.dtype()), dims, dense.pattern().data, owner_of(dense));
     }
-    if (layer.device() != nullptr) {
-        throw py::value_error("the layer must lie in CPU memory, got one on " + layer.device()->name() +
-                              "; cache.cpu() gives a copy of the cache there");
-    }
+    check_in_cpu_memory(layer);
     std::shared_ptr<const DenseLayer> dense;
     {
         const CoreWork work;

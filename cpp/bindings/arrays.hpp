@@ -37,6 +37,9 @@ Projection projection_over(const py::object& array, DType dtype);
 /// `array`, 4-dimensional and of that dtype, as a source to copy from.
 SourceArray source_of_array(const py::object& array, DType dtype);
 
+/// Raises the ValueError of what reads the memory of a layer that lies on a device.
+void check_in_cpu_memory(const Layer& layer);
+
 /// A read-only view of a pattern that shares its memory, or that of another kind of layer computed into memory of its
 /// own. ImportError for bfloat16 without ml_dtypes.
 PyObject* view_of(const Layer& layer);

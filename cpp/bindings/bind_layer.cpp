@@ -1,41 +1,19 @@
 // _core.Layer: how layers are made, what they hold, what was computed from them. The Python face has checked arguments.
-#include <pybind11/stl.h>
-
 #include <string>
 #include <tuple>
 
 #include "arguments.hpp"
-#include "arrays.hpp"
 #include "attncache/row_sample.hpp"
 #include "bind.hpp"
+#include "layer_arguments.hpp"
 
 namespace attncache::python {
 namespace {
 
-/// A layer as Python holds it: nothing of it changes, but pybind11 has no const objects.
-using Held = std::shared_ptr<Layer>;
-
 /// An array, the dtype of its items, the dtype to store them in, and whether its memory is shared.
 using Source = std::tuple<py::object, std::string, std::string, bool>;
-using Runs = std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>;
-/// scale, softcap, causal, window, hidden keys by batch item, sinks
-using ScoringTuple = std::tuple<float, float, bool, std::int64_t, Runs, std::vector<float>>;
 
 py::object steal(PyObject* object) { return py::reinterpret_steal<py::object>(object); }
-
-std::vector<std::vector<Range>> ranges_of(const Runs& runs) {
-    std::vector<std::vector<Range>> ranges;
-    for (const auto& of_batch : runs) {
-        auto& of_result = ranges.emplace_back();
-        for (const auto& [begin, end] : of_batch) of_result.push_back({begin, end});
-    }
-    return ranges;
-}
-
-Scoring scoring_of(const ScoringTuple& tuple) {
-    const auto& [scale, softcap, causal, window, hidden, sinks] = tuple;
-    return {scale, softcap, causal, window, ranges_of(hidden), sinks};
-}
 
 void check(bool holds, const char* rule) {
     if (!holds) throw py::value_error(rule);
@@ -85,12 +63,7 @@ Held factored(const Source& query, const Source& key, const ScoringTuple& scorin
     };
     Projection queries = read(query);
     Projection keys = read(key);
-    std::vector<float> row_lse;
-    if (!lse.is_none()) {
-        const npy_intp dims[] = {queries.view.shape.batch_size, queries.view.shape.n_heads, queries.view.shape.seq_q};
-        const float* const items = floats_in(lse, dims);
-        row_lse.assign(items, items + dims[0] * dims[1] * dims[2]);
-    }
+    std::vector<float> row_lse = lse_from(lse, queries.view.shape);
     return factored_layer(std::move(queries), std::move(keys), scoring_of(scoring), std::move(row_lse));
 }
 
@@ -101,13 +74,15 @@ Held factored_over(const py::object& query, const py::object& key, const std::st
 }
 
 const FactoredLayer& as_factored(const Held& layer) {
+    check_in_cpu_memory(*layer);
     if (const auto* const factored = dynamic_cast<const FactoredLayer*>(layer.get())) return *factored;
-    throw py::value_error("layer must be a factored one in CPU memory");
+    throw py::value_error("layer must be a factored one");
 }
 
 const DenseLayer& as_dense(const Held& layer) {
+    check_in_cpu_memory(*layer);
     if (const auto* const dense = dynamic_cast<const DenseLayer*>(layer.get())) return *dense;
-    throw py::value_error("layer must be a dense one in CPU memory");
+    throw py::value_error("layer must be a dense one");
 }
 
 void check_size(const char* what, std::int64_t got, std::int64_t wanted) {
@@ -263,6 +238,13 @@ py::tuple row_sample(const py::object& array, const std::string& dtype) {
     return py::make_tuple(sample.n_rows, sample.least_weight, sample.least_sum, sample.greatest_sum);
 }
 
+/// The layer itself if it lies in CPU memory, otherwise a copy there.
+Held cpu(const Held& layer) {
+    if (layer->device() == nullptr) return layer;
+    const CoreWork work;
+    return std::const_pointer_cast<Layer>(layer->device()->cpu(*layer));
+}
+
 py::tuple shape_of(const Held& layer) {
     const Shape& shape = layer->shape();
     return py::make_tuple(shape.batch_size, shape.n_heads, shape.seq_q, shape.seq_k);
@@ -288,6 +270,7 @@ void bind_layer(py::module_& module) {
         .def_property_readonly("projections", projections_of)
         .def_property_readonly("has_given_lse", [](const Held& self) { return as_factored(self).has_given_lse(); })
         .def_property_readonly("row_sums", row_sums_of)
+        .def("cpu", cpu)
         .def("pattern", [](const Held& self) { return steal(view_of(*self)); })
         .def("to_dense", to_dense, "dtype"_a)
         .def("with_more", with_more, "query"_a, "query_dtype"_a, "key"_a, "key_dtype"_a, "hidden_keys"_a)

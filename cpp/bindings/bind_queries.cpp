@@ -4,6 +4,7 @@
 
 #include "arrays.hpp"
 #include "bind.hpp"
+#include "device_out.hpp"
 #include "selection.hpp"
 
 namespace attncache::python {
@@ -15,6 +16,10 @@ bool is_empty(const py::object& array) { return PyArray_SIZE(reinterpret_cast<Py
 /// The result of a query that writes floats: `query(selection, out)` fills it.
 template <class Query>
 py::object floats_of(const ResolvedSelection& resolved, const py::object& out, const Query& query) {
+    if (const auto on_device = device_out(out.ptr(), resolved.device, resolved.dims)) {
+        resolved.ask([&](const Selection& selection) { query(selection, *on_device); });
+        return out;
+    }
     py::object result = result_array(out.ptr(), resolved.dims);
     if (is_empty(result)) return result;
     resolved.ask([&, to = floats(result.ptr())](const Selection& selection) { query(selection, Out(to)); });

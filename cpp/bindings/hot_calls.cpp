@@ -9,6 +9,7 @@
 #include "arguments.hpp"
 #include "arrays.hpp"
 #include "bind.hpp"
+#include "device_out.hpp"
 #include "hot_docs.hpp"
 
 namespace attncache::python {
@@ -128,6 +129,11 @@ PyObject* mean_of(const Store& store, const Layer& looked_at, std::int64_t batch
     const auto layer = looked_at.shared_from_this();  // the GIL may be released from here on
     if (const auto mean = head_mean_now(store, *layer, batch, layer->costs().*cost)) {
         return is_new ? view_of_floats(in_index(*mean), dims, owner_of(*mean)) : copied(in_index(*mean), dims, out);
+    }
+    if (const auto on_device = device_out(out, layer->device(), dims)) {
+        const CoreWork work;
+        mean_lines(*layer, batch, direction, positions, *on_device);
+        return Py_NewRef(out);
     }
     py::object result = result_array(out, dims);
     if (PyArray_SIZE(reinterpret_cast<PyArrayObject*>(result.ptr())) > 0) {

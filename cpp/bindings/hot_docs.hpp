@@ -12,7 +12,8 @@ Args:
     layer: index of the layer; negative counts from the end.
     position: query position in [-seq_q, seq_q).
     batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_k] to write into and return.
+    out: None, or a writable C-contiguous float32 array of shape [seq_k] to write into and return; of a layer
+        on a device it may lie there (docs/cuda.md).
 
 Returns:
     Read-only float32 array of shape [seq_k], a view of the index if that is built. Exact: the bits of
@@ -36,7 +37,8 @@ Args:
     layer: index of the layer; negative counts from the end.
     position: key position in [-seq_k, seq_k).
     batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_q] to write into and return.
+    out: None, or a writable C-contiguous float32 array of shape [seq_q] to write into and return; of a layer
+        on a device it may lie there (docs/cuda.md).
 
 Returns:
     Read-only float32 array of shape [seq_q], a view of the index if that is built. Exact: the bits of
@@ -83,7 +85,8 @@ The mean over heads of a whole layer.
 Args:
     layer: index of the layer; negative counts from the end.
     batch: batch item.
-    out: None, or a writable C-contiguous float32 array of shape [seq_q, seq_k] to write into and return.
+    out: None, or a writable C-contiguous float32 array of shape [seq_q, seq_k] to write into and return; of a layer
+        on a device it may lie there (docs/cuda.md).
 
 Returns:
     Read-only float32 array of shape [seq_q, seq_k], a view of the index if that is built. Exact: the bits of

@@ -34,17 +34,17 @@ PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supp
     pybind11::register_local_exception_translator([](std::exception_ptr thrown) {
         try {
             if (thrown) std::rethrow_exception(thrown);
-        } catch (const std::bad_alloc&) {
-            attncache::python::set_no_memory();
-        } catch (const std::length_error&) {
-            attncache::python::set_no_memory();
+        } catch (const std::bad_alloc& error) {
+            attncache::python::set_no_memory(error);
+        } catch (const std::length_error& error) {
+            attncache::python::set_no_memory(error);
         }
     });
     attncache::Face::release = attncache::python::release_reference;
     attncache::python::bind_layer(module);
     const auto store = attncache::python::bind_store(module);
     attncache::python::add_hot_calls(store);
-    attncache::python::bind_dlpack(module);
+    attncache::python::bind_device(module);
     attncache::python::bind_queries(module);
     attncache::python::bind_settings(module);
 }

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "attncache_cuda.h"
+#include "attncache/cuda.h"
 
 namespace attncache::cuda {
 

@@ -14,7 +14,7 @@ cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream);
 const char* plain_words(int status) {
     switch (status) {
         case cudaSuccess: return "no error";
-        case ATTNCACHE_CUDA_BAD_ARGUMENT: return "an argument breaks a rule of attncache_cuda.h";
+        case ATTNCACHE_CUDA_BAD_ARGUMENT: return "an argument breaks a rule of attncache/cuda.h";
         case ATTNCACHE_CUDA_TOO_LARGE: return "the result is larger than 64-bit sizes or 32-bit positions can hold";
         case cudaErrorInsufficientDriver:
         case cudaErrorStubLibrary:
@@ -34,6 +34,8 @@ const char* plain_words(int status) {
 
 int attncache_cuda_interface() { return ATTNCACHE_CUDA_INTERFACE; }
 
+std::int64_t attncache_cuda_scratch_bytes() { return attncache::cuda::kScratchBytes; }
+
 const char* attncache_cuda_message(int status) {
     if (const char* const words = plain_words(status)) return words;
     return status < 0 ? "an unknown status" : cudaGetErrorString(static_cast<cudaError_t>(status));
@@ -44,14 +46,6 @@ int attncache_cuda_device_count(int* count) {
         require(count != nullptr);
         *count = 0;
         check(cudaGetDeviceCount(count));
-    });
-}
-
-int attncache_cuda_versions(int* driver, int* runtime) {
-    return status_of([=] {
-        require(driver != nullptr && runtime != nullptr);
-        check(cudaDriverGetVersion(driver));
-        check(cudaRuntimeGetVersion(runtime));
     });
 }
 
@@ -97,10 +91,6 @@ int attncache_cuda_copy_to_device(void* device_to, const void* from, std::size_t
 
 int attncache_cuda_synchronize(void* stream) {
     return status_of([=] { check(cudaStreamSynchronize(as_stream(stream))); });
-}
-
-int attncache_cuda_synchronize_device() {
-    return status_of([] { check(cudaDeviceSynchronize()); });
 }
 
 int attncache_cuda_stream_wait(void* stream, void* other) {

@@ -630,7 +630,7 @@ class AttentionCache(Selections):
         """
         copy = AttentionCache(self._dtype, index=self.index)
         for layer in self._layers:
-            copy._append(layer if layer.device == "cpu" else layer.cpu())
+            copy._append(layer.cpu())
         copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
         copy._sources = dict(self._sources)
         return copy
@@ -714,14 +714,14 @@ class AttentionCache(Selections):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What else is to be known of the patterns: a read-only mapping of names to JSON values, saved with the cache.
+        """Notes about the patterns: a read-only mapping of names to JSON values, saved with the cache.
 
-        May be set to any mapping of strings to what JSON can say (strings, numbers but NaN and infinities, booleans,
+        May be set to any mapping of strings to JSON values (strings, numbers but NaN and infinities, booleans,
         None, and lists and string mappings of these, nested at most 100 deep); it is copied. To change a value that is
         nested in it, set all of it anew.
 
         Raises:
-            TypeError: set to something else, or to values that JSON cannot say. ValueError: NaN, an infinity or values
+            TypeError: set to something else, or to values that are not JSON. ValueError: NaN, an infinity or values
                 nested too deep, or more than 100 MB of JSON. The metadata are unchanged after any of these.
 
         >>> cache = AttentionCache()
@@ -752,7 +752,11 @@ class AttentionCache(Selections):
         return self[:]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return iter(self[:])
+        # One layer at a time: the pattern of a factored one is computed, and let go of by whoever iterates.
+        layer = 0
+        while layer < self.n_layers:
+            yield self[layer]
+            layer += 1
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"

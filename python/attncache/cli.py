@@ -1,7 +1,7 @@
 """The command ``attncache``: reads the arguments, runs one of ``attncache.commands``, prints, and makes the exit code.
 
-0: done. 1: an error, said in one line on stderr; or a command found what it looks for, such as damage. 2: the command
-line itself makes no sense. 130: Ctrl-C. With ``--json`` stdout is exactly one JSON document, {"error": "..."} after an error.
+0: done. 1: an error, said in one line on stderr; or a command found what it looks for, such as damage. 2: a usage
+error. 130: Ctrl-C. With ``--json`` stdout is exactly one JSON document, {"error": "..."} after an error.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; a combination that makes no sense ends the process, as argparse does."""
+    """The arguments; a usage error ends the process, as argparse does."""
     commands = parser()
     arguments = commands.parse_args(argv)
     problem = COMMANDS[arguments.command].nonsense(arguments)

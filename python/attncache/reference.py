@@ -21,25 +21,32 @@ Patterns: TypeAlias = Sequence[Pattern]
 Weights: TypeAlias = npt.NDArray[np.float32]
 Positions: TypeAlias = npt.NDArray[np.int64]
 Family: TypeAlias = Literal["exact", "bounded"]
+Kind: TypeAlias = Literal["dense", "factored"]
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query: its name, what its numbers promise, and its meaning."""
+    """One query.
+
+    Attributes:
+        family: what its numbers promise.
+        device: the kinds of layers on a device that answer it; all others refuse it by name.
+    """
 
     name: str
     family: Family
     meaning: Callable[..., Any]
+    device: Sequence[Kind]
 
 
 QUERIES: dict[str, Query] = {}
 
 
-def query(family: Family) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def query(family: Family, *, device: Sequence[Kind] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the meaning of the query of its name."""
 
     def register(meaning: Callable[..., Any]) -> Callable[..., Any]:
-        QUERIES[meaning.__name__] = Query(meaning.__name__, family, meaning)
+        QUERIES[meaning.__name__] = Query(meaning.__name__, family, meaning, device)
         return meaning
 
     return register
@@ -189,20 +196,20 @@ def factored(
     return Factored(pattern, bound, sums[..., 0], lse_bound[..., 0])
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def attention_from_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
     """What one query attends to: float32 [seq_k], the mean over heads."""
     row: Weights = mean_of_heads(patterns[layer][batch])[position]
     return row
 
 
-@query("exact")
+@query("exact", device=["dense"])
 def attention_to_position(patterns: Patterns, layer: int, position: int, batch: int = 0) -> Weights:
     """Who attends to one key: float32 [seq_q], the mean over heads."""
     return mean_of_heads(patterns[layer][batch])[:, position]
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def top_attended_positions(
     patterns: Patterns, layer: int, from_position: int, k: int, batch: int = 0
 ) -> list[tuple[int, float]]:
@@ -211,13 +218,13 @@ def top_attended_positions(
     return [(int(position), float(row[position])) for position in heaviest(row, k)]
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def head_mean(patterns: Patterns, layer: int, batch: int = 0) -> Weights:
     """The mean over heads of a whole layer: float32 [seq_q, seq_k]."""
     return mean_of_heads(patterns[layer][batch])
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def rows(
     patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0
 ) -> Weights:
@@ -227,7 +234,7 @@ def rows(
     return without_dropped_axes(weights[..., indices, :], [*keeps, keeps_positions])
 
 
-@query("exact")
+@query("exact", device=["dense"])
 def columns(
     patterns: Patterns, layers: Any = None, positions: Any = None, *, heads: Any = "mean", batch: Any = 0
 ) -> Weights:
@@ -237,7 +244,7 @@ def columns(
     return without_dropped_axes(weights[..., indices].swapaxes(-1, -2), [*keeps, keeps_positions])
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def edges(
     patterns: Patterns, from_positions: Any, to_positions: Any, *, layers: Any = None, heads: Any = None, batch: Any = 0
 ) -> Weights:
@@ -248,7 +255,7 @@ def edges(
     return without_dropped_axes(weights[..., from_indices, :][..., to_indices], [*keeps, keeps_from, keeps_to])
 
 
-@query("exact")
+@query("exact", device=["dense", "factored"])
 def top_k(
     patterns: Patterns,
     k: int,

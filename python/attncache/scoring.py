@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from attncache.array_input import Argument, check_unmasked, is_on_device, is_torch_tensor
+from attncache.array_input import check_unmasked, is_on_device, is_torch_tensor
 
 Ranges: TypeAlias = list[list[tuple[int, int]]]
 CoreScoring: TypeAlias = tuple[float, float, bool, int, Ranges, list[float]]
@@ -172,9 +172,9 @@ def _plain_array(values: Any, name: str) -> npt.NDArray[Any]:
         values = values.detach().cpu()
         values = values.float().numpy() if values.dtype.is_floating_point else values.numpy()
     elif is_on_device(values):
-        from attncache.cuda.arrays import host_values  # noqa: PLC0415
+        from attncache.cuda.arrays import device_array  # noqa: PLC0415
 
-        values = host_values(values, Argument(name, ""))
+        values = device_array(values, name).numpy()
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:

@@ -48,7 +48,8 @@ class Selections(_core.Store):
             positions: which query positions.
             heads: which heads, or "mean" for the mean over all, or ("mean", selector) for the mean over those.
             batch: which batch items.
-            out: None, or a writable C-contiguous float32 array of the result's shape to write into and return.
+            out: None, or a writable C-contiguous float32 array of the result's shape to write into and return. Of layers on
+                a device it may lie there: it is then written on its stream, and nobody waits (docs/cuda.md).
 
         Returns:
             A float32 array, new or ``out``, of shape [layer, batch, head, position, key] without the dropped axes. Exact

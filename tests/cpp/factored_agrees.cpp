@@ -17,7 +17,7 @@
 #include "attncache/simd.hpp"
 #include "attncache/threads.hpp"
 
-#include "../../cpp/src/active_kernels.hpp"
+#include "../../cpp/src/system/active_kernels.hpp"
 
 namespace {
 
@@ -55,13 +55,13 @@ std::vector<std::int64_t> all(std::int64_t n) {
 }
 
 /// Random queries or keys in a dtype.
-Rows random_rows(const Shape& shape, DType dtype, Numbers& numbers) {
+Projection random_rows(const Shape& shape, DType dtype, Numbers& numbers) {
     std::vector<float> values(size(shape.batch_size * shape.n_heads * shape.seq_q * shape.seq_k));
     for (float& value : values) value = numbers.number();
     const PatternView view = contiguous_view(reinterpret_cast<const std::byte*>(values.data()), DType::float32, shape);
     const auto copy = copy_layer(
         {view.data, DType::float32, shape, {view.batch_stride, view.head_stride, view.query_stride, 4}}, dtype);
-    return {copy->pattern, copy->memory, nullptr};
+    return {copy->pattern(), copy->memory(), nullptr};
 }
 
 struct Case {
@@ -77,22 +77,22 @@ const Case kCases[] = {
 };
 
 std::shared_ptr<const FactoredLayer> layer_of(const Case& c, DType dtype, Numbers& numbers) {
-    FactoredView options;
-    options.scoring = c.scoring;
-    if (c.has_mask) options.hidden_keys = {{{0, c.seq_k / 3}}, {{1, 2}, {c.seq_k / 2, c.seq_k / 2 + 2}}};
-    if (c.has_sinks) options.sinks = {0.5F, -1.0F, 2.0F, 0.0F};
-    Rows query = random_rows({2, 4, c.seq_q, c.head_dim}, dtype, numbers);
-    Rows key = random_rows({2, 2, c.seq_k, c.head_dim}, dtype, numbers);
-    return std::make_shared<const FactoredLayer>(std::move(query), std::move(key), std::move(options),
+    Scoring scoring = c.scoring;
+    if (c.has_mask) scoring.hidden_keys = {{{0, c.seq_k / 3}}, {{1, 2}, {c.seq_k / 2, c.seq_k / 2 + 2}}};
+    if (c.has_sinks) scoring.sinks = {0.5F, -1.0F, 2.0F, 0.0F};
+    Projection query = random_rows({2, 4, c.seq_q, c.head_dim}, dtype, numbers);
+    Projection key = random_rows({2, 2, c.seq_k, c.head_dim}, dtype, numbers);
+    return std::make_shared<const FactoredLayer>(std::move(query), std::move(key), std::move(scoring),
                                                  std::vector<float>{});
 }
 
 /// Every weight, asked for as rows, columns, edges and a dense layer, before and after the sums are known.
 bool run_layer(const FactoredLayer& layer, Results& results) {
     const Shape shape = layer.view().shape();
-    PatternView nowhere;
-    nowhere.shape = shape;
-    const Selection selection{{nowhere}, all(2), all(4), Heads::each, {}, {&layer}};
+    const Layer* const only = &layer;
+    const auto both = all(2);
+    const auto heads = all(4);
+    const Selection selection{{&only, 1}, both, heads, Heads::each};
     std::vector<float> by_row(size(2 * 4 * shape.seq_q * shape.seq_k));
     rows(selection, all(shape.seq_q), by_row.data());
     std::vector<float> again(by_row.size());
@@ -111,10 +111,11 @@ bool run_layer(const FactoredLayer& layer, Results& results) {
         }
     }
     const auto dense = dense_layer(layer, DType::float32);
-    if (std::memcmp(dense->pattern.data, by_row.data(), by_row.size() * sizeof(float)) != 0) return false;
+    if (std::memcmp(dense->pattern().data, by_row.data(), by_row.size() * sizeof(float)) != 0) return false;
     results.add(by_row);
     for (const Heads treat : {Heads::each, Heads::mean}) {
-        const Selection asked{{nowhere}, all(2), {3, 0, 1}, treat, {}, {&layer}};
+        const std::int64_t some[] = {3, 0, 1};
+        const Selection asked{{&only, 1}, both, some, treat};
         for (const Direction direction : {Direction::from, Direction::to}) {
             const std::int64_t n_lines = direction == Direction::from ? shape.seq_q : shape.seq_k;
             std::vector<std::int64_t> positions(asked.n_planes() * size(n_lines * 3));
@@ -125,7 +126,7 @@ bool run_layer(const FactoredLayer& layer, Results& results) {
         }
     }
     std::vector<float> mean(size(shape.seq_q * shape.seq_k));
-    head_mean(layer, 1, mean.data());
+    mean_lines(layer, 1, Direction::from, all(shape.seq_q), mean.data());
     results.add(mean);
     return true;
 }
@@ -156,23 +157,23 @@ bool grows_while_it_is_read() {
     const PatternView& key = whole->view().key;
     const auto rows_of = [](const SourceArray& source) {
         const auto copy = copy_layer(source, source.dtype);
-        return Rows{copy->pattern, copy->memory, nullptr};
+        return Projection{copy->pattern(), copy->memory(), nullptr};
     };
-    FactoredView options;
-    options.scoring = c.scoring;
     auto layer = std::make_shared<const FactoredLayer>(rows_of(part(query, 0, 100)), rows_of(part(key, 0, 100)),
-                                                       options, std::vector<float>{});
+                                                       c.scoring, std::vector<float>{});
+    const std::int64_t row_99[] = {99};
+    const std::int64_t column_5[] = {5};
     std::vector<float> expected(300);
-    mean_row(*whole, 0, 99, expected.data());
+    mean_lines(*whole, 0, Direction::from, row_99, expected.data());
     std::vector<std::thread> readers;
     std::vector<char> agree(3, 1);
     for (char& agrees : agree) {
-        readers.emplace_back([&agrees, layer, &expected] {
+        readers.emplace_back([&, layer] {
             std::vector<float> row(100);
             for (int i = 0; i < 50; ++i) {
-                mean_row(*layer, 0, 99, row.data());
+                mean_lines(*layer, 0, Direction::from, row_99, row.data());
                 if (std::memcmp(row.data(), expected.data(), 100 * sizeof(float)) != 0) agrees = 0;
-                mean_column(*layer, 1, 5, row.data());
+                mean_lines(*layer, 1, Direction::to, column_5, row.data());
             }
         });
     }
@@ -183,7 +184,8 @@ bool grows_while_it_is_read() {
     for (std::thread& reader : readers) reader.join();
     const auto dense = dense_layer(*grown, DType::float32);
     const auto dense_whole = dense_layer(*whole, DType::float32);
-    const bool same = std::memcmp(dense->pattern.data, dense_whole->pattern.data, size(dense->pattern.n_bytes())) == 0;
+    const bool same =
+        std::memcmp(dense->pattern().data, dense_whole->pattern().data, size(dense->pattern().n_bytes())) == 0;
     return same && agree == std::vector<char>(3, 1);
 }
 

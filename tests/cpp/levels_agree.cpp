@@ -9,13 +9,13 @@
 #include <thread>
 #include <vector>
 
-#include "attncache/index.hpp"
+#include "attncache/head_mean.hpp"
 #include "attncache/queries.hpp"
 #include "attncache/simd.hpp"
-#include "attncache/store.hpp"
+#include "attncache/dense.hpp"
 #include "attncache/threads.hpp"
 
-#include "../../cpp/src/parallel.hpp"
+#include "../../cpp/src/system/parallel.hpp"
 
 namespace {
 
@@ -43,7 +43,7 @@ struct Numbers {
 
 struct Results {
     std::vector<std::uint32_t> bits;
-    bool indexes_agree = true;
+    bool copies_agree = true;
     void add(const std::vector<float>& values) {
         for (const float value : values) {
             std::uint32_t word;
@@ -70,7 +70,7 @@ std::vector<std::int64_t> all(std::int64_t n) {
 std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 void run_selection(const Selection& selection, Results& results) {
-    const Shape& shape = selection.layers.front().shape;
+    const Shape& shape = selection.shape();
     const auto planes = static_cast<std::int64_t>(selection.n_planes());
     std::vector<float> matrix(size(planes * shape.seq_q * shape.seq_k));
     rows(selection, all(shape.seq_q), matrix.data());
@@ -93,39 +93,69 @@ void run_selection(const Selection& selection, Results& results) {
     }
 }
 
-void run_queries(const PatternView& pattern, Results& results) {
-    const Shape& shape = pattern.shape;
-    for (const Heads treat : {Heads::each, Heads::mean}) {
-        run_selection({{pattern}, all(shape.batch_size), all(shape.n_heads), treat, {}, {}}, results);
-    }
+/// Every query of one layer; means over all heads by that rule.
+void run_layer(const Layer& layer, Heads treat, IndexPolicy policy, Results& results) {
+    const Layer* const only = &layer;
+    const auto batches = all(layer.shape().batch_size);
+    const auto heads = all(layer.shape().n_heads);
+    run_selection({{&only, 1}, batches, heads, treat, policy}, results);
+}
+
+void run_queries(const Layer& layer, Results& results) {
+    const Shape& shape = layer.shape();
+    for (const Heads treat : {Heads::each, Heads::mean}) run_layer(layer, treat, IndexPolicy::off, results);
     std::vector<float> row(size(shape.seq_k)), column(size(shape.seq_q));
-    mean_row(pattern, 0, shape.seq_q - 1, row.data());
-    mean_column(pattern, 0, shape.seq_k - 1, column.data());
+    const std::int64_t last[] = {shape.seq_q - 1, shape.seq_k - 1};
+    mean_lines(layer, 0, Direction::from, {last, 1}, row.data());
+    mean_lines(layer, 0, Direction::to, {last + 1, 1}, column.data());
     results.add(row);
     results.add(column);
 }
 
-/// Whether the mean over all heads has the same bits with these indexes, one for each batch item, as without.
-bool indexes_agree(const PatternView& pattern, const std::vector<HeadMeanIndex>& indexes) {
-    Selection selection{{pattern}, all(pattern.shape.batch_size), all(pattern.shape.n_heads), Heads::mean, {}, {}};
-    Results direct, indexed, partly;
-    run_selection(selection, direct);
-    for (const HeadMeanIndex& index : indexes) selection.means.push_back({index.by_query, index.by_key});
-    run_selection(selection, indexed);
-    selection.means.front() = {};
-    run_selection(selection, partly);
-    return indexed.bits == direct.bits && partly.bits == direct.bits;
+/// Whether the mean over all heads has the same bits with head means as without: of a layer that has them.
+bool index_agrees(const Layer& plain, const Layer& indexed) {
+    Results direct, from_index, partly;
+    run_layer(plain, Heads::mean, IndexPolicy::off, direct);
+    run_layer(indexed, Heads::mean, IndexPolicy::off, from_index);
+    indexed.slot(Derivation::head_mean, 0).drop();
+    run_layer(indexed, Heads::mean, IndexPolicy::off, partly);
+    return from_index.bits == direct.bits && partly.bits == direct.bits;
 }
 
-/// A layer and its indexes, built with the copy and after it: the same pattern, the same answers.
-bool copy_and_index_agree(const SourceArray& source, DType dtype, const PatternView& plain) {
-    std::vector<HeadMeanIndex> built_later;
-    for (std::int64_t batch = 0; batch < plain.shape.batch_size; ++batch) {
-        built_later.push_back(build_index(plain, batch));
+/// A layer with head means that were built with its copy, and after it: the same pattern, the same answers, and lines
+/// that are read one by one are those of the queries.
+bool copies_agree(const SourceArray& source, DType dtype, const DenseLayer& plain) {
+    const auto with_copy = copy_layer(source, dtype, true);
+    const auto later = borrow_layer(plain.pattern().data, dtype, plain.shape(), plain.memory(), true);
+    const auto again = dense_layer(plain, dtype);
+    const auto n_bytes = size(plain.n_bytes());
+    if (std::memcmp(with_copy->pattern().data, plain.pattern().data, n_bytes) != 0) return false;
+    if (std::memcmp(again->pattern().data, plain.pattern().data, n_bytes) != 0) return false;
+    return index_agrees(plain, *later) && index_agrees(plain, *with_copy);
+}
+
+/// Whether a layer reads the lines that queries give, those at listed keys among them.
+bool lines_agree(const Layer& layer) {
+    const Shape& shape = layer.shape();
+    const std::int64_t heads[] = {1, 0};
+    const std::int64_t batch[] = {1};
+    const Layer* const only = &layer;
+    const Selection selection{{&only, 1}, batch, heads, Heads::each};
+    for (const Direction direction : {Direction::from, Direction::to}) {
+        const bool from = direction == Direction::from;
+        const std::int64_t length = from ? shape.seq_k : shape.seq_q;
+        const auto positions = all(from ? shape.seq_q : shape.seq_k);
+        std::vector<float> asked(size(2 * shape.seq_q * shape.seq_k)), read(asked.size());
+        from ? rows(selection, positions, asked.data()) : columns(selection, positions, asked.data());
+        layer.read_lines({direction, 1, heads, positions}, {read.data(), shape.seq_q * shape.seq_k, length});
+        if (std::memcmp(asked.data(), read.data(), asked.size() * sizeof(float)) != 0) return false;
     }
-    const auto [layer, built_with_copy] = copy_and_index_layer(source, dtype);
-    const bool same_pattern = std::memcmp(layer->pattern.data, plain.data, size(plain.n_bytes())) == 0;
-    return same_pattern && indexes_agree(plain, built_later) && indexes_agree(layer->pattern, built_with_copy);
+    const auto queries = all(shape.seq_q);
+    const std::int64_t keys[] = {shape.seq_k - 1, 0};
+    std::vector<float> asked(size(4 * shape.seq_q)), read(asked.size());
+    edges(selection, queries, keys, asked.data());
+    layer.read_lines({Direction::from, 1, heads, queries, keys}, {read.data(), 2 * shape.seq_q, 2});
+    return std::memcmp(asked.data(), read.data(), asked.size() * sizeof(float)) == 0;
 }
 
 Results run_everything() {
@@ -142,8 +172,8 @@ Results run_everything() {
                                  {5 * shape.seq_q * seq_k * item, shape.seq_q * seq_k * item, seq_k * item, item}};
         for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32}) {
             const auto layer = copy_layer(source, dtype);
-            run_queries(layer->pattern, results);
-            results.indexes_agree = results.indexes_agree && copy_and_index_agree(source, dtype, layer->pattern);
+            run_queries(*layer, results);
+            results.copies_agree = results.copies_agree && lines_agree(*layer) && copies_agree(source, dtype, *layer);
         }
     }
     return results;
@@ -157,16 +187,16 @@ bool threads_agree() {
     for (float& weight : weights) weight = numbers.weight();
     const auto layer = borrow_layer(reinterpret_cast<const std::byte*>(weights.data()), DType::float32, shape, nullptr);
     std::vector<float> expected(256 * 256);
-    head_mean(layer->pattern, 0, expected.data());
+    mean_lines(*layer, 0, Direction::from, all(256), expected.data());
     const auto n_bytes = expected.size() * sizeof(float);
     std::vector<std::vector<float>> results(4, std::vector<float>(256 * 256));
     std::vector<std::thread> threads;
     for (auto& result : results) {
         threads.emplace_back([&] {
             for (int i = 0; i < 10; ++i) {
-                head_mean(layer->pattern, 0, result.data());
-                const HeadMeanIndex index = build_index(layer->pattern, 0);
-                if (std::memcmp(index.by_query, result.data(), n_bytes) != 0) return result.clear();
+                mean_lines(*layer, 0, Direction::from, all(256), result.data());
+                const auto mean = build_head_mean(layer->pattern(), 0);
+                if (std::memcmp(mean->by_query, result.data(), n_bytes) != 0) return result.clear();
             }
         });
     }
@@ -213,7 +243,7 @@ int main() {
                 std::printf("FAILED: %s with %d threads differs from scalar\n", std::string(level).c_str(), n_threads);
                 return 1;
             }
-            if (!results.indexes_agree) {
+            if (!results.copies_agree) {
                 std::printf("FAILED: %s with %d threads: an index differs\n", std::string(level).c_str(), n_threads);
                 return 1;
             }

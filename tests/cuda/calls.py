@@ -15,49 +15,15 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from patterns import Array
+from cuda.header import CONSTANTS, Factored, Pattern, Selection
+from tests.support.patterns import Array
 
-FLOAT16, BFLOAT16, FLOAT32 = range(3)
-BAD_ARGUMENT, TOO_LARGE = -1, -2
-CODES = {np.dtype(np.float16): FLOAT16, np.dtype(ml_dtypes.bfloat16): BFLOAT16, np.dtype(np.float32): FLOAT32}
+CODES = {
+    np.dtype(kind): CONSTANTS[np.dtype(kind).name.upper()] for kind in (np.float16, ml_dtypes.bfloat16, np.float32)
+}
 INT64 = ctypes.c_int64
 POINTER = ctypes.c_void_p
 Apart: TypeAlias = tuple[int, int]  # an axis, and the bytes from item to item of it, a multiple of 4096
-
-
-class Pattern(ctypes.Structure):
-    _fields_ = (
-        ("device_data", POINTER),
-        ("dtype", ctypes.c_int32),
-        *((name, INT64) for name in ("batch_size", "n_heads", "seq_q", "seq_k")),
-        *((name, INT64) for name in ("batch_stride", "head_stride", "query_stride")),
-    )
-
-
-class Selection(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.POINTER(Pattern)),
-        ("n_layers", INT64),
-        ("batches", ctypes.POINTER(INT64)),
-        ("n_batches", INT64),
-        ("heads", ctypes.POINTER(INT64)),
-        ("n_heads", INT64),
-        ("mean_heads", ctypes.c_int32),
-    )
-
-
-class Factored(ctypes.Structure):
-    _fields_ = (
-        ("query", Pattern),
-        ("key", Pattern),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("causal", ctypes.c_int32),
-        ("window", INT64),
-        ("device_hidden", POINTER),
-        ("device_sinks", POINTER),
-        ("device_lse", POINTER),
-    )
 
 
 def indices(values: Sequence[int]) -> Any:

@@ -1,9 +1,9 @@
 """The CUDA library without CUDA: the kernels' own sources, compiled by g++ against tests/cuda/shim, as a shared library.
 
-Same C interface as the real one (cpp/cuda/attncache_cuda.h). Device memory is an arena that the host cannot touch; each
-thread of a block is a fiber, run in a seeded random order; barriers and warp operations that diverge, reads outside of
-memory, and writes behind it end a launch with a status and words. What it cannot show: memory ordering of real
-hardware, occupancy, speed.
+Same C interface as the real one (cpp/include/attncache/cuda.h). Device memory is an arena that the host cannot touch; each
+thread of a block is a fiber, run in a seeded random order; barriers and warp operations that diverge, races, accesses
+outside of memory or off their alignment, and reads of what nobody wrote end a launch with a status and words. What it
+cannot show: occupancy, speed, and what real hardware makes of code that races with nothing.
 
 `PYTHONPATH=tests python tests/cuda/emulated.py FOLDER` builds the library and prints its path.
 """
@@ -11,6 +11,7 @@ hardware, occupancy, speed.
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ NAME = "libattncache_cuda_emulated.so"
 # No contraction and no aliasing rules, as in nvcc; the fibers' switches are what costs time.
 FLAGS = ("-std=c++20", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
          "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # fmt: skip
+WATCHED = ("-fsanitize=thread", "-O1")  # a call before each access of a kernel, which shim/races.cpp answers
+COMPLETE = ("-Wl,-z,defs",)  # libtsan is not linked
 # Grids of a few blocks and little scratch, so that small requests stride over grids and come in parts.
 LIMITS = ("-DATTNCACHE_CUDA_MAX_BLOCKS=5", "-DATTNCACHE_CUDA_SCRATCH_BYTES=65536")
 
@@ -33,39 +36,45 @@ LIMITS = ("-DATTNCACHE_CUDA_MAX_BLOCKS=5", "-DATTNCACHE_CUDA_SCRATCH_BYTES=65536
 def build(folder: Path, *, sanitize: Sequence[str] = (), kernels: Path = CUDA, like: Path | None = None) -> Path:
     """Compiles every .cu file of `kernels` and the shim, and links them into a library in `folder`.
 
+    sanitize: g++'s sanitizers; without, the shim watches for races, which g++ allows beside none of them.
     like: the folder of a build of the sources as they are; files that `kernels` has unchanged are not compiled again.
     """
     compiler = find_gxx()
     if compiler is None:
         raise RuntimeError(NO_GXX)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*FLAGS, *LIMITS, *([f"-fsanitize={','.join(sanitize)}", "-fno-sanitize-recover=all"] if sanitize else [])]
+    sanitizers = [f"-fsanitize={','.join(sanitize)}", "-fno-sanitize-recover=all"] if sanitize else []
     includes = [f"-I{SHIM}", f"-I{kernels}", f"-I{ROOT / 'cpp' / 'include'}"]
-    sources = [*sorted(kernels.glob("*.cu")), *sorted(SHIM.glob("*.cpp"))]
-
-    def is_same(source: Path) -> bool:
-        return (CUDA / source.name).exists() and source.read_bytes() == (CUDA / source.name).read_bytes()
-
-    has_same_headers = all(map(is_same, kernels.glob("*.cuh")))
 
     def compiled(source: Path) -> str:
-        if like is not None and (source.parent == SHIM or (has_same_headers and is_same(source))):
+        is_shim = source.parent == SHIM
+        if like is not None and (is_shim or with_headers(source) == with_headers(CUDA / source.name)):
             return str(like / f"{source.name}.o")
         built = str(folder / f"{source.name}.o")
-        run([str(compiler), *flags, *includes, "-x", "c++", "-c", str(source), "-o", built])
+        watched = sanitizers if is_shim or sanitize else WATCHED
+        run([str(compiler), *FLAGS, *LIMITS, *watched, *includes, "-x", "c++", "-c", str(source), "-o", built])
         return built
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        objects = list(pool.map(compiled, sources))
+        objects = list(pool.map(compiled, [*sorted(kernels.glob("*.cu")), *sorted(SHIM.glob("*.cpp"))]))
     library = folder / NAME
-    run([str(compiler), *flags, "-shared", *objects, "-o", str(library)])
+    run([str(compiler), "-shared", *(sanitizers or COMPLETE), *objects, "-o", str(library)])
     return library
 
 
-def run(command: Sequence[str]) -> None:
+def with_headers(source: Path) -> str:
+    """A source with what it includes of its folder."""
+    text = source.read_text(encoding="utf-8") if source.exists() else ""
+    return text + "".join(
+        map(with_headers, (source.parent / name for name in re.findall(r'#include "(\w+\.cuh)"', text)))
+    )
+
+
+def run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def preloaded(sanitize: Sequence[str]) -> dict[str, str]:
@@ -80,6 +89,12 @@ def preloaded(sanitize: Sequence[str]) -> dict[str, str]:
     return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
+def shared_variables(library: Path) -> list[tuple[int, int]]:
+    """The offset and the size of every __shared__ variable, which the emulation makes a thread's own."""
+    symbols = [line.split() for line in run(["readelf", "-sW", str(library)]).splitlines()]
+    return [(int(words[1], 16), int(words[2])) for words in symbols if len(words) == 8 and words[3] == "TLS"]
+
+
 def load(library: Path) -> ctypes.CDLL:
     """The library with the types of the shim's own functions."""
     loaded = ctypes.CDLL(str(library))
@@ -88,6 +103,11 @@ def load(library: Path) -> ctypes.CDLL:
     loaded.shim_live_bytes.restype = ctypes.c_size_t
     loaded.shim_leap.argtypes = (ctypes.c_size_t,)
     loaded.shim_fail.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    loaded.shim_barriers.restype = ctypes.c_char_p
+    loaded.shim_ignore.argtypes = (ctypes.c_char_p,)
+    loaded.shim_shared.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+    for variable in shared_variables(library):
+        loaded.shim_shared(*variable)
     return loaded
 
 

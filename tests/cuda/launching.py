@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from attncache.cuda.library import Library
-from attncache.cuda.structs import Factored, Pattern, Selection
+from cuda.header import Factored, Library, Pattern, Selection
 
 STREAM = 0x51E0  # a handle that nothing else uses
 SHAPE = (2, 4, 6, 8)  # batch, head, query, key
@@ -69,7 +68,7 @@ class Call:
         return emulated.library.status(self.query, *self.arguments.values())
 
 
-def pattern(address: int, shape: tuple[int, ...], dtype: int = 2) -> Pattern:
+def pattern(address: int, shape: tuple[int, ...], dtype: int = 2) -> Any:
     """A C-contiguous array of floats on the device."""
     item = 4 if dtype == 2 else 2
     strides = [item * int(np.prod(shape[axis + 1 :])) for axis in range(3)]
@@ -80,14 +79,9 @@ def indices(*values: int) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def selection(layers: list[Pattern], batches: list[int], heads: list[int], mean_heads: int = 1) -> Selection:
-    pointer = (Pattern * len(layers))(*layers)
-    kept = indices(*batches), indices(*heads)
-    made = Selection(
-        pointer, len(layers), ctypes.addressof(kept[0]), len(batches), ctypes.addressof(kept[1]), len(heads), mean_heads
-    )
-    made.kept = pointer, kept
-    return made
+def selection(layers: list[Any], batches: list[int], heads: list[int], mean_heads: int = 1) -> Any:
+    lists = indices(*batches), len(batches), indices(*heads), len(heads)
+    return Selection((Pattern * len(layers))(*layers), len(layers), *lists, mean_heads)
 
 
 @contextmanager

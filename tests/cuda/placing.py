@@ -1,26 +1,61 @@
 """Arrays on a device without any GPU package: memory of the CUDA library under test, behind each protocol.
 
-`put` copies a NumPy array there, strides and all; what it returns can be pushed, and counts how often its memory is
-given back.
+`put` copies a NumPy array there, strides and all; what it returns can be pushed or written into, and counts how often its
+memory is given back.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from attncache import _core
 from attncache.cuda import library
-from attncache.cuda.device_array import Memory
-from attncache.cuda.streams import DEFAULT
-from patterns import Array
+from cuda.header import Library
+from tests.support.patterns import Array
 
 KDL_CUDA = 2
+STREAM = 1  # the legacy default one
 CODES = {"b": 6, "i": 0, "u": 1, "f": 2}
+
+
+@functools.cache
+def loaded(path: Path) -> Library:
+    return Library(path)
+
+
+def number(name: str, *arguments: Any) -> int:
+    """What a function of the library under test gives through its last argument."""
+    found = ctypes.c_int()
+    loaded(library.PATH).call(name, *arguments, ctypes.byref(found))
+    return found.value
+
+
+class Memory:
+    """Device memory that is freed with its last user."""
+
+    def __init__(self, device: int, n_bytes: int) -> None:
+        self.library, self.device = loaded(library.PATH), device
+        found = ctypes.c_void_p()
+        self.call("allocate", n_bytes, STREAM, ctypes.byref(found))
+        self.address = found.value or 0
+
+    def call(self, name: str, *arguments: Any) -> None:
+        before = number("get_device")
+        self.library.call("set_device", self.device)
+        try:
+            self.library.call(name, *arguments)
+        finally:
+            self.library.call("set_device", before)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self.call("free", self.address, STREAM)
 
 
 class Placed:
@@ -32,34 +67,75 @@ class Placed:
     """
 
     def __init__(self, array: Array, device: int = 0) -> None:
-        if device >= (n_devices := library.load().number("device_count")):
+        if device >= (n_devices := number("device_count")):
             pytest.skip(f"needs {device + 1} devices, got {n_devices}")
         low, high = np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
-        self.memory = Memory(library.load(), device, DEFAULT, high - low)
+        self.memory = Memory(device, high - low)
         self.address = self.memory.address + (array.ctypes.data - low if array.size else 0)
         self.shape, self.strides, self.dtype, self.device = array.shape, array.strides, array.dtype, device
         self.released = 0
         self.streams: list[Any] = []
         if array.size:
-            loaded = library.load()
-            with loaded.on(device):
-                loaded.call("copy_to_device", self.memory.address, low, high - low, DEFAULT.handle)
+            self.memory.call("copy_to_device", self.memory.address, low, high - low, STREAM)
+
+    def numpy(self) -> Array:
+        """A copy in CPU memory of an array that is C-contiguous."""
+        host = np.empty(self.shape, self.dtype)
+        self.memory.call("copy_to_host", host.ctypes.data, self.address, host.nbytes, STREAM)
+        return host
 
 
-class Counted:
-    """What keeps placed memory alive, and tells when it no longer has to."""
+class Tensor(ctypes.Structure):
+    """DLTensor."""
 
-    def __init__(self, placed: Placed) -> None:
-        self.placed = placed
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
 
-    def __del__(self) -> None:
-        self.placed.released += 1
+
+class Managed(ctypes.Structure):
+    """DLManagedTensor."""
+
+    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+class Versioned(ctypes.Structure):
+    """DLManagedTensorVersioned."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", Tensor),
+    )
+
+
+GIVEN: dict[int, tuple[Any, ...]] = {}  # what capsules point at, by the address of the struct
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def delete(address: int) -> None:
+    GIVEN.pop(address)[0].released += 1
 
 
 class ThroughDLPack(Placed):
-    """Speaks DLPack 1 and before, and nothing else."""
+    """Speaks DLPack 1 and before, and nothing else.
+
+    Attributes:
+        changes: what its capsules say otherwise: fields of the struct, or of the tensor in it.
+    """
 
     kind = KDL_CUDA
+    changes: dict[str, Any] = {}  # noqa: RUF012
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.kind, self.device
@@ -69,14 +145,20 @@ class ThroughDLPack(Placed):
         return self.capsule(max_version is not None)
 
     def capsule(self, is_versioned: bool) -> Any:
-        is_bfloat16 = self.dtype == ml_dtypes.bfloat16
-        code = 4 if is_bfloat16 else CODES[self.dtype.kind]
-        dtype, device = (code, 8 * self.dtype.itemsize), self.__dlpack_device__()
-        capsule = _core.dlpack_given(Counted(self), self.address, device, dtype, self.shape, is_versioned)
-        strides = strides_in(capsule, is_versioned)
-        for axis, stride in enumerate(self.strides):
-            strides[axis] = stride // self.dtype.itemsize
-        return capsule
+        code = 4 if self.dtype == ml_dtypes.bfloat16 else CODES[self.dtype.kind]
+        item, n = self.dtype.itemsize, len(self.shape)
+        shape = (ctypes.c_int64 * n)(*self.shape)
+        strides = (ctypes.c_int64 * n)(*(step // item for step in self.strides))
+        place = (ctypes.c_int32 * 2)(self.kind, self.device)
+        tensor = Tensor(self.address, place, n, code, 8 * item, 1, shape, strides, 0)
+        deleter = ctypes.cast(delete, ctypes.c_void_p).value
+        managed: Any = Versioned((1, 0), None, deleter, 0, tensor) if is_versioned else Managed(tensor, None, deleter)
+        for name, value in self.changes.items():
+            setattr(managed.tensor if hasattr(tensor, name) else managed, name, value)
+        GIVEN[ctypes.addressof(managed)] = self, managed, shape, strides
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return make(ctypes.addressof(managed), b"dltensor_versioned" if is_versioned else b"dltensor", None)
 
 
 class ThroughOldDLPack(ThroughDLPack):
@@ -88,7 +170,11 @@ class ThroughOldDLPack(ThroughDLPack):
 
 
 class ThroughInterface(Placed):
-    """Shows nothing but __cuda_array_interface__."""
+    """Shows nothing but __cuda_array_interface__.
+
+    Attributes:
+        changes: what it says otherwise.
+    """
 
     changes: dict[str, Any] = {}  # noqa: RUF012
 
@@ -97,31 +183,12 @@ class ThroughInterface(Placed):
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.address, True),
+            "data": (self.address, False),
             "strides": self.strides,
             "version": 3,
             "stream": None,
             **self.changes,
         }
-
-
-def struct_in(capsule: Any, is_versioned: bool) -> int:
-    """The address of the struct in a capsule."""
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    return pointer(capsule, b"dltensor_versioned" if is_versioned else b"dltensor")
-
-
-def strides_in(capsule: Any, is_versioned: bool) -> Any:
-    """The strides that the struct in a capsule points at, to be written."""
-    # DLTensor: data 8, device 8, ndim 4, dtype 4, shape 8, strides 8; before it, if versioned: 4, 4, 8, 8, 8
-    at = struct_in(capsule, is_versioned) + (32 if is_versioned else 0) + 32
-    return ctypes.cast(ctypes.c_void_p.from_address(at).value, ctypes.POINTER(ctypes.c_int64))
-
-
-def major_in(capsule: Any) -> ctypes.c_uint32:
-    """The major version in a capsule of DLPack 1, to be written."""
-    return ctypes.c_uint32.from_address(struct_in(capsule, True))
 
 
 WAYS = {"dlpack": ThroughDLPack, "old dlpack": ThroughOldDLPack, "interface": ThroughInterface}
@@ -130,3 +197,8 @@ WAYS = {"dlpack": ThroughDLPack, "old dlpack": ThroughOldDLPack, "interface": Th
 def put(array: Array, device: int = 0) -> ThroughDLPack:
     """A copy of an array on a device."""
     return ThroughDLPack(array, device)
+
+
+def changed(way: type[Placed], array: Array, **changes: Any) -> Placed:
+    """A copy of an array on a device that says something else of itself."""
+    return type("Changed", (way,), {"changes": changes})(array)

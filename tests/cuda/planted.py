@@ -78,7 +78,10 @@ STATIC = {
 
 INSIDE = "first + r * step < n_keys};"
 TURNED = "means[r][0];\n        }\n        __syncthreads();"
-IN_SEQUENCE = "[query % 4] = means[r][i];\n            }\n        }\n        __syncthreads();"
+OUT_ON_16 = "reinterpret_cast<std::uintptr_t>(device_out) % 16 == 0 && pattern.seq_k"
+MADE = "if (key >= n_keys) continue;\n        float weights"
+RACE = r"race in {} memory: .* by thread \d+ of block \d+, which nothing orders: thread \(\d+, 0, 0\) of block \(\d+, 0, 0\)"
+UNWRITTEN = "a read of what nobody wrote"
 PLACED = "sorted[places[digit] + before] = item;\n        __syncwarp();"
 TAKEN = "is_equal && my_equal < threshold.wanted"
 LAST_GROUP = "greatest_of_lanes(mine.key == key ? mine.group : 0)"
@@ -89,18 +92,12 @@ WINDOW = "lines.seq_k + lines.seq_q : lines.window"
 
 EMULATED = {
     "a barrier is missing": Plant(
-        (("columns.cu", TURNED, TURNED.replace("__syncthreads();", "")),), "differ", tests="columns"
+        (("columns.cu", TURNED, TURNED.replace("__syncthreads();", "")),), RACE.format("shared"), tests="columns"
     ),
     "a barrier is not reached by all": Plant(
         (("columns.cu", TURNED, TURNED.replace("__syncthreads", "if (threadIdx.x < 99) __syncthreads")),),
         "diverged",
         tests="columns",
-    ),
-    "a barrier is missing among keys in sequence": Plant(
-        (("columns.cu", IN_SEQUENCE, IN_SEQUENCE.replace("__syncthreads();", "")),), "differ", tests="columns"
-    ),
-    "a tile in sequence is overwritten while it is read": Plant(
-        (("columns.cu", "__syncthreads();  // before the next tile takes its place", ""),), "differ", tests="columns"
     ),
     "any list is taken for a sequence": Plant(
         (("columns.cu", "if (positions[i] != positions[0] + i) return false;", ""),), "differ", tests="columns"
@@ -111,13 +108,61 @@ EMULATED = {
     "layers of several dtypes are taken for one": Plant(
         (("runs.cuh", "layer.dtype == first.dtype && ", ""),), "differ|outside", tests="dtypes"
     ),
-    "a tile is overwritten while it is read": Plant(
-        (("columns.cu", "__syncthreads();  // before the next tile overwrites this one", ""),),
-        "differ",
+    "lanes of a warp race": Plant(
+        (("top_k_radix.cu", PLACED, PLACED.replace("__syncwarp();", "")),), RACE.format("shared"), tests="top_k"
+    ),
+    "a sum is not atomic": Plant(
+        (("top_k_radix.cu", "atomicAdd(&places[digit_at(items[i])], 1U);", "++places[digit_at(items[i])];"),),
+        RACE.format("shared"),
+        tests="top_k",
+    ),
+    "blocks share their scratch": Plant(
+        (("top_k_radix.cu", "scratch + blockIdx.x * k", "scratch"),), RACE.format("device"), tests="top_k"
+    ),
+    "what is written is read through __ldg": Plant(
+        (("top_k_radix.cu", "position_of(items[i]);\n", "position_of(__ldg(items + i));\n"),),
+        "a read through __ldg of what this launch writes",
+        tests="top_k",
+    ),
+    "counts are not cleared": Plant(
+        (("top_k_radix.cu", "shared.counts[w][threadIdx.x] = 0;", "if (w == 0) shared.counts[w][threadIdx.x] = 0;"),),
+        UNWRITTEN,
+        tests="top_k",
+    ),
+    "groups are not filled up to the end of their row": Plant(
+        (("top_k.cu", "slot < n_slots", "piece < pieces.n"),), UNWRITTEN, tests="top_k"
+    ),
+    "lines are read that a bundle lacks": Plant(
+        (("factored_products.cuh", "if (l < bundle.n_lines) read", "read"),), UNWRITTEN, tests="factored"
+    ),
+    "a line is not written": Plant(
+        (("rows.cu", "if (index >= lines.n_lines) return;", "if (index >= lines.n_lines - 1) return;"),),
+        r"a copy whose byte \d+ nobody wrote",
+        tests="rows",
+    ),
+    "a tile in sequence is one query too long": Plant(
+        (("columns.cu", "first_key < tile.n_chosen && query < tile.n_queries}", "first_key < tile.n_chosen}"),),
+        "outside",
         tests="columns",
     ),
-    "lanes of a warp race": Plant(
-        (("top_k_radix.cu", PLACED, PLACED.replace("__syncwarp();", "")),), "differ|outside", tests="top_k"
+    "shared memory is a row too short": Plant(
+        (("columns.cu", "float turned[kTile + kMostChosen];", "float turned[kTile];"),),
+        "outside of every __shared__ variable",
+        tests="columns",
+    ),
+    "one listed key too many": Plant(
+        (("edges.cu", "index >= n_lines || to >= n_to", "index >= n_lines || to > n_to"),), "outside", tests="edges"
+    ),
+    "wide writes wherever the result lies": Plant(
+        (("rows.cu", OUT_ON_16, "pattern.seq_k"),), "misaligned: a write of 16 bytes", tests="alignment"
+    ),
+    "a key stays a score": Plant(
+        (("factored_weights.cuh", MADE, MADE.replace("n_keys", "n_keys - kCount")),), "are off", tests="factored"
+    ),
+    "sums of blocks are not rescaled": Plant(
+        (("factored_weights.cuh", "parts[b].sum * expf(parts[b].greatest - base)", "parts[b].sum"),),
+        "are off",
+        tests="factored",
     ),
     "one item too many is read": Plant((("rows.cu", INSIDE, INSIDE.replace("<", "<=")),), "outside", tests="rows"),
     "one line too many is written": Plant(
@@ -149,11 +194,6 @@ EMULATED = {
         "differ",
         tests="billions",
     ),
-    "a chunk is overwritten while it is read": Plant(
-        (("factored_products.cuh", "__syncthreads();  // before", "// before"),),
-        "differ|are off",
-        tests="head_dim",
-    ),
     "powers that overflow": Plant(
         (("factored_weights.cuh", "distance > 88.0F ? 88.0F : distance", "distance"),), "are off", tests="normalisers"
     ),
@@ -164,17 +204,19 @@ EMULATED = {
         (("top_k.cu", "const unsigned taken = least_of_lanes(found);", LAST_ITEM),), "differ", tests="top_k"
     ),
     "an item is taken twice": Plant(
-        (("top_k.cu", "place.position > other.position", "place.position >= other.position"),), "differ", tests="top_k"
+        (("top_k.cu", "place.position > other.position", "place.position >= other.position"),),
+        RACE.format("device"),
+        tests="top_k",
     ),
     "a line is taken to begin with a piece": Plant(
         (("top_k.cu", "piece * kItems - skew", "piece * kItems"),), "misaligned|outside", tests="top_k"
     ),
     "of equal weights the last are taken": Plant(
-        (("top_k_radix.cu", TAKEN, TAKEN.replace("<", ">=")),), "differ|outside", tests="top_k"
+        (("top_k_radix.cu", TAKEN, TAKEN.replace("<", ">=")),), f"{UNWRITTEN}|race in device", tests="top_k"
     ),
     "NaN comes first": Plant(
         (("top_k.cuh", "if (weight != weight) return 1;", "if (weight != weight) return ~0U;"),),
-        "differ",
+        RACE.format("device"),
         tests="top_k",
     ),
     "-0 is less than +0": Plant((("top_k.cuh", "weight == 0 ? 0.0F : weight", "weight"),), "differ", tests="top_k"),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cuda.recording import Recorder
 
 from attncache.cuda import library
 from cuda.placing import put
-from cuda.recording import Recorder
 
 if TYPE_CHECKING:
     from benchmarks.core.table import Report

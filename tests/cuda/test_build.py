@@ -1,6 +1,7 @@
 """Builds with and without CUDA: what nvcc is told, what the library exports and needs, and that CPU builds know nothing of it.
 
-Covered: the sources, flags and architectures of cpp/cuda/CMakeLists.txt against those the other checks use; the built
+Covered: the sources, flags and architectures of cpp/cuda/CMakeLists.txt against those the other checks use; sources
+without inline assembly, cooperative groups or launch syntax that g++ cannot read, each kernel with a budget; the built
 library's symbols and needs (with cmake and nvcc); the words of a build without nvcc; that without the option nothing of
 cpp/cuda is read, and that the installed extension holds no word of the CUDA runtime.
 Not covered: the bytes of the extension built with and without the option, which a stage of .ci/run compares.
@@ -18,23 +19,16 @@ from pathlib import Path
 import pytest
 
 from attncache import _core
-from cuda.budgets import BOUNDED, HOST
+from cuda import checks
+from cuda.budgets import BOUNDED, HOST, KERNELS
 from cuda.compilers import ARCHITECTURES, CUDA_SOURCES, NO_NVCC, find_nvcc, run
+from cuda.emulated import with_headers
+from cuda.header import FUNCTIONS, PREFIX
 from cuda.machine_code import EXACT, FLAGS
 
 ROOT = CUDA_SOURCES.parents[1]
 CMAKE = (CUDA_SOURCES / "CMakeLists.txt").read_text(encoding="utf-8")
-SYSTEM = {
-    "libstdc++",
-    "libgcc_s",
-    "libc",
-    "libm",
-    "ld-linux-x86-64",
-    "ld-linux-aarch64",
-    "libpthread",
-    "libdl",
-    "librt",
-}
+SYSTEM = {"libstdc++", "libgcc_s", "libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64", "libpthread", "libdl", "librt"}  # fmt: skip
 cmake = shutil.which("cmake")
 needs_cmake = pytest.mark.skipif(cmake is None, reason="no cmake")
 
@@ -61,6 +55,21 @@ def test_every_source_is_built_and_judged_by_what_it_promises() -> None:
 def test_all_architectures_are_built_and_the_last_also_as_ptx() -> None:
     *real, last = ARCHITECTURES
     assert f'"{";".join([*(f"{number}-real" for number in real), str(last)])}"' in CMAKE
+
+
+def test_every_kernel_has_a_budget() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in CUDA_SOURCES.glob("*.cu*"))
+    declared = re.findall(r"__global__\s+void\s+__launch_bounds__\((\w+)[^)]*\)\s+(\w+_kernel)\(", text)
+    assert len(declared) == len(re.findall(r"__global__", text)), "a kernel is declared in a way that is not read here"
+    assert {name for _, name in declared} == set(KERNELS)
+    for constant, name in declared:
+        source = with_headers(CUDA_SOURCES / KERNELS[name].source)
+        of_source = re.findall(rf"constexpr int {constant} = (\d+);", source)
+        assert of_source == [str(KERNELS[name].threads)], f"{name}: a block has {of_source} threads"
+
+
+def test_sources_are_plain_cuda() -> None:
+    assert checks.not_plain(CUDA_SOURCES) == []
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +111,7 @@ def test_the_library_exports_its_interface_alone(library: Path) -> None:
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     exported = {line.split()[-1] for line in run(["nm", "-D", "--defined-only", library]).splitlines()}
-    header = (CUDA_SOURCES / "attncache_cuda.h").read_text(encoding="utf-8")
-    declared = set(re.findall(r"^ATTNCACHE_CUDA_API [^;(]*?(\w+)\(", header, re.MULTILINE))
-    assert declared
-    assert exported == declared
+    assert exported == {PREFIX + name for name in FUNCTIONS}
 
 
 @needs_cmake
@@ -135,20 +141,20 @@ def test_a_build_without_the_option_never_reads_the_cuda_folder(tmp_path: Path) 
         text = (build / "compile_commands.json").read_text(encoding="utf-8")
         commands.append(text.replace(str(build), "BUILD").replace(str(tree), "TREE"))
     assert commands[0] == commands[1]
-    assert "cuda" not in commands[1]
+    assert "cpp/cuda" not in commands[1]
 
 
-def test_the_core_and_its_bindings_include_nothing_of_cuda() -> None:
+def test_the_core_and_its_bindings_include_nothing_of_a_toolkit() -> None:
     sources = [path for folder in ("include", "src", "bindings") for path in (ROOT / "cpp" / folder).rglob("*pp")]
     assert sources
     found = [
         f"{path.name}: {line}"
         for path in sources
-        for line in re.findall(r"#include.*cuda.*", path.read_text(encoding="utf-8"))
+        for line in re.findall(r"#include <cuda.*|#include .*cpp/cuda.*", path.read_text(encoding="utf-8"))
     ]
     assert found == []
 
 
 def test_the_installed_extension_holds_no_word_of_the_cuda_runtime() -> None:
     code = Path(_core.__file__).read_bytes()
-    assert re.findall(rb"cuda[A-Z]\w+|libcuda|nv_fatbin|attncache_cuda_\w+", code) == []
+    assert re.findall(rb"cuda[A-Z]\w+|libcuda|nv_fatbin", code) == []

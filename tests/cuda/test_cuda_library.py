@@ -16,8 +16,9 @@ import attncache.cuda
 from attncache import AttentionCache
 from attncache.cuda import library
 from cuda.compilers import NO_GXX, find_gxx
+from cuda.header import CONSTANTS, FUNCTIONS
+from cuda.launching import Emulated
 from cuda.placing import put
-from cuda.recording import Recorder
 
 
 def compiled(code: str, folder: Path) -> Path:
@@ -76,13 +77,19 @@ def test_a_damaged_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_library_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "PATH", compiled("int attncache_cuda_interface() { return 77; }", tmp_path))
-    assert_not_usable("must have interface version 2, got 77")
+    assert_not_usable(f"must have interface version {CONSTANTS['INTERFACE']}, got 77")
 
 
-@pytest.mark.parametrize("code", ["int other() { return 0; }", "int attncache_cuda_interface() { return 2; }"])
-def test_a_library_without_its_functions_is_named(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WHOLE = [f"int attncache_cuda_{name}() {{ return {CONSTANTS['INTERFACE']}; }}" for name in FUNCTIONS]
+
+
+@pytest.mark.parametrize("lacking", FUNCTIONS)
+def test_a_library_without_one_of_its_functions_is_named(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "".join(line for line in WHOLE if f"_{lacking}()" not in line)
     monkeypatch.setattr(library, "PATH", compiled(code, tmp_path))
-    assert_not_usable("damaged or incomplete")
+    assert_not_usable(f"damaged or incomplete: {library.PATH}: undefined symbol: attncache_cuda_{lacking}")
 
 
 @pytest.mark.parametrize(
@@ -93,31 +100,20 @@ def test_a_library_without_its_functions_is_named(code: str, tmp_path: Path, mon
         (3, "CUDA cannot be used"),
     ],
 )
-def test_a_machine_without_driver_or_device_is_told(status: int, words: str, emulated: Recorder) -> None:
+def test_a_machine_without_driver_or_device_is_told(status: int, words: str, emulated: Emulated) -> None:
     assert attncache.cuda.why_not() is None
-    emulated.failing = {"device_count": status}
+    emulated.fail("cudaGetDeviceCount", 0, status)
     assert_not_usable(words)
 
 
-def test_a_layer_outlives_the_devices_that_can_be_used(emulated: Recorder) -> None:
+def test_a_layer_outlives_the_devices_that_can_be_used(emulated: Emulated) -> None:
     cache = AttentionCache()
     cache.push(put(np.ones((1, 1, 2, 2), np.float32)))
-    emulated.failing = {"device_count": 35, "rows": 35}
+    emulated.fail("cudaGetDeviceCount", 0, 35)
+    emulated.fail("cudaLaunchKernel", 0, 35)
     with pytest.raises(RuntimeError, match=r"attncache_cuda_rows: .* \(status 35\)"):
         cache.rows()
     assert repr(cache)
-
-
-def test_the_structs_are_those_of_the_header() -> None:
-    import ctypes
-
-    from attncache.cuda import structs
-
-    assert [ctypes.sizeof(each) for each in (structs.Pattern, structs.Selection, structs.Factored)] == [72, 56, 192]
-    header = (Path(__file__).resolve().parents[2] / "cpp" / "cuda" / "attncache_cuda.h").read_text("utf-8")
-    assert f"#define ATTNCACHE_CUDA_INTERFACE {structs.INTERFACE} " in header
-    for name in structs.SIGNATURES:
-        assert f" attncache_cuda_{name}(" in header
 
 
 CODE = """

@@ -13,7 +13,7 @@ import pytest
 
 from cuda.compilers import CUDA_SOURCES, NO_GXX, find_gxx
 from cuda.emulated import SHIM
-from patterns import SEED
+from tests.support.patterns import SEED
 
 PROGRAM = """
 #include <cstdio>

@@ -1,10 +1,9 @@
-"""Proof (b): the kernels' own sources, run thread by thread on the CPU, against reference.py, bit by bit.
+"""The kernels' own sources, run thread by thread on the CPU, against reference.py, bit by bit; nothing races.
 
 Covered: rows, columns, edges and top-k by equality for every dtype and kind of pattern; sizes around 8, 16, 32, 64, 128
 and 256; layouts with any strides, any alignment of input and result, repeated and reversed indices, several layers of
-several dtypes; every 16-bit item; k from 1 to the line, lines to thousands; three orders of threads; batches, heads,
-queries and keys that lie gigabytes apart (in addresses, not in memory), so that no 32 bits hold an offset. Factored
-rows within the bound that reference.factored computes, nothing more, and their means by equality. The library is built
+several dtypes; every 16-bit item; k from 1 to the line, lines to thousands; batches, heads, queries and keys that lie
+gigabytes apart (in addresses, not in memory), so that no 32 bits hold an offset. Factored rows within the bound that reference.factored computes, nothing more, and their means by equality. The library is built
 with grids of at most five blocks and 64 KiB of scratch (emulated.LIMITS), so strides over grids and parts are the rule.
 Not covered: results of more than 2^31 items (8 GiB to write), top-k of lines longer than 2^32, masks and given sums of
 more than 2^31 items, which have no strides; what only hardware has (memory ordering between warps, speed), see
@@ -21,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ import numpy as np
 import pytest
 
 import attncache
-import test_factored
 from attncache import reference
 from cuda import emulated
-from cuda.calls import BAD_ARGUMENT, TOO_LARGE, Device, Failed
-from cuda.compilers import NO_GXX, find_gxx
-from patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
+from cuda.calls import Device, Failed
+from cuda.compilers import NO_GXX, OTHER_LIBRARY, find_gxx
+from cuda.header import BAD_ARGUMENT, TOO_LARGE
+from tests.support import factored
+from tests.support.patterns import DTYPES, KINDS, SIZES, Array, Shape, assert_same, make, meaning, spread, strided
 
-SEEDS = (1, 2, 3)
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 1000, 2049, 4099)
 # Bytes, and items of 2 and of 4 bytes, that need more than 32 bits; what is left of them in 32 is nobody's memory.
 FAR = 17 << 30
@@ -56,39 +56,19 @@ def _nothing_is_left_behind(device: Device) -> Any:
     assert device.library.shim_words() == b"", "a kernel failed"
 
 
-@pytest.fixture(params=SEEDS, ids=lambda seed: f"seed{seed}")
-def order(request: pytest.FixtureRequest, device: Device) -> int:
-    """An order in which the threads of a block and the blocks of a grid have their turns."""
-    device.library.shim_seed(request.param)
-    return int(request.param)
-
-
-def heads_argument(mean: bool) -> Any:
-    return "mean" if mean else None
-
-
-def assert_rows(device: Device, patterns: list[Array], positions: list[int], **options: Any) -> None:
-    for mean in (False, True):
-        expected = meaning("rows", patterns, None, positions, heads=heads_argument(mean), batch=None)
+def assert_asked(query: str, device: Device, patterns: list[Array], *lists: list[int], **options: Any) -> None:
+    """rows, columns or edges of all batch items have the bits of the reference, for each head and for their mean."""
+    for heads in (None, "mean"):
+        chosen = lists if query == "edges" else (None, *lists)
+        expected = meaning(query, patterns, *chosen, heads=heads, batch=None)
         batches = range(patterns[0].shape[0])
-        got = device.ask("rows", patterns, positions, batches=batches, mean=mean, **options)
-        assert_same(got.reshape(expected.shape), expected, f"rows, mean {mean}, {options}")
+        got = device.ask(query, patterns, *lists, batches=batches, mean=heads == "mean", **options)
+        assert_same(got.reshape(expected.shape), expected, f"{query}, heads {heads}, {options}")
 
 
-def assert_columns(device: Device, patterns: list[Array], positions: list[int], **options: Any) -> None:
-    for mean in (False, True):
-        expected = meaning("columns", patterns, None, positions, heads=heads_argument(mean), batch=None)
-        batches = range(patterns[0].shape[0])
-        got = device.ask("columns", patterns, positions, batches=batches, mean=mean, **options)
-        assert_same(got.reshape(expected.shape), expected, f"columns, mean {mean}, {options}")
-
-
-def assert_edges(device: Device, patterns: list[Array], chosen: list[int], keys: list[int], **options: Any) -> None:
-    for mean in (False, True):
-        expected = meaning("edges", patterns, chosen, keys, heads=heads_argument(mean), batch=None)
-        batches = range(patterns[0].shape[0])
-        got = device.ask("edges", patterns, chosen, keys, batches=batches, mean=mean, **options)
-        assert_same(got.reshape(expected.shape), expected, f"edges, mean {mean}, {options}")
+assert_rows = partial(assert_asked, "rows")
+assert_columns = partial(assert_asked, "columns")
+assert_edges = partial(assert_asked, "edges")
 
 
 def assert_top_k(device: Device, lines: Array, k: int, shift: int = 0) -> None:
@@ -106,13 +86,13 @@ def assert_top_k_rows(device: Device, patterns: list[Array], positions: Sequence
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_and_head_means_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+def test_rows_and_head_means_have_the_bits_of_the_reference(kind: str, dtype: str, device: Device) -> None:
     for seq_k in SIZES:
         assert_rows(device, [make(kind, (2, 3, 5, seq_k), dtype)], [4, 0, 0, 3])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+def test_columns_have_the_bits_of_the_reference(kind: str, dtype: str, device: Device) -> None:
     for seq_q in (1, 7, 31, 32, 33, 129):
         pattern = make(kind, (2, 3, seq_q, 40), dtype)
         assert_columns(device, [pattern], [39, 0, 0])
@@ -120,15 +100,15 @@ def test_columns_have_the_bits_of_the_reference(kind: str, dtype: str, order: in
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_edges_have_the_bits_of_the_reference(kind: str, dtype: str, order: int, device: Device) -> None:
+def test_edges_have_the_bits_of_the_reference(kind: str, dtype: str, device: Device) -> None:
     pattern = make(kind, (2, 3, 9, 200), dtype)
     assert_edges(device, [pattern], [8, 0, 0], [199, 3, 3, 0])
     assert_edges(device, [pattern], [1], list(range(200)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_top_k_has_order_ties_and_nan_of_the_reference(kind: str, order: int, device: Device) -> None:
-    for length in LENGTHS[::2] if order > 1 else LENGTHS:
+def test_top_k_has_order_ties_and_nan_of_the_reference(kind: str, device: Device) -> None:
+    for length in LENGTHS:
         lines = make(kind, (1, 1, 3, length))[0, 0]
         for k in sorted({1, 2, 10, 31, 32, 33, 255, 256, 257, length // 2, length - 1, length}):
             if 0 < k <= length:
@@ -264,7 +244,7 @@ def test_rows_are_read_16_bytes_at_a_time_only_if_every_stride_allows_it(axis: i
     pattern = spread(make("extremes", (2, 2, 2, 24), dtype), axis)
     assert [stride % 16 for stride in pattern.strides[:3]] == [8 if i == axis else 0 for i in range(3)]
     assert_rows(device, [pattern], [1, 0])
-    query, key = test_factored.layer(3, 2, heads=2, key_heads=2, dtype=pattern.dtype)
+    query, key = factored.layer(3, 2, heads=2, key_heads=2, dtype=pattern.dtype)
     got = device.factored_rows(query, spread(key, axis), range(3), batches=[0, 1])
     assert_within_bound(got, reference.factored(query, key), f"axis {axis}")
 
@@ -283,10 +263,10 @@ def test_keys_of_a_row_that_is_gigabytes_long(device: Device) -> None:
     keys = [FAR // 2, 0]
     for mean in (False, True):
         options: dict[str, Any] = {"batches": [0, 1], "mean": mean, "apart": (3, FAR)}
-        expected = meaning("columns", [pattern], None, [1, 0], heads=heads_argument(mean), batch=None)
+        expected = meaning("columns", [pattern], None, [1, 0], heads="mean" if mean else None, batch=None)
         got = device.ask("columns", [pattern], keys, **options)
         assert_same(got.reshape(expected.shape), expected, f"columns, mean {mean}")
-        expected = meaning("edges", [pattern], [2, 0], [1, 0], heads=heads_argument(mean), batch=None)
+        expected = meaning("edges", [pattern], [2, 0], [1, 0], heads="mean" if mean else None, batch=None)
         got = device.ask("edges", [pattern], [2, 0], keys, **options)
         assert_same(got.reshape(expected.shape), expected, f"edges, mean {mean}")
 
@@ -305,7 +285,7 @@ def test_columns_longer_than_a_tile_of_any_width(device: Device) -> None:
 @pytest.mark.parametrize(
     "shape", [(2, 3, 132, 136), (1, 9, 64, 64), (1, 2, 36, 40), (1, 2, 35, 40), (1, 2, 36, 41)], ids=str
 )
-def test_columns_of_keys_in_sequence_from_any_first_key(shape: Shape, dtype: str, order: int, device: Device) -> None:
+def test_columns_of_keys_in_sequence_from_any_first_key(shape: Shape, dtype: str, device: Device) -> None:
     pattern = make("extremes", shape, dtype)
     for first in (0, 1, 4, 8):
         for last in (first + 31, first + 32, shape[3] - 1, shape[3]):
@@ -345,7 +325,7 @@ def test_the_mean_of_no_heads_is_nan(device: Device) -> None:
     assert np.isnan(device.ask("rows", [pattern], [0, 1], heads=[], mean=True)).all()
     assert np.isnan(device.ask("columns", [pattern], [0, 1], heads=[], mean=True)).all()
     assert np.isnan(device.ask("edges", [pattern], [0, 1], [5], heads=[], mean=True)).all()
-    rows = device.factored_rows(*test_factored.layer(5, 5), range(5), heads=[], mean=True)
+    rows = device.factored_rows(*factored.layer(5, 5), range(5), heads=[], mean=True)
     assert rows.shape == (1, 1, 5, 5)
     assert np.isnan(rows).all()
 
@@ -399,7 +379,7 @@ def test_empty_requests_give_empty_answers_without_a_launch(device: Device) -> N
     assert device.top_k_rows([pattern], [1], 0)[0].shape == (1, 1, 2, 1, 0)
     assert device.top_k(np.zeros((3, 0), np.float32), 0)[0].shape == (3, 0)
     assert device.top_k(np.zeros((0, 5), np.float32), 2)[0].shape == (0, 2)
-    assert device.factored_rows(*test_factored.layer(5, 5), []).shape == (1, 6, 0, 5)
+    assert device.factored_rows(*factored.layer(5, 5), []).shape == (1, 6, 0, 5)
     assert b"cudaLaunchKernel" not in device.library.shim_calls()
 
 
@@ -410,11 +390,11 @@ def assert_within_bound(got: Array, expected: reference.Factored, context: str) 
     assert (got[expected.pattern == 0] == 0).all(), context
 
 
-@pytest.mark.parametrize("option", test_factored.OPTIONS)
-def test_factored_rows_lie_within_the_written_bound_for_every_option(option: str, order: int, device: Device) -> None:
+@pytest.mark.parametrize("option", factored.OPTIONS)
+def test_factored_rows_lie_within_the_written_bound_for_every_option(option: str, device: Device) -> None:
     for seq_q, seq_k in ((1, 1), (33, 33), (1, 40), (5, 300), (30, 7), (3, 513), (2, 2100)):
-        query, key = test_factored.layer(seq_q, seq_k)
-        options = test_factored.options_of(option, 2, 6, seq_k)
+        query, key = factored.layer(seq_q, seq_k)
+        options = factored.options_of(option, 2, 6, seq_k)
         got = device.factored_rows(query, key, range(seq_q), batches=[0, 1], **options)
         assert_within_bound(got, reference.factored(query, key, **options), f"{option} {seq_q} x {seq_k}")
 
@@ -422,7 +402,7 @@ def test_factored_rows_lie_within_the_written_bound_for_every_option(option: str
 @pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 7, 8, 9, 16, 24, 33, 64, 72, 128, 130, 256, 257, 264, 520])
 def test_factored_rows_lie_within_the_bound_for_every_head_dim(head_dim: int, dtype: str, device: Device) -> None:
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    query, key = test_factored.layer(5, 70, batch=1, heads=3, key_heads=1, head_dim=head_dim, dtype=kind)
+    query, key = factored.layer(5, 70, batch=1, heads=3, key_heads=1, head_dim=head_dim, dtype=kind)
     expected = reference.factored(query, key)
     for shift in (0, key.itemsize, 16):
         assert_within_bound(device.factored_rows(query, key, range(5), shift=shift), expected, f"shift {shift}")
@@ -430,14 +410,14 @@ def test_factored_rows_lie_within_the_bound_for_every_head_dim(head_dim: int, dt
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (2, 1), (3, 3), (4, 2), (9, 3), (12, 1), (17, 1)])
 def test_heads_in_groups_read_their_key_head(heads: int, key_heads: int, device: Device) -> None:
-    query, key = test_factored.layer(6, 30, batch=1, heads=heads, key_heads=key_heads)
+    query, key = factored.layer(6, 30, batch=1, heads=heads, key_heads=key_heads)
     got = device.factored_rows(query, key, range(6))
     assert_within_bound(got, reference.factored(query, key), f"{heads} heads, {key_heads} key heads")
     assert_same(got, device.factored_rows(query, np.repeat(key, heads // key_heads, axis=1), range(6)))
 
 
 def test_factored_rows_come_in_the_order_of_the_lists_with_the_same_bits(device: Device) -> None:
-    query, key = test_factored.layer(9, 300, heads=6, key_heads=3)
+    query, key = factored.layer(9, 300, heads=6, key_heads=3)
     whole = device.factored_rows(query, key, range(9), batches=[0, 1], softcap=4.0)
     chosen = device.factored_rows(query, key, [8, 0, 0, 5], batches=[1, 0, 1], heads=[5, 0, 3, 1, 5], softcap=4.0)
     assert_same(chosen, whole[[1, 0, 1]][:, [5, 0, 3, 1, 5]][:, :, [8, 0, 0, 5]])
@@ -445,7 +425,7 @@ def test_factored_rows_come_in_the_order_of_the_lists_with_the_same_bits(device:
 
 def test_one_query_of_one_head_has_the_bits_that_it_has_among_many(dtype: str, device: Device) -> None:
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    query, key = test_factored.layer(9, 300, batch=1, heads=6, key_heads=2, head_dim=40, dtype=kind)
+    query, key = factored.layer(9, 300, batch=1, heads=6, key_heads=2, head_dim=40, dtype=kind)
     many = device.factored_rows(query, key, range(9), window=90, softcap=3.0)
     for head, position in ((0, 0), (3, 8), (5, 4)):
         one = device.factored_rows(query, key, [position], heads=[head], window=90, softcap=3.0)
@@ -454,14 +434,14 @@ def test_one_query_of_one_head_has_the_bits_that_it_has_among_many(dtype: str, d
 
 @pytest.mark.parametrize("n_lines", [1, 3, 4, 5, 7, 8, 9, 16, 17])
 def test_every_number_of_lines_of_a_key_head_makes_its_bundles(n_lines: int, device: Device) -> None:
-    query, key = test_factored.layer(1, 130, batch=1, heads=n_lines, key_heads=1)
+    query, key = factored.layer(1, 130, batch=1, heads=n_lines, key_heads=1)
     assert_within_bound(device.factored_rows(query, key, [0]), reference.factored(query, key), "heads")
-    query, key = test_factored.layer(n_lines, 130, batch=1, heads=2, key_heads=2)
+    query, key = factored.layer(n_lines, 130, batch=1, heads=2, key_heads=2)
     assert_within_bound(device.factored_rows(query, key, range(n_lines)), reference.factored(query, key), "queries")
 
 
 def test_key_heads_with_many_and_with_few_heads_make_their_bundles(device: Device) -> None:
-    query, key = test_factored.layer(3, 40, batch=1, heads=12, key_heads=4)
+    query, key = factored.layer(3, 40, batch=1, heads=12, key_heads=4)
     whole = device.factored_rows(query, key, range(3))
     heads = [11, 3, 4, 5, 4, 3, 5, 0, 4]  # six of key head 1, one of key heads 0 and 3, none of key head 2
     assert_same(device.factored_rows(query, key, range(3), heads=heads), whole[:, heads])
@@ -469,7 +449,7 @@ def test_key_heads_with_many_and_with_few_heads_make_their_bundles(device: Devic
 
 @pytest.mark.parametrize("seq_k", [1, 127, 128, 129, 255, 256, 257, 2047, 2048, 2049, 2052])
 def test_keys_around_the_ends_of_steps_blocks_and_tiles(seq_k: int, device: Device) -> None:
-    query, key = test_factored.layer(2, seq_k, batch=1, heads=6, key_heads=2)
+    query, key = factored.layer(2, seq_k, batch=1, heads=6, key_heads=2)
     for options in ({}, {"causal": False}):
         expected = reference.factored(query, key, **options)
         assert_within_bound(device.factored_rows(query, key, [0, 1], **options), expected, f"{options}")
@@ -477,7 +457,7 @@ def test_keys_around_the_ends_of_steps_blocks_and_tiles(seq_k: int, device: Devi
 
 @pytest.mark.parametrize("window", [1, 7, 100, 128, 129, 256, 400])
 def test_windows_that_leave_parts_of_blocks(window: int, device: Device) -> None:
-    query, key = test_factored.layer(600, 600, batch=1, heads=4, key_heads=2, head_dim=8)
+    query, key = factored.layer(600, 600, batch=1, heads=4, key_heads=2, head_dim=8)
     positions = [0, 127, 128, 255, 256, 300, 511, 599]
     for causal in (True, False):
         expected = reference.factored(query, key, window=window, causal=causal)
@@ -489,8 +469,8 @@ def test_windows_that_leave_parts_of_blocks(window: int, device: Device) -> None
             assert_same(one[:, :, 0], got[:, :, i])
 
 
-def test_means_of_factored_rows_are_the_means_of_their_heads(order: int, device: Device) -> None:
-    query, key = test_factored.layer(40, 300, heads=6, key_heads=2, head_dim=8)  # comes in parts: 7 KB a position
+def test_means_of_factored_rows_are_the_means_of_their_heads(device: Device) -> None:
+    query, key = factored.layer(40, 300, heads=6, key_heads=2, head_dim=8)  # comes in parts: 7 KB a position
     for heads in ([0, 1, 2, 3, 4, 5], [5, 0], [3]):
         each = device.factored_rows(query, key, range(40), batches=[1, 0], heads=heads)
         mean = device.factored_rows(query, key, range(40), batches=[1, 0], heads=heads, mean=True)
@@ -498,7 +478,7 @@ def test_means_of_factored_rows_are_the_means_of_their_heads(order: int, device:
 
 
 def test_given_normalisers_are_used(device: Device) -> None:
-    query, key = test_factored.layer(12, 300)
+    query, key = factored.layer(12, 300)
     lse = reference.factored(query, key).lse.astype(np.float32)
     lse[0, 0, 3], lse[0, 1, 2], lse[1, 2, 5] = np.nan, np.inf, -np.inf
     lse[1, 0, :] += 1
@@ -511,7 +491,7 @@ def test_given_normalisers_are_used(device: Device) -> None:
 
 
 def test_weights_far_beyond_given_normalisers_stop_at_e_to_the_88th(device: Device) -> None:
-    query, key = test_factored.layer(5, 30, batch=1)
+    query, key = factored.layer(5, 30, batch=1)
     lse = np.full(query.shape[:3], -100, np.float32)
     expected = reference.factored(query, key, lse=lse)
     assert expected.pattern.max() == np.exp(88)
@@ -521,7 +501,7 @@ def test_weights_far_beyond_given_normalisers_stop_at_e_to_the_88th(device: Devi
 @pytest.mark.parametrize("axis", range(3), ids=("batches", "heads", "queries and keys"))
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_factors_that_lie_gigabytes_apart(axis: int, dtype: str, device: Device) -> None:
-    query, key = test_factored.layer(2, 3, heads=2, key_heads=2, dtype=np.dtype(dtype))
+    query, key = factored.layer(2, 3, heads=2, key_heads=2, dtype=np.dtype(dtype))
     for mean in (False, True):
         options: dict[str, Any] = {"batches": [1, 0], "heads": [1, 0], "mean": mean}
         near = device.factored_rows(query, key, [1, 0], **options)
@@ -529,14 +509,14 @@ def test_factors_that_lie_gigabytes_apart(axis: int, dtype: str, device: Device)
 
 
 def test_blocks_of_keys_that_lie_gigabytes_apart(device: Device) -> None:
-    query, key = test_factored.layer(1, 260, batch=1, heads=2, key_heads=1)
+    query, key = factored.layer(1, 260, batch=1, heads=2, key_heads=1)
     apart = 2, 17 << 20  # 4.25 GiB from block to block
     assert_same(device.factored_rows(query, key, [0], apart=apart), device.factored_rows(query, key, [0]))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_windows_of_billions_of_keys_hide_nothing(causal: bool, device: Device) -> None:
-    query, key = test_factored.layer(5, 300)
+    query, key = factored.layer(5, 300)
     expected = device.factored_rows(query, key, range(5), causal=causal)
     for window in (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40):
         got = device.factored_rows(query, key, range(5), causal=causal, window=window)
@@ -544,7 +524,7 @@ def test_windows_of_billions_of_keys_hide_nothing(causal: bool, device: Device) 
 
 
 def test_queries_billions_before_the_first_key_see_nothing(device: Device) -> None:
-    query, key = test_factored.layer(1, 30, batch=1)
+    query, key = factored.layer(1, 30, batch=1)
     many = np.broadcast_to(query, (*query.shape[:2], 2**33, query.shape[3]))
     got = device.factored_rows(many, key, [0, 5, 2**32 + 3, 2**33 - 1])
     assert (got[:, :, :3] == 0).all()
@@ -553,7 +533,7 @@ def test_queries_billions_before_the_first_key_see_nothing(device: Device) -> No
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_that_sees_nan_is_nan_everywhere(value: float, device: Device) -> None:
-    query, key = test_factored.layer(300, 300, batch=1, heads=2, key_heads=1, head_dim=4)
+    query, key = factored.layer(300, 300, batch=1, heads=2, key_heads=1, head_dim=4)
     key[0, 0, 270] = value
     query = np.abs(query)
     got = device.factored_rows(query, key, [0, 269, 270, 299])
@@ -562,7 +542,7 @@ def test_a_row_that_sees_nan_is_nan_everywhere(value: float, device: Device) -> 
 
 
 def test_hidden_keys_may_hold_anything_and_rows_without_visible_keys_are_zeros(device: Device) -> None:
-    query, key = test_factored.layer(10, 20, batch=2, heads=2, key_heads=1)
+    query, key = factored.layer(10, 20, batch=2, heads=2, key_heads=1)
     key[0, :, 15] = np.nan
     mask = np.ones((2, 20), np.bool_)
     mask[0, 15] = False
@@ -571,13 +551,13 @@ def test_hidden_keys_may_hold_anything_and_rows_without_visible_keys_are_zeros(d
     assert np.isfinite(got[0]).all()
     assert (got[0, :, :, 15] == 0).all()
     assert (got[1] == 0).all()
-    early = device.factored_rows(*test_factored.layer(9, 4), range(9))  # the first five queries see no key
+    early = device.factored_rows(*factored.layer(9, 4), range(9))  # the first five queries see no key
     assert (early[:, :, :5] == 0).all()
     assert (early[:, :, 5:].sum(axis=-1) > 0.99).all()
 
 
 def test_large_scores_overflow_nothing(device: Device) -> None:
-    query, key = test_factored.layer(4, 300, head_dim=8)
+    query, key = factored.layer(4, 300, head_dim=8)
     for scale in (30.0, 1000.0, 1e-30):
         got = device.factored_rows(query, key, range(4), scale=scale)
         assert_within_bound(got, reference.factored(query[:1], key[:1], scale=scale), f"scale {scale}")
@@ -603,7 +583,7 @@ def test_indices_outside_their_axes_are_refused(device: Device) -> None:
     assert status_of(device, "top_k", np.zeros((2, 3), np.float32), 4) == BAD_ARGUMENT
     assert status_of(device, "top_k_rows", [pattern], [0], 5) == BAD_ARGUMENT
     assert status_of(device, "top_k_rows", [pattern], [3], 2) == BAD_ARGUMENT
-    assert status_of(device, "factored_rows", *test_factored.layer(3, 3), [3]) == BAD_ARGUMENT
+    assert status_of(device, "factored_rows", *factored.layer(3, 3), [3]) == BAD_ARGUMENT
     assert b"cudaLaunchKernel" not in device.library.shim_calls()
 
 
@@ -613,24 +593,15 @@ def test_sizes_beyond_64_bits_are_refused(device: Device) -> None:
     assert huge == TOO_LARGE
 
 
+@pytest.mark.minutes
 def test_this_file_passes_under_sanitizers(tmp_path: Path) -> None:
-    if os.environ.get("ATTNCACHE_EMULATED_LIBRARY"):
-        pytest.skip("this run has a library of its own already")
     if find_gxx() is None:
         pytest.skip(NO_GXX)
     sanitizers = ("address", "undefined")
     library = emulated.build(tmp_path, sanitize=sanitizers)
     assert b"__asan_report" in library.read_bytes()
-    environment = {**os.environ, "ATTNCACHE_EMULATED_LIBRARY": str(library), **emulated.preloaded(sanitizers)}
-    options = [
-        "-q",
-        "-s",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not seed2 and not seed3 and not bfloat16",
-    ]  # which is read as float16 is
+    environment = {**os.environ, OTHER_LIBRARY: str(library), **emulated.preloaded(sanitizers)}
+    options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-k", "not bfloat16"]  # which is read as float16 is
     command = [sys.executable, "-m", "pytest", *options, __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from attncache.cuda.library import Library
-from attncache.cuda.structs import BAD_ARGUMENT, TOO_LARGE
 from cuda import emulated as building
 from cuda.compilers import NO_GXX, find_gxx
+from cuda.header import BAD_ARGUMENT, TOO_LARGE, Library
 from cuda.launching import QUERIES, STREAM, Call, Emulated, indices, right_call
 
 pytestmark = pytest.mark.skipif(find_gxx() is None, reason=NO_GXX)
@@ -272,7 +271,6 @@ def number() -> Any:
 
 SIMPLE: dict[str, tuple[str, Callable[[int], tuple[Any, ...]]]] = {
     "device_count": ("cudaGetDeviceCount", lambda _: (number(),)),
-    "versions": ("cudaDriverGetVersion", lambda _: (number(), number())),
     "set_device": ("cudaSetDevice", lambda _: (0,)),
     "get_device": ("cudaGetDevice", lambda _: (number(),)),
     "device_of": ("cudaPointerGetAttributes", lambda memory: (memory, number())),
@@ -281,7 +279,6 @@ SIMPLE: dict[str, tuple[str, Callable[[int], tuple[Any, ...]]]] = {
     "copy_to_device": ("cudaMemcpyAsync", lambda memory: (memory, ctypes.create_string_buffer(8), 8, STREAM)),
     "free": ("cudaFreeAsync", lambda memory: (memory, STREAM)),
     "synchronize": ("cudaStreamSynchronize", lambda _: (STREAM,)),
-    "synchronize_device": ("cudaDeviceSynchronize", lambda _: ()),
     "stream_wait": ("cudaEventCreateWithFlags", lambda _: (STREAM, STREAM + 1)),
 }
 

@@ -1,14 +1,15 @@
 """The emulation itself: faults that kernels may have end a launch with a status and words, and the host stays outside.
 
-Covered: barriers that diverge or that ended threads miss, warp operations that not all lanes reach, fresh shared and
-device memory that is not zero, reads and writes outside of memory, misaligned reads, memory that lies gigabytes apart, launches
-that no device takes, failures on demand, and that orders of threads really vary. What the emulation does to the real kernels:
-test_emulated.py and test_planted.py.
+Covered: barriers that diverge or that ended threads miss, warp operations that not all lanes reach, each rule of the
+race detector from both sides, reads of what nobody wrote, accesses outside of memory or off their alignment, memory that
+lies gigabytes apart, launches that no device takes, failures on demand, and that orders of threads really vary. What the
+emulation does to the real kernels: test_emulated.py, test_races.py and test_planted.py.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ __global__ void order_kernel(float* out) {
 }
 __global__ void fresh_shared_kernel(float* out) {
     __shared__ float items[64];
+    if (threadIdx.x >= 64) items[threadIdx.x - 64] = 1;
     *out_of(out) = items[threadIdx.x];
 }
 __global__ void diverging_kernel(float* out) {
@@ -61,6 +63,87 @@ __global__ void reading_outside_kernel(float* out) { *out_of(out) = __ldg(out + 
 __global__ void misaligned_kernel(float* out) { *out_of(out) = __uint_as_float(__ldg(reinterpret_cast<uint4*>(out + 1)).x); }
 __global__ void writing_behind_kernel(float* out) { if (threadIdx.x == 63) out[threadIdx.x + 1] = 1; }
 __global__ void far_away_kernel(float* out) { out[4096 * 16] = 1; }
+__global__ void outside_of_shared_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 1;
+    __syncthreads();
+    *out_of(out) = items[threadIdx.x + 1];
+}
+__global__ void turned_without_barrier_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 0;
+    __syncthreads();
+    items[threadIdx.x] = 1;
+    *out_of(out) = items[63 - threadIdx.x];
+}
+__global__ void turned_kernel(float* out) {
+    __shared__ float items[64];
+    for (int i = 0; i < 2; ++i) {
+        items[threadIdx.x] = 1;
+        __syncthreads();
+        *out_of(out) = items[63 - threadIdx.x];
+        __syncthreads();
+    }
+}
+__global__ void overwritten_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 1;
+    __syncthreads();
+    *out_of(out) = items[63 - threadIdx.x];
+    items[threadIdx.x] = 2;
+}
+__global__ void written_twice_kernel(float* out) { out[blockIdx.x * blockDim.x] = 1; }
+__global__ void of_other_block_kernel(float* out) { out[threadIdx.x] = 1; }
+__global__ void read_by_other_block_kernel(float* out) {
+    *out_of(out) = 1;
+    if (blockIdx.x != gridDim.x / 2) *out_of(out) += out[gridDim.x / 2 * blockDim.x + threadIdx.x];
+}
+__global__ void warps_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 1;
+    __syncwarp();
+    *out_of(out) = items[threadIdx.x ^ 31];
+}
+__global__ void across_warps_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 0;
+    __syncthreads();
+    items[threadIdx.x] = 1;
+    __syncwarp();
+    *out_of(out) = items[63 - threadIdx.x];
+}
+__global__ void half_warps_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 1;
+    __syncwarp(threadIdx.x % 32 < 16 ? 0xffffU : 0xffff0000U);
+    *out_of(out) = items[threadIdx.x ^ 15];
+}
+__global__ void across_half_warps_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 0;
+    __syncthreads();
+    items[threadIdx.x] = 1;
+    __syncwarp(threadIdx.x % 32 < 16 ? 0xffffU : 0xffff0000U);
+    *out_of(out) = items[threadIdx.x ^ 31];
+}
+__global__ void voted_kernel(float* out) {
+    __shared__ float items[64];
+    items[threadIdx.x] = 0;
+    __syncthreads();
+    items[threadIdx.x] = 1;
+    const float sum = __shfl_xor_sync(0xffffffff, 1.0F, 1);
+    *out_of(out) = items[threadIdx.x ^ 31] + sum;
+}
+__global__ void counted_kernel(float* out) {
+    *out_of(out) = 0;
+    if (threadIdx.x >= 32) atomicAdd(reinterpret_cast<unsigned*>(out_of(out)), 1U);
+}
+__global__ void counted_by_blocks_kernel(float* out) { atomicAdd(reinterpret_cast<unsigned*>(out), 1U); }
+__global__ void added_kernel(float* out) { *out += 1; }
+__global__ void constant_kernel(float* out) {
+    *out_of(out) = 1;
+    *out_of(out) = __ldg(out_of(out));
+}
 __global__ void votes_kernel(float* out) {
     const unsigned lane = threadIdx.x % 32;
     const unsigned odd = __ballot_sync(0xffffffff, lane % 2);
@@ -70,9 +153,7 @@ __global__ void votes_kernel(float* out) {
     *out_of(out) = static_cast<float>(odd >> 24) + static_cast<float>(same >> (lane / 8 * 8)) * 1000 + sum * 1000000;
 }
 using Kernel = void (*)(float*);
-constexpr Kernel kKernels[] = {order_kernel, fresh_shared_kernel, diverging_kernel, ended_kernel, half_a_warp_kernel,
-                               not_in_its_mask_kernel, from_outside_its_mask_kernel, reading_outside_kernel, misaligned_kernel, writing_behind_kernel,
-                               far_away_kernel, votes_kernel};
+constexpr Kernel kKernels[] = {KERNELS};
 }  // namespace
 extern "C" __attribute__((visibility("default"))) int attncache_cuda_try(int kernel, unsigned blocks, unsigned threads,
                                                                          float* out) {
@@ -82,10 +163,7 @@ extern "C" __attribute__((visibility("default"))) int attncache_cuda_try(int ker
     });
 }
 """
-NAMES = (
-    "order", "fresh_shared", "diverging", "ended", "half_a_warp", "not_in_its_mask", "from_outside_its_mask", "reading_outside",
-    "misaligned", "writing_behind", "far_away", "votes",
-)  # fmt: skip
+NAMES = re.findall(r"(\w+)_kernel\(float", KERNELS)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +172,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(NO_GXX)
     folder = tmp_path_factory.mktemp("shim")
     (folder / "kernels").mkdir()
-    for name in ("attncache_cuda.h", "launch.cuh", "memory.cu", "runtime.cu", "staging.cu"):
+    for name in ("launch.cuh", "memory.cu", "runtime.cu", "staging.cu"):
         (folder / "kernels" / name).write_bytes((emulated.CUDA / name).read_bytes())
-    (folder / "kernels" / "faults.cu").write_text(KERNELS, encoding="utf-8")
+    (folder / "kernels" / "faults.cu").write_text(
+        KERNELS.replace("{KERNELS}", "{" + ", ".join(f"{name}_kernel" for name in NAMES) + "}"), encoding="utf-8"
+    )
     return emulated.build(folder / "built", kernels=folder / "kernels")
 
 
@@ -120,6 +200,9 @@ def attempt(device: Device, kernel: str, blocks: int = 1, threads: int = 64) -> 
             raise Failed(LAUNCH_FAILURE, words) from None
 
 
+RACE = "race in {0} memory: {1} after {2} by thread \\d+ of block \\d+, which nothing orders: thread .* of block .*"
+
+
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
@@ -129,12 +212,51 @@ def attempt(device: Device, kernel: str, blocks: int = 1, threads: int = 64) -> 
         ("not_in_its_mask", "__shfl_sync by a lane outside its mask"),
         ("from_outside_its_mask", "__shfl_down_sync from a lane outside its mask"),
         ("reading_outside", "a read of 4 bytes outside of every allocation"),
-        ("misaligned", "a misaligned read of 16 bytes"),
+        ("writing_behind", "a write of 4 bytes outside of every allocation"),
+        ("far_away", "a write of 4 bytes outside of every allocation"),
+        ("outside_of_shared", "a read of 4 bytes outside of every __shared__ variable"),
+        ("misaligned", "misaligned: a read of 16 bytes"),
+        ("fresh_shared", "a read of what nobody wrote"),
+        ("turned_without_barrier", RACE.format("shared", "a (read|write)", "a (read|write)")),
+        ("overwritten", RACE.format("shared", "a (read|write)", "a (read|write)")),
+        ("written_twice", RACE.format("device", "a write", "a write")),
+        ("across_warps", RACE.format("shared", "a (read|write)", "a (read|write)")),
+        ("across_half_warps", RACE.format("shared", "a (read|write)", "a (read|write)")),
+        ("voted", RACE.format("shared", "a (read|write)", "a (read|write)")),
+        ("constant", "through __ldg of what this launch writes"),
     ],
 )
 def test_a_fault_ends_the_launch_with_words(kernel: str, words: str, device: Device) -> None:
-    with pytest.raises(Failed, match=words):
-        attempt(device, kernel)
+    for seed in range(4):
+        device.library.shim_seed(seed)
+        with pytest.raises(Failed, match=words):
+            attempt(device, kernel)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [("of_other_block", "a write after a write"), ("read_by_other_block", "a (read after a write|write after a read)")],
+)
+def test_blocks_of_a_launch_race(kernel: str, kind: str, device: Device) -> None:
+    with pytest.raises(Failed, match=f"race in device memory: {kind} by thread"):
+        attempt(device, kernel, blocks=3)
+
+
+def test_plain_and_atomic_accesses_race_and_atomic_ones_do_not(device: Device) -> None:
+    with device.copied(np.zeros(64, np.float32)) as memory:
+        device.call("try", NAMES.index("counted_by_blocks"), 3, 64, POINTER(memory))
+        assert device.to_host(memory, np.empty(1, np.uint32)) == 3 * 64
+        device.call("try", NAMES.index("added"), 1, 1, POINTER(memory))
+        with pytest.raises(Failed):
+            device.call("try", NAMES.index("added"), 3, 1, POINTER(memory))
+        device.library.shim_clear()
+
+
+@pytest.mark.parametrize("kernel", ["turned", "warps", "half_warps", "counted", "order"])
+def test_what_is_ordered_does_not_race(kernel: str, device: Device) -> None:
+    for seed in range(4):
+        device.library.shim_seed(seed)
+        attempt(device, kernel, blocks=3)
 
 
 def test_after_a_fault_every_call_fails_until_it_is_cleared(device: Device) -> None:
@@ -147,18 +269,10 @@ def test_after_a_fault_every_call_fails_until_it_is_cleared(device: Device) -> N
     device.call("synchronize", None)
 
 
-def test_a_write_behind_memory_is_seen_when_it_is_given_back(device: Device) -> None:
-    with pytest.raises(Failed), device.memory(63 * 4) as memory:
-        device.call("try", NAMES.index("writing_behind"), 1, 64, POINTER(memory - 4))
-    assert device.library.shim_words() == b"something wrote behind an allocation of 252 bytes"
-
-
-def test_fresh_memory_is_not_zero(device: Device) -> None:
-    poison = np.full(64, 0xCDCDCDCD, np.uint32).view(np.float32)
-    for _ in range(2):
-        assert (attempt(device, "fresh_shared", blocks=3) == poison).all()
-    with device.memory(256) as memory:
-        assert (device.to_host(memory, np.empty(64, np.float32)) == poison).all()
+def test_a_copy_of_what_nobody_wrote_fails(device: Device) -> None:
+    with pytest.raises(Failed), device.memory(256) as memory:
+        device.to_host(memory, np.empty(64, np.float32))
+    assert device.library.shim_words() == b"a copy whose byte 0 nobody wrote"
 
 
 def test_memory_lies_as_far_apart_as_asked_and_nothing_lies_between(device: Device) -> None:
@@ -224,21 +338,15 @@ def test_copies_must_name_device_memory(device: Device) -> None:
         device.call("copy_to_host", address, POINTER(memory), size, None)
 
 
-@pytest.mark.parametrize("fault", ["host", "far_away"])
-def test_touching_device_memory_from_outside_ends_the_process(fault: str, library: Path) -> None:
+def test_touching_device_memory_from_outside_ends_the_process(library: Path) -> None:
     code = f"""
 import ctypes, sys
-sys.path[:0] = {[str(emulated.ROOT / "tests")]!r}
+sys.path[:0] = {[str(emulated.ROOT / "tests"), str(emulated.ROOT)]!r}
 from pathlib import Path
 from cuda import emulated
-from cuda.calls import Device, POINTER
-device = Device(emulated.load(Path({str(library)!r})))
-with device.memory(256) as memory:
-    if {fault!r} == "host":
-        ctypes.string_at(memory, 4)
-    else:
-        device.call("try", {NAMES.index("far_away")}, 1, 32, POINTER(memory))
+from cuda.calls import Device
+with Device(emulated.load(Path({str(library)!r}))).memory(256) as memory:
+    ctypes.string_at(memory, 4)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGSEGV, done.stderr
-    assert ("outside of every allocation" in done.stderr) == (fault == "far_away")

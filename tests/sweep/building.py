@@ -6,7 +6,12 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from tests.sweep.hints import CLASSES, CONFIGS
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.sweep.hints import CONFIGS
 from tests.sweep.shrinking import Level, shrunk
 
 MOST_PARAMETERS = 120e6
@@ -19,23 +24,14 @@ class NotBuiltError(Exception):
 
 @dataclass(frozen=True)
 class Built:
-    """A small model.
-
-    Attributes:
-        model: in float32 and evaluation mode, under eager attention.
-        level: how far its configuration was made small.
-        ids: where special tokens moved, old to new.
-    """
+    """A small model, in float32 and evaluation mode, under eager attention."""
 
     model: Any
-    level: str
-    ids: dict[int, int]
+    level: str  # how far its configuration was made small
 
 
 @functools.cache
 def _mappings() -> dict[str, dict[str, Any]]:
-    from transformers.models.auto import modeling_auto
-
     suffix = "_MAPPING_NAMES"
     return {name.removesuffix(suffix): value for name, value in vars(modeling_auto).items() if name.endswith(suffix)}
 
@@ -46,15 +42,9 @@ def model_types() -> list[str]:
 
 
 def class_of(model_type: str) -> Any:
-    """The class that runs most of a model: one that generates, if the type is made for it; else the bare model.
-
-    Raises:
-        NotBuiltError: it needs a package that is not installed.
-    """
-    import transformers
-
+    """The class that runs most of a model: one that generates, if the type is made for it; else the bare model."""
     found = _mappings()
-    names = [CLASSES.get(model_type)] + [found.get(f"MODEL_FOR_{task}", {}).get(model_type) for task in _GENERATING]
+    names = [found.get(f"MODEL_FOR_{task}", {}).get(model_type) for task in _GENERATING]
     if model_type not in found["MODEL_FOR_MASKED_LM"]:
         names.append(found["MODEL_FOR_CAUSAL_LM"].get(model_type))
     names.append(found["MODEL"][model_type])
@@ -72,14 +62,7 @@ def class_of(model_type: str) -> Any:
 
 
 def build(model_type: str, level: Level) -> Built:
-    """A small model of a type.
-
-    Raises:
-        NotBuiltError: its class cannot be had or takes no such configuration, or it would be large.
-    """
-    import torch
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
+    """A small model of a type."""
     kind = class_of(model_type)
     ids: dict[int, int] = {}
     try:
@@ -91,17 +74,11 @@ def build(model_type: str, level: Level) -> Built:
         raise NotBuiltError(f"{level}: {type(error).__name__}: {error}") from error
     model.eval()
     _enliven(model)
-    return Built(model, level, ids)
+    return Built(model, level)
 
 
 def _check_size(kind: Any, config: Any) -> None:
-    """Refuse configurations of large models before memory is taken.
-
-    Raises:
-        ValueError: it has too many parameters.
-    """
-    import torch
-
+    """Refuse configurations of large models before memory is taken."""
     try:
         with torch.device("meta"):
             model = kind(config)
@@ -115,8 +92,6 @@ def _check_size(kind: Any, config: Any) -> None:
 
 def _enliven(model: Any) -> None:
     """Give a model weights with which attention is far from uniform, and every learned bias and sink has an effect."""
-    import torch
-
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in model.modules():

@@ -23,21 +23,12 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing one cache gave.
-
-    Attributes:
-        n_layers: layers of the cache.
-        worst: the largest difference of a weight from the truth.
-        wrong: what differs by more than rounding, in words; empty if nothing does.
-        absent: modules of which attention was heard that is in no layer.
-        modules: paths of the modules with a layer.
-    """
+    """What comparing one cache gave."""
 
     n_layers: int
-    worst: float
-    wrong: tuple[str, ...]
-    absent: tuple[str, ...]
-    modules: tuple[str, ...]
+    worst: float  # the largest difference of a weight from the truth
+    wrong: tuple[str, ...]  # what differs by more than rounding, in words
+    absent: tuple[str, ...]  # modules of which attention was heard that is in no layer
 
 
 class _Truth(NamedTuple):
@@ -49,13 +40,7 @@ class _Truth(NamedTuple):
 
 
 def compared(cache: Any, sources: Sequence[Source], heard: Sequence[Heard]) -> Comparison:
-    """Compare every layer of a cache with the calls of its module.
-
-    Args:
-        cache: an AttentionCache.
-        sources: of each layer.
-        heard: what the oracle heard in the same run, in order.
-    """
+    """Compare every layer of a cache with the calls of its module, heard in the same run, in order."""
     wrong, used, worst = [], set(), 0.0
     for number, source in enumerate(sources):
         calls = calls_of(source, heard)
@@ -71,8 +56,7 @@ def compared(cache: Any, sources: Sequence[Source], heard: Sequence[Heard]) -> C
         if word or not difference <= ROUNDING * (8 + truth.largest):
             wrong.append(f"{name}: {word or f'differs by {difference:.1e}'}")
     absent = dict.fromkeys(call.module for call in heard if id(call) not in used)
-    modules = tuple(dict.fromkeys(source.module for source in sources))
-    return Comparison(len(sources), worst, tuple(wrong), tuple(absent), modules)
+    return Comparison(len(sources), worst, tuple(wrong), tuple(absent))
 
 
 def calls_of(source: Source, heard: Sequence[Heard]) -> list[Heard]:
@@ -88,12 +72,7 @@ def calls_of(source: Source, heard: Sequence[Heard]) -> list[Heard]:
 
 
 def merged(calls: Sequence[Heard], n_heads: int) -> _Truth:
-    """One layer of the calls of several steps: rows below each other, keys at their true position.
-
-    Args:
-        calls: of one module, in order.
-        n_heads: heads times batch of the layer.
-    """
+    """One layer of a module's calls in several steps: rows below each other, keys at their true position."""
     rows = [_by_head(call, n_heads) for call in calls]
     total = sum(weights.shape[1] for weights, _ in rows)
     keys = {call.weights.shape[-1] for call in calls}

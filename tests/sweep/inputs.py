@@ -1,7 +1,6 @@
 """What a small model is run on: tensors for its forward's arguments by their names; judging.py passes them.
 
-A text has 12 tokens; a padded batch is 4 longer, and its first row is filled up at the left or the right.
-"""
+A text has 12 tokens; a padded batch is 4 longer, and its first row is filled up at the left or the right."""
 
 from __future__ import annotations
 
@@ -9,6 +8,8 @@ import inspect
 import re
 from collections.abc import Callable
 from typing import Any, Literal
+
+import torch
 
 from tests.sweep.building import Built, NotBuiltError
 from tests.sweep.hints import INPUTS
@@ -27,18 +28,9 @@ _PLACES = {
 
 
 class Inputs:
-    """Makes the arguments of one model's forward.
-
-    Args:
-        built: the model.
-        model_type: for its hints.
-        with_media: whether a text comes with pictures or sounds, if the model takes them.
-        variant: which of the shapes that are usual for pictures and sounds, 0 to VARIANTS - 1.
-    """
+    """Makes the arguments of one model's forward, with one of the usual shapes of pictures and sounds."""
 
     def __init__(self, built: Built, model_type: str, with_media: bool, variant: int = 0) -> None:
-        import torch
-
         self.config: Any = built.model.config
         self.model: Any = built.model
         self.variant: int = variant
@@ -77,11 +69,7 @@ class Inputs:
         return new
 
     def make(self, padding: Padding) -> dict[str, Any]:
-        """The arguments of one forward.
-
-        Raises:
-            NotBuiltError: the forward needs an argument of which no rule knows.
-        """
+        """The arguments of one forward."""
         self.generator.manual_seed(2)
         given: dict[str, Any] = {}
         for name in self.known:
@@ -96,7 +84,7 @@ class Inputs:
     def _value(self, name: str, padding: Padding) -> Any:
         if name in self.hints:
             hint = self.hints[name]
-            return hint(self) if callable(hint) else hint
+            return getattr(self, hint[0])(*hint[1:]) if isinstance(hint, list) else hint
         if name in _TEXTS:
             wanted = "decoder_input_ids" in self.known if name.startswith("decoder_") else self.has_text
             return _TEXTS[name](self, padding) if wanted or name in self.needed or name == "attention_mask" else None
@@ -110,26 +98,22 @@ class Inputs:
 
     def random(self, *shape: int) -> Any:
         """A float32 tensor of normal numbers."""
-        import torch
-
         return torch.randn(*shape, generator=self.generator)
 
     def integers(self, below: int, *shape: int) -> Any:
         """An int64 tensor of numbers from 0."""
-        import torch
-
         return torch.randint(below, shape, generator=self.generator)
+
+    def ones(self, *shape: int) -> Any:
+        """An int64 tensor of ones."""
+        return 1 + self.integers(1, *shape)
 
     def first(self, count: int) -> Any:
         """Which tokens are the first ones, bool [batch, token]."""
-        import torch
-
         return (torch.arange(LENGTH) < count).expand(BATCH, LENGTH)
 
     def tokens(self, padding: Padding) -> Any:
         """Token ids with the placeholders of pictures and sounds among them, padded."""
-        import torch
-
         most = min(FIRST_SPECIAL_ID, setting(self.config, "vocab_size", default=FIRST_SPECIAL_ID, within="text"))
         ids = torch.randint(min(5, most - 1), most, (BATCH, LENGTH), generator=self.generator)
         for kind, count in self.places.items():
@@ -151,8 +135,6 @@ class Inputs:
         return kinds
 
     def _padded(self, ids: Any, padding: Padding, pad: int) -> Any:
-        import torch
-
         if padding == "none":
             return ids
         more = torch.randint(5, 20, (BATCH, PADS), generator=self.generator)
@@ -161,8 +143,6 @@ class Inputs:
 
     def mask(self, padding: Padding, length: int | None = None) -> Any:
         """Which tokens are no padding, int64 [batch, token]."""
-        import torch
-
         mask = torch.ones(BATCH, length or self.tokens(padding).shape[1], dtype=torch.long)
         if padding != "none":
             mask[0, : PADS if padding == "left" else None] = 0
@@ -177,8 +157,6 @@ def _decoder(make: Callable[[Inputs, Padding], Any]) -> Callable[[Inputs, Paddin
 
 
 def _plain_tokens(inputs: Inputs, padding: Padding) -> Any:
-    import torch
-
     most = min(FIRST_SPECIAL_ID, setting(inputs.config, "vocab_size", default=FIRST_SPECIAL_ID, within="decoder"))
     ids = torch.randint(min(5, most - 1), most, (BATCH, LENGTH - 3), generator=inputs.generator)
     return inputs._padded(ids, padding, 0)
@@ -198,8 +176,6 @@ def _attention_mask(inputs: Inputs, padding: Padding) -> Any:
 
 
 def _boxes(inputs: Inputs, padding: Padding) -> Any:
-    import torch
-
     length = inputs.tokens(padding).shape[1]
     corners = torch.randint(0, 50, (BATCH, length, 4), generator=inputs.generator)
     corners[..., 2:] += 50

@@ -6,10 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import torch
+
+import attncache
 from tests.sweep.building import Built, NotBuiltError, build
 from tests.sweep.comparing import Comparison, Source, compared
 from tests.sweep.inputs import Inputs, Padding
@@ -26,52 +29,31 @@ LEVELS: tuple[Level, ...] = ("small", "shallow")
 class Outcome:
     """What one run of a model with one store came to.
 
-    Attributes:
-        run: such as "sdpa, padded left" or "eager, generate".
-        store: "pattern" or "qk".
-        verdict: "right", "refused", "wrong", "silent" (attention was heard that is in no layer and in no warning),
-            "none" (nothing was heard and nothing recorded), or "failed" (the model itself, without a capture).
-        reason: of a refusal, failure or difference; "" if right.
-        layers: of the cache.
-        worst: the largest difference of a weight from the truth.
-        heard: how many attentions the oracle heard.
-        left_out: modules whose attention is in no layer.
+    Its verdict is "right", "refused", "wrong", "silent" (attention was heard that is in no layer and in no warning),
+    "none" (nothing was heard and nothing recorded), or "failed" (the model itself, without a capture).
     """
 
-    run: str
+    run: str  # such as "sdpa, padded left" or "eager, generate"
     store: str
     verdict: str
-    reason: str = ""
+    reason: str = ""  # of a refusal, failure or difference
     layers: int = 0
-    worst: float = 0.0
-    heard: int = 0
-    left_out: tuple[str, ...] = ()
+    worst: float = 0.0  # the largest difference of a weight from the truth
+    heard: int = 0  # attentions
+    left_out: tuple[str, ...] = ()  # modules whose attention is in no layer
 
 
 @dataclass
 class Judged:
-    """One model type.
-
-    Attributes:
-        model_type, model: its type and class.
-        level: how far it was made small; "" if it was not built.
-        reason: why it was not built.
-        inputs: names of the arguments that it ran on.
-        outcomes: of every run and store.
-        seconds: that it took.
-    """
+    """One model type, its class and what came of every run and store."""
 
     model_type: str
     model: str = ""
-    level: str = ""
-    reason: str = ""
-    inputs: tuple[str, ...] = ()
+    level: str = ""  # how far it was made small; "" if it was not built
+    reason: str = ""  # why it was not built
+    inputs: tuple[str, ...] = ()  # names of the arguments that it ran on
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def judge(model_type: str) -> Judged:
@@ -134,16 +116,12 @@ def _try(built: Built, inputs: Inputs) -> str:
 
 
 def _forward(model: Any, given: dict[str, Any]) -> Any:
-    import torch
-
     torch.manual_seed(3)
     with torch.no_grad():
         return model(**given)
 
 
 def _generate(model: Any, given: dict[str, Any]) -> Any:
-    import torch
-
     torch.manual_seed(3)
     settings = model.generation_config
     if model.config.is_encoder_decoder and settings.decoder_start_token_id is None and settings.bos_token_id is None:
@@ -185,10 +163,6 @@ def _judge_run(model: Any, run: str, call: Callable[[], Any]) -> list[Outcome]:
 def _captured(
     model: Any, run: str, stores: tuple[Store, ...], call: Callable[[], Any], plain: list[Any]
 ) -> list[Outcome]:
-    import torch
-
-    import attncache
-
     told: list[warnings.WarningMessage] = []
     caches: list[Any] = []
     heard: list[Heard] = []
@@ -207,11 +181,10 @@ def _captured(
     words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
     outcomes = []
     for store, cache in zip(stores, caches, strict=True):
-        comparison = compared(cache, _sources(cache, model, heard), heard)
+        comparison = compared(cache, [Source(source.module, source.call) for source in cache.sources], heard)
         verdict, reason = _verdict(comparison, same, oracle.doubts, words)
-        outcome = Outcome(run, store, verdict, reason, comparison.n_layers, comparison.worst, len(heard))
-        outcome.left_out = comparison.absent
-        outcomes.append(outcome)
+        figures = (comparison.n_layers, comparison.worst, len(heard), comparison.absent)
+        outcomes.append(Outcome(run, store, verdict, reason, *figures))
     return outcomes
 
 
@@ -237,23 +210,8 @@ def _count(model: Any, call: Callable[[], Any]) -> int:
     return len(oracle.heard)
 
 
-def _sources(cache: Any, model: Any, heard: list[Heard]) -> list[Source]:
-    """Where each layer comes from, as the cache says; if it does not, in the order of the modules that ran."""
-    known = getattr(cache, "sources", None)
-    if known is not None and any(source.module for source in known):
-        return [Source(source.module, source.call) for source in known]
-    from attncache.adapters.capture.modules import attention_modules
-
-    ran = [call.module for call in heard]
-    inside = {path: f"{path}." for path in attention_modules(model).values()}
-    paths = [path for path, dot in inside.items() if any(one == path or one.startswith(dot) for one in ran)]
-    return [Source(path, 0) for path in paths[: cache.n_layers]]
-
-
 def _tensors(output: Any) -> list[Any]:
     """The floating point tensors of an output, however deep."""
-    import torch
-
     if isinstance(output, torch.Tensor):
         return [output] if output.is_floating_point() or output.dim() == BATCH else []
     values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()

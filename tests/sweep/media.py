@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tests.sweep.settings import BATCH, LENGTH, VARIANTS, setting
 
 if TYPE_CHECKING:
@@ -14,14 +16,14 @@ if TYPE_CHECKING:
 def mels(inputs: Inputs) -> int:
     if "mels" in inputs.hints:
         return int(inputs.hints["mels"])
-    names = (
+    names = [
         "num_mel_bins",
         "feature_size",
         "input_feat_per_channel",
         "n_mels",
         "num_mels",
         "feature_projection_input_dim",
-    )
+    ]
     return int(setting(inputs.config, *names, "input_size", "input_dim", default=80, within="audio"))
 
 
@@ -61,15 +63,11 @@ def _picture(inputs: Inputs) -> Any:
 
 
 def _grid(inputs: Inputs) -> Any:
-    import torch
-
     return torch.tensor([[1, 4, 4]] * BATCH)
 
 
 def _places(_: Inputs) -> Any:
     """Row and column of each patch, int64 [batch, patch, 2]."""
-    import torch
-
     places = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     return places.expand(BATCH, *places.shape)
 
@@ -113,25 +111,8 @@ def _history(inputs: Inputs) -> tuple[int, ...]:
     return length, setting(config, "num_input_channels", default=1)
 
 
-def _time_features(inputs: Inputs) -> int:
-    return int(inputs.config.num_time_features)
-
-
-def _sizes(inputs: Inputs) -> Any:
-    import torch
-
-    return torch.tensor([_picture_shape(inputs)[1:]] * BATCH)
-
-
 def _ones(*shape: int) -> Any:
-    import torch
-
     return torch.ones(*shape, dtype=torch.long)
-
-
-def _frames_mask(inputs: Inputs) -> Any:
-    sounds = _mel_frames(inputs)
-    return _ones(BATCH, sounds.shape[1]).bool()
 
 
 SOUNDS = {"input_features", "input_values", "input_features_mask", "feature_attention_mask"}
@@ -145,9 +126,11 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "pixel_attention_mask": lambda inputs: _ones(BATCH, 16) if "spatial_shapes" in inputs.known else None,
     "pixel_position_ids": _places,
     "target_sizes": lambda inputs: _grid(inputs)[:, 1:],
-    "image_sizes": lambda inputs: _sizes(inputs) if "image_grid_pinpoints" in vars(inputs.config) else None,
+    "image_sizes": lambda inputs: (
+        torch.tensor([_picture_shape(inputs)[1:]] * BATCH) if "image_grid_pinpoints" in vars(inputs.config) else None
+    ),
     "input_features": _mel_frames,
-    "input_features_mask": _frames_mask,
+    "input_features_mask": lambda inputs: _ones(BATCH, _mel_frames(inputs).shape[1]).bool(),
     "feature_attention_mask": lambda inputs: _ones(BATCH, _mel_frames(inputs).shape[-1]),
     "input_values": _waveform,
     "hidden_states": lambda inputs: _patches_of_grid(inputs) if "grid_thw" in inputs.known else states(inputs),
@@ -156,9 +139,9 @@ MEDIA: dict[str, Callable[[Inputs], Any]] = {
     "image_attention_mask": lambda inputs: _ones(BATCH, inputs.tokens("none").shape[1], 1),
     "past_values": lambda inputs: inputs.random(BATCH, *_history(inputs)),
     "past_observed_mask": lambda inputs: _ones(BATCH, *_history(inputs)),
-    "past_time_features": lambda inputs: inputs.random(BATCH, _history(inputs)[0], _time_features(inputs)),
+    "past_time_features": lambda inputs: inputs.random(BATCH, _history(inputs)[0], inputs.config.num_time_features),
     "future_values": lambda inputs: inputs.random(BATCH, inputs.config.prediction_length),
     "future_time_features": lambda inputs: inputs.random(
-        BATCH, inputs.config.prediction_length, _time_features(inputs)
+        BATCH, inputs.config.prediction_length, inputs.config.num_time_features
     ),
 }

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -42,23 +43,14 @@ _PRODUCTS: dict[Any, tuple[int, ...]] = {  # and which of its arguments may be t
 
 @dataclass(frozen=True)
 class Heard:
-    """One attention that a model computed.
+    """One attention that a model computed."""
 
-    Attributes:
-        module: path of the innermost module that ran; "" outside of all.
-        step: how many times a module was called from outside of the model before.
-        weights: float64 [.., query, key], as they were multiplied with the values.
-        sees: bool [.., query]: whether a query sees any key. False also where its scores are all the same.
-        largest: the largest score's size, which rounding grows with.
-        through: "sdpa" or "softmax".
-    """
-
-    module: str
-    step: int
-    weights: Tensor
-    sees: Tensor
-    largest: float
-    through: str
+    module: str  # path of the innermost module that ran; "" outside of all
+    step: int  # how many times a module was called from outside of the model before
+    weights: Tensor  # float64 [.., query, key], as they were multiplied with the values
+    sees: Tensor  # bool [.., query]: whether a query sees any key; False also where its scores are all the same
+    largest: float  # the largest score's size, which rounding grows with
+    through: str  # "sdpa" or "softmax"
 
 
 class _Shadow(NamedTuple):
@@ -70,17 +62,12 @@ class _Shadow(NamedTuple):
 
 
 class Oracle(TorchFunctionMode):  # type: ignore[misc]
-    """What one model computes while it runs; enter it with ``listening_to``, the last of all listeners.
-
-    Attributes:
-        heard: every attention, in its order.
-        doubts: where a recomputed SDPA is not what torch returned: the oracle itself would be wrong.
-    """
+    """What one model computes while it runs; enter it with ``listening_to``, the last of all listeners."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[Heard] = []
-        self.doubts: list[str] = []
+        self.heard: list[Heard] = []  # in its order
+        self.doubts: list[str] = []  # where a recomputed SDPA is not what torch returned
         self.stack: list[str] = []
         self.step = -1
         self._shadows: dict[int, tuple[Any, _Shadow]] = {}
@@ -104,6 +91,15 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
         elif before is not None and torch.is_tensor(out):
             self._follow(before, func, args, kwargs, out)
         return out
+
+    def enters(self, path: str, *_: Any) -> None:
+        """A module is called."""
+        self.step += not self.stack
+        self.stack.append(path)
+
+    def leaves(self, *_: Any) -> None:
+        """A module returns."""
+        self.stack.pop()
 
     @property
     def module(self) -> str:
@@ -210,30 +206,14 @@ def _of_attncache() -> bool:
 
 @contextmanager
 def listening_to(model: Any) -> Iterator[Oracle]:
-    """Hear what a model computes until the context ends.
-
-    Args:
-        model: a torch.nn.Module. Enter this last: what other modes compute then passes it by.
-    """
+    """Hear what a model computes until the context ends. Enter this last: what other modes compute passes it by."""
     oracle = Oracle()
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            before, after = _hooks(oracle, path)
-            stack.callback(module.register_forward_pre_hook(before).remove)
-            stack.callback(module.register_forward_hook(after, always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(partial(oracle.enters, path)).remove)
+            stack.callback(module.register_forward_hook(oracle.leaves, always_call=True).remove)
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         stack.enter_context(oracle)
         yield oracle
-
-
-def _hooks(oracle: Oracle, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    def before(*_: Any) -> None:
-        oracle.step += not oracle.stack
-        oracle.stack.append(path)
-
-    def after(*_: Any) -> None:
-        oracle.stack.pop()
-
-    return before, after

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-ORDER = ("wrong", "silent", "refused", "failed", "none", "right")  # the worst comes first
+PAGE = Path(__file__).with_name("page.md")
+ORDER = ("wrong", "silent", "refused", "failed", "none", "right", "not built")  # the worst comes first
 VERDICTS = {
     "right": "right",
     "partly": "right where it does not refuse",
@@ -43,53 +45,47 @@ def reason_kind(reason: str) -> str:
 
 
 def summary(records: list[Record]) -> str:
-    """Counts of verdicts and reasons, as lines."""
+    """Counts of verdicts and of the reasons of what was not right, as lines."""
     counts = Counter(verdict_of(record) for record in records)
     lines = [f"{counts[name]:5d}  {words}" for name, words in VERDICTS.items() if counts[name]]
-    for title, verdicts in (("wrong", {"wrong"}), ("left out without a word", {"silent"}), ("refused", {"refused"})):
-        reasons: dict[str, set[str]] = {}
-        for record in records:
-            for outcome in record["outcomes"]:
-                if outcome["verdict"] in verdicts and outcome["heard"]:
-                    reasons.setdefault(reason_kind(outcome["reason"]), set()).add(record["model_type"])
-        if reasons:
-            lines += ["", f"{title}:"]
-            lines += [
-                f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]"
-                for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1]))
-            ]
-    missing = Counter(
-        reason_kind(_short(r["reason"] or _failure(r)))[:120] for r in records if verdict_of(r) == "not built"
-    )
-    if missing:
-        lines += ["", "not built:", *(f"{count:5d}  {reason}" for reason, count in missing.most_common())]
+    reasons: dict[str, set[str]] = {}
+    for record in records:
+        for outcome in record["outcomes"]:
+            if outcome["verdict"] in {"wrong", "silent", "refused"} and outcome["heard"]:
+                reasons.setdefault(f"{outcome['verdict']}: {reason_kind(outcome['reason'])}", set()).add(
+                    record["model_type"]
+                )
+        if verdict_of(record) == "not built":
+            why = reason_kind(_short(record["reason"] or _failure(record)))[:120]
+            reasons.setdefault(f"not built: {why}", set()).add(record["model_type"])
+    for reason, types in sorted(reasons.items(), key=lambda item: (ORDER.index(item[0].split(":")[0]), -len(item[1]))):
+        lines.append(f"{len(types):5d}  {reason}  [{', '.join(sorted(types)[:6])}]")
     return "\n".join(lines)
 
 
 def markdown(records: list[Record], versions: dict[str, str]) -> str:
     """docs/models.md."""
     counts = Counter(verdict_of(record) for record in records)
-    rows = [f"| {words} | {counts[name]} |" for name, words in VERDICTS.items() if counts[name]]
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
     numbers = _numbered(records)
     heard = [_row(record, numbers) for record in records if verdict_of(record) not in {"not built", "none"}]
-    parts = [
-        _HEAD.format(versions=told, total=len(records)),
-        "| | model types |\n|---|---|\n" + "\n".join(rows),
-        _READING,
-        "| type | model | layers | verdict | runs |\n|---|---|---|---|---|\n" + "\n".join(heard),
-    ]
-    if numbers:
-        parts += ["## Reasons", "\n".join(f"{number}. {_short(reason)}" for reason, number in numbers.items())]
-    nothing = [record["model_type"] for record in records if verdict_of(record) == "none"]
-    parts += ["## No attention to hear", _NOTHING, ", ".join(nothing) + "."] if nothing else []
     missing: dict[str, list[str]] = {}
     for record in records:
         if verdict_of(record) == "not built":
             missing.setdefault(_short(record["reason"] or _failure(record)), []).append(record["model_type"])
-    if missing:
-        parts += ["## Not built", _MISSING, "\n".join(f"- {', '.join(types)}: {why}" for why, types in missing.items())]
-    return "\n\n".join(parts) + "\n"
+    rows = [f"| {words} | {counts[name]} |" for name, words in VERDICTS.items() if counts[name]]
+    page = PAGE.read_text(encoding="utf-8").format(
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        total=len(records),
+        counts="\n".join(["| | model types |\n|---|---|", *rows]),
+        heard="\n".join(["| type | model | layers | verdict | runs |\n|---|---|---|---|---|", *heard]),
+        reasons="\n".join(f"{number}. {_short(reason)}" for reason, number in numbers.items()),
+        nothing=", ".join(record["model_type"] for record in records if verdict_of(record) == "none") + ".",
+        missing="\n".join(f"- {', '.join(types)}: {why}" for why, types in missing.items()),
+    )
+    contents = {"Reasons": numbers, "No attention to hear": "none" in counts, "Not built": missing}
+    head, *sections = page.split("\n\n## ")
+    kept = [each.rstrip("\n") for each in sections if contents.get(each.partition("\n")[0], True)]
+    return "\n\n## ".join([head, *kept]) + "\n"
 
 
 def _numbered(records: list[Record]) -> dict[str, int]:
@@ -149,33 +145,3 @@ def _short(reason: str) -> str:
     first = re.sub(r"^(small|shallow)(, with media)?: ", "", first).replace("|", "/").replace("`", "'")
     first = re.sub(r"(please|You can install).*", "", first, flags=re.IGNORECASE).strip(" .;")
     return first if len(first) <= 260 else first[:260] + "…"
-
-
-_HEAD = """# Which models are captured
-
-Every model type of the installed transformers is made small, given random weights, run, and captured in both stores.
-What the cache then holds is compared, weight by weight, with what the model computed: a listener that knows nothing of
-attncache hears every softmax that becomes a factor of a product and every `scaled_dot_product_attention`, and computes each
-again in float64 from what it was really given.
-
-```sh
-pip install ".[capture]"
-python -m tests.sweep --markdown docs/models.md   # from a clone, on Linux: all types, and this page
-python -m tests.sweep --types llama,bert           # some of them
-```
-
-This page was written by it with {versions}, for {total} model types."""
-
-_READING = """## How to read it
-
-Each type runs under SDPA and under eager attention where it has both, plain and padded at the left and at the right where
-it takes a mask, and with `generate` where it generates; multimodal models with a picture or a sound where one can be made.
-"layers" is how many the cache holds. A run is right if every weight of every layer is that of the call of its module, up to
-the rounding of float32, no attention is missing without a warning, and the model's output has the same bits as without the
-capture. A run that is refused raised an error. "partly" is right where it does not refuse. The last column says what came
-of which runs, without a word where they are right; numbers are those of the reasons below the table."""
-
-_NOTHING = """These models ran, and nothing was heard that is a pattern over tokens: convolutions, recurrences, Fourier transforms, and
-attention that is computed in pieces or without a softmax (Longformer's diagonals, Reformer's buckets)."""
-
-_MISSING = "These could not be made small and run by the general rules; the reason is the first error."

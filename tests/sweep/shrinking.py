@@ -10,49 +10,14 @@ import inspect
 import re
 from typing import Any, Literal
 
+from tests.sweep.hints import ALWAYS, KEY_HEADS, SIZES
+
 Level = Literal["small", "shallow"]
 
 VOCABULARY = 160
 FIRST_SPECIAL_ID = 100  # special tokens beyond it move here; texts are made of tokens below it
 PATCHES = 4  # patches along each side of a picture
 
-_SMALL: dict[int, str] = {  # what fields become, if they are integers beyond it
-    512: "max_position_embeddings n_positions max_target_positions n_ctx max_seq_len "
-    "max_text_len text_max_position_embeddings model_max_length max_sequence_length",
-    64: "output_channels fpn_hidden_size upsample_groups max_source_positions hidden_size d_model n_embd dim hidden_dim embed_dim encoder_hidden_size decoder_hidden_size projection_dim "
-    "out_hidden_size embedding_size output_dim text_hidden_size projector_hidden_size encoder_hidden_dim "
-    "decoder_hidden_dim intermediate_size encoder_ffn_dim decoder_ffn_dim moe_intermediate_size mlp_dim ffn_dim d_ff "
-    "shared_expert_intermediate_size dim_feedforward encoder_feedforward_dim decoder_intermediate_size output_hidden_size "
-    "shared_intermediate_size feed_forward_hidden_size ffn_hidden_size dim_ff emb_dim embedding_dim word_embed_proj_dim "
-    "hidden_size_per_layer_input vision_output_dim backbone_hidden_size pooler_output_size adapter_input_size "
-    "cross_hidden_size qformer_hidden_size conv_dim lru_width image_text_hidden_size vision_hidden_size "
-    "attention_hidden_size moe_shared_expert_intermediate_size shared_experts_intermediate_size dff n_inner "
-    "adapter_out_dim perceiver_resampler_hidden_size decoder_dim dense_intermediate_size num_position_embeddings "
-    "encoder_intermediate_size projection_hidden_size",
-    32: "num_pos_feats num_conv_pos_embeddings conv_pos_kernel_size mamba_d_state ssm_state_size state_size "
-    "num_mel_bins_unused num_query_tokens resampler_n_latents perceiver_resampler_num_latents latent_query_num",
-    16: "head_dim d_kv d_head dim_head q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim index_head_dim "
-    "linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim attention_head_dim kv_channels "
-    "swa_head_dim linear_head_dim global_head_dim cross_head_dim resampler_head_dim o_lora_rank swa_v_head_dim "
-    "qk_head_dim_unused key_dim value_dim kda_head_dim attention_dim",
-    8: "num_queries qk_rope_head_dim mamba_chunk_size chunk_size mamba_n_heads num_conv_pos_embedding_groups rotary_dim "
-    "n_mamba_groups mamba_num_heads num_memory_blocks window_attention attention_window",
-    6: "sliding_window sliding_window_size attention_chunk_size index_topk",
-    4: "frames_per_clip mm_tokens_per_image num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads attention_heads "
-    "num_experts num_local_experts n_routed_experts moe_num_experts linear_num_value_heads decoder_num_attention_heads "
-    "encoder_num_attention_heads linear_num_heads swa_num_attention_heads cross_num_attention_heads "
-    "decoder_self_attention_heads decoder_cross_attention_heads index_n_heads "
-    "perceiver_resampler_num_attention_heads resampler_heads resampler_n_heads",
-    2: "num_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k linear_num_key_heads "
-    "swa_num_key_value_heads cross_num_key_value_heads num_kv_heads n_head_kv first_k_dense_replace attn_layer_period "
-    "num_nextn_predict_layers n_layers_per_attn_res_block num_hash_layers decoder_num_key_value_heads "
-    "encoder_num_key_value_heads",
-    1: "n_group topk_group n_shared_experts num_shared_experts moe_num_shared_experts num_expert_group",
-}
-SMALL = {name: size for size, names in _SMALL.items() for name in names.split()}
-ALWAYS = {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok", "moe_topk"} | {
-    "moe_k", "n_group", "topk_group", "sliding_window", "num_queries", "attention_chunk_size", "first_k_dense_replace", "index_topk"
-}  # fmt: skip
 DEPTHS = re.compile(
     r"^(num_(hidden|encoder|decoder|attention)?_?layers|n_layers?|depth|layers|(encoder|decoder|speech_encoder|t2u_encoder|"
     r"t2u_decoder|encoder_n|decoder_n|text_encoder|l|r|x)_(num_)?(hidden_)?layers|num_blocks|"
@@ -62,11 +27,6 @@ STAGES = {"depths", "layer_depths", "num_block_repeats", "num_blocks_per_stage",
 _INDICES = re.compile(r"^(?!encode_proj).*(index|indices|indexes|idxs|layer_ids|_layers|layers_indices|visual_index)$")
 _TOKEN = re.compile(r"token.*_(id|ids|index|idx)$|^(bo|eo)[a-z]_token|^[a-z]+_(start|end)_id$")
 _MOST_LAYERS = 8
-_HEADS = {  # where a model has as many key heads as heads, it keeps that
-    "num_key_value_heads": "num_attention_heads", "num_kv_heads": "num_attention_heads", "n_head_kv": "n_head",
-    "swa_num_key_value_heads": "swa_num_attention_heads", "cross_num_key_value_heads": "cross_num_attention_heads",
-    "linear_num_key_heads": "linear_num_value_heads",
-}  # fmt: skip
 
 
 def field_names(kind: type) -> set[str]:
@@ -166,14 +126,14 @@ def _smaller(name: str, value: Any, config: Any, *, level: Level, ids: dict[int,
     if isinstance(value, list | tuple):
         return _shorter(name, value, config, depth)
     if name == "head_dim" and value is None and level == "small" and "head_dim" in vars(config):
-        return SMALL["head_dim"]
+        return SIZES["head_dim"]
     if type(value) is not int:
         return value
     if name.endswith("vocab_size") or name == "vocab_size_per_layer_input":
         return min(value, VOCABULARY)
     if DEPTHS.match(name):
         return min(value, depth)
-    of_heads = _HEADS.get(name)
+    of_heads = KEY_HEADS.get(name)
     if of_heads and value == vars(config).get(of_heads):
         return _smaller(of_heads, value, config, level=level, ids=ids, depth=depth)
     stages = vars(config).get("num_heads" if name == "embed_dim" else "embed_dim_per_stage")
@@ -182,8 +142,8 @@ def _smaller(name: str, value: Any, config: Any, *, level: Level, ids: dict[int,
     if level == "small" and name in {"image_size", "img_size", "input_size"}:
         patch = getattr(config, "patch_size", None)
         return min(value, PATCHES * patch if type(patch) is int and patch > 4 else 64)
-    if name in SMALL and (level == "small" or name in ALWAYS):
-        return min(value, SMALL[name])
+    if name in SIZES and (level == "small" or name in ALWAYS):
+        return min(value, SIZES[name])
     return value
 
 

@@ -3,8 +3,7 @@
 ``AttentionCache.push`` and ``push_qk`` take arrays on a device by themselves; ``import attncache`` loads none of this.
 """
 
-from attncache.cuda.device_array import DeviceArray
 from attncache.cuda.library import is_available, why_not
 from attncache.cuda.streams import on_stream
 
-__all__ = ["DeviceArray", "is_available", "on_stream", "why_not"]
+__all__ = ["is_available", "on_stream", "why_not"]

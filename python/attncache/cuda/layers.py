@@ -1,157 +1,72 @@
-"""Layers in the memory of a CUDA device: what a cache keeps of them, and how they come into it and to the CPU."""
+"""Makes layers of arrays on a CUDA device: what ``push`` and ``push_qk`` take there, checked."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+import math
+from typing import Any
 
 from attncache import _core
 from attncache.array_input import PATTERN, Argument, StoredDType, checked_copy, is_on_device
-from attncache.cuda.arrays import Borrowed, borrow_rows
-from attncache.cuda.device_array import Memory
-from attncache.cuda.structs import Factored, Pattern
+from attncache.cuda.arrays import DeviceArray, device_array
+from attncache.cuda.library import devices
 from attncache.factored import KEY, QUERY
-from attncache.scoring import Options, Ranges, Scoring, checked_scoring
+from attncache.scoring import Options, checked_scoring
 
 
-class Layer(ABC):
-    """A layer on a device, as the store needs to know it.
-
-    Attributes:
-        kind: "dense" or "factored".
-        shape: of its pattern.
-        borrowed: the memory it lies in.
-    """
-
-    kind: Literal["dense", "factored"]
-
-    def __init__(self, shape: tuple[int, ...], borrowed: Sequence[Borrowed]) -> None:
-        self.shape, self.borrowed = shape, borrowed
-        first = borrowed[0]
-        self.library, self.device_number, self.stream, self.dtype = (
-            first.library,
-            first.device,
-            first.stream,
-            first.dtype,
-        )
-
-    @property
-    def device(self) -> str:
-        """Its name, such as "cuda:0"."""
-        return f"cuda:{self.device_number}"
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of its items on the device."""
-        return sum(each.nbytes for each in self.borrowed)
-
-    @abstractmethod
-    def copy_into(self, cache: _core.Store) -> None:
-        """Append a copy in CPU memory to a cache."""
-
-
-def _pattern(borrowed: Borrowed) -> Pattern:
-    dtype: Any = borrowed.dtype  # one of those that are stored: borrow_rows saw to it
-    strides = [step if length > 1 else 0 for length, step in zip(borrowed.shape, borrowed.strides, strict=True)]
-    return Pattern.over(borrowed.address, dtype, borrowed.shape, strides)  # along an axis of one item they mean nothing
-
-
-class DenseLayer(Layer):
-    """A pattern on a device."""
-
-    kind = "dense"
-
-    def __init__(self, pattern: Borrowed) -> None:
-        super().__init__(pattern.shape, [pattern])
-        self.pattern = _pattern(pattern)
-
-    def copy_into(self, cache: _core.Store) -> None:
-        cache._push(self.borrowed[0].numpy(), self.dtype, self.dtype, shares_memory=True)
-
-
-class FactoredLayer(Layer):
-    """Queries and keys on a device, their options on both sides."""
-
-    kind = "factored"
-
-    def __init__(self, query: Borrowed, key: Borrowed, scoring: Scoring) -> None:
-        super().__init__((*query.shape[:3], key.shape[2]), [query, key])
-        self.scoring = scoring
-        hidden = _hidden(scoring.hidden, (query.shape[0], key.shape[2]))
-        uploaded = [self._uploaded(each) for each in (hidden, scoring.sinks, scoring.lse)]
-        self._memory = uploaded  # as long as the struct below points at it
-        self.struct = Factored(
-            _pattern(query),
-            _pattern(key),
-            scoring.scale,
-            scoring.softcap,
-            scoring.causal,
-            scoring.window,
-            *(each and each.address for each in uploaded),
-        )
-
-    def _uploaded(self, values: npt.NDArray[Any] | None) -> Memory | None:
-        if values is None:
-            return None
-        memory = Memory(self.library, self.device_number, self.stream, values.nbytes)
-        if values.nbytes:
-            with self.library.on(self.device_number):
-                source = values.ctypes.data
-                self.library.call("copy_to_device", memory.address, source, values.nbytes, self.stream.handle)
-        return memory
-
-    def copy_into(self, cache: _core.Store) -> None:
-        query, key = ((each.numpy(), self.dtype, self.dtype, True) for each in self.borrowed)
-        cache._push_qk(query, key, *self.scoring)
-
-
-def _hidden(runs: Ranges, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
-    """Which keys are hidden, 1 for those; None if none is."""
-    if not runs:
-        return None
-    hidden = np.zeros(shape, np.uint8)
-    for row, of_item in zip(hidden, runs, strict=True):
-        for begin, end in of_item:
-            row[begin:end] = 1
-    return hidden
-
-
-def layer_of_pattern(dtype: StoredDType | None, pattern: Any, copy: bool | None) -> DenseLayer:
+def layer_of_pattern(dtype: StoredDType | None, pattern: Any, copy: bool | None) -> _core.Layer:
     """The layer that ``AttentionCache.push`` makes of an array on a device."""
-    return DenseLayer(_borrowed(pattern, PATTERN, dtype, copy))
+    rows = _rows(pattern, PATTERN, dtype, copy)  # says it if no device can be used
+    return devices().dense(rows)
 
 
 def layer_of_factors(
     dtype: StoredDType | None, query: Any, key: Any, options: Options, *, copy: bool | None
-) -> FactoredLayer:
+) -> _core.Layer:
     """The layer that ``AttentionCache.push_qk`` makes of arrays on a device."""
     for one, other, argument in ((query, key, KEY), (key, query, QUERY)):
         if is_on_device(one) and not is_on_device(other):
             raise ValueError(f"query and key must lie on one device, but {argument.name} lies in CPU memory")
     copy = checked_copy(copy)
-    queries, keys = (_borrowed(each, argument, dtype, copy) for each, argument in ((query, QUERY), (key, KEY)))
+    queries, keys = (_rows(each, argument, dtype, copy) for each, argument in ((query, QUERY), (key, KEY)))
     scoring = checked_scoring(queries.shape, keys.shape, options)
     if queries.device != keys.device:
         raise ValueError(f"query and key must lie on one device, got cuda:{queries.device} and cuda:{keys.device}")
     if queries.dtype != keys.dtype:
         raise ValueError(f"query and key must have one dtype on a device, got {queries.dtype} and {keys.dtype}")
-    keys.move_to(queries.stream)
-    return FactoredLayer(queries, keys, scoring)
+    return devices().factored(queries, keys, scoring.for_core(), scoring.lse)
 
 
-def _borrowed(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool | None) -> Borrowed:
+def _rows(values: Any, argument: Argument, dtype: StoredDType | None, copy: bool | None) -> DeviceArray:
+    """A pattern, queries or keys on a device.
+
+    Raises:
+        As ``device_array``; TypeError also if the items are no floats, ValueError if copy is True, they are not of the
+            dtype of the cache or one that is stored, the array has other than four axes, or its last axis is not contiguous.
+    """
+    name = argument.name
     if copy:
         raise ValueError(
-            f"copy must be None or False for an array on a device, got True: its layer lies over the {argument.name} "
-            "itself; pass a clone to keep it from others"
+            f"copy must be None or False for an array on a device, got True: its layer lies over the {name} itself; "
+            "pass a clone to keep it from others"
         )
-    borrowed = borrow_rows(values, argument)
-    if dtype is not None and borrowed.dtype != dtype:
+    found = device_array(values, name)
+    if found.dtype == "float64":
+        raise ValueError(f"{name} must hold float16, bfloat16 or float32, got float64; convert it on its device first")
+    if found.dtype not in ("float16", "bfloat16", "float32"):
+        raise TypeError(f"{name} must hold float16, bfloat16 or float32, got {found.dtype}")
+    if len(found.shape) != 4:
+        raise ValueError(f"{name} must have the 4 axes {argument.axes}, got shape {found.shape}")
+    item, steps = found.item_bytes, found.strides
+    if math.prod(found.shape) * item >= 2**63:
+        raise ValueError(f"{name} must be of a size that memory can have, got shape {found.shape}")
+    where = f"strides {steps} in bytes"
+    if 0 not in found.shape and found.shape[3] > 1 and steps[3] != item:
+        raise ValueError(f"{name} must be contiguous along its last axis, got {where}; pass {name}.contiguous()")
+    used = [step for length, step in zip(found.shape, steps, strict=True) if length > 1]
+    if 0 not in found.shape and any(number % item for number in (found.address, *used)):
+        raise ValueError(f"{name} must be aligned to its items, got address {found.address:#x} and {where}")
+    if dtype is not None and found.dtype != dtype:
         raise ValueError(
-            f"{argument.name} must hold {dtype} as the cache says, got {borrowed.dtype}; convert it on its device first"
+            f"{name} must hold {dtype} as the cache says, got {found.dtype}; convert it on its device first"
         )
-    return borrowed
+    return found

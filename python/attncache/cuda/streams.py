@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-
-class Stream(NamedTuple):
-    """A CUDA stream, as DLPack numbers them: 1 the legacy default, 2 the default of the thread, otherwise a handle."""
-
-    handle: int
-    owner: Any = None  # keeps the handle valid
-
-
-DEFAULT = Stream(1)
+DEFAULT = 1  # the legacy default stream, as DLPack numbers them; 2 is the default of the thread, all else a handle
 OF_THREAD = 2  # another stream in each thread, so no stream to keep: the legacy default waits for it, and it for that
 
 
 class OnStream(NamedTuple):
-    """An array, and the stream that its layer is to be answered on."""
+    """An array, and the stream that its memory is used on.
+
+    Attributes:
+        owner: what keeps the stream valid.
+    """
 
     array: Any
-    stream: Stream
+    stream: int
+    owner: Any
 
 
 def on_stream(array: Any, stream: Any) -> OnStream:
-    """Say on which stream a layer is answered: ``cache.push(on_stream(tensor, stream))``.
+    """Say on which stream a layer is answered, or an answer is written: ``cache.push(on_stream(tensor, stream))``.
 
-    What was enqueued for the array before the push is waited for by that stream, not by the host. Arrays that name a
-    stream themselves (``__cuda_array_interface__``) are answered on it, all others on the legacy default stream, unless
-    this says otherwise.
+    What was enqueued for the array before is waited for by that stream, not by the host. Arrays that name a stream
+    themselves (``__cuda_array_interface__``) are used on it, all others on the legacy default stream, unless this says
+    otherwise.
 
     Args:
-        array: whatever ``push`` and ``push_qk`` take that lies on a CUDA device.
+        array: whatever ``push``, ``push_qk`` and ``out=`` take that lies on a CUDA device.
         stream: a stream of torch, CuPy or whatever has ``__cuda_stream__``, which the cache then keeps alive; or the
             handle as an int, which must stay valid as long as the cache has the layer.
 
@@ -39,7 +36,7 @@ def on_stream(array: Any, stream: Any) -> OnStream:
         TypeError: stream is none of these. ValueError: it is a negative number, or 2, the default stream of whichever
             thread asks.
     """
-    return OnStream(array, Stream(_handle(stream) or DEFAULT.handle, stream))
+    return OnStream(array, _handle(stream) or DEFAULT, stream)
 
 
 def _handle(stream: Any) -> int:

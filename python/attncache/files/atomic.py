@@ -137,8 +137,8 @@ def flush_folder(folder: Path) -> None:
 
 
 def _lock_hidden(lock: Lock, hidden: Path, path: Path) -> None:
-    """Open the hidden file, new or left by a killed process, and lock it, with patience for a reader that is about to find
-    that it was not abandoned.
+    """Open the hidden file, new or left by a killed process, and lock it, retrying for a
+    moment: a reader may hold the lock briefly while it checks for leftovers.
 
     Raises:
         InUseError: its writer is alive. OSError: it cannot be made.

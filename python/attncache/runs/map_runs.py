@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 _MOST_SHOWN, _MOST_LETTERS = 20, 500  # of failed runs in a message, and of what each says
 _AT_ONCE = 1024  # runs that an executor has at a time: more than it has workers, few enough to be cancelled quickly
-_LONGEST_WAIT = 0.1  # seconds: waiting has breaks, since a signal just before a wait, or in another thread, ends none
+_LONGEST_WAIT = 0.1  # seconds: wait in slices: a signal that arrives just before the wait does not interrupt it
 
 
 class RunErrors(Exception):
@@ -195,7 +195,7 @@ def _submitted(submit: Callable[[Path], Future[Result]], path: Path) -> Future[R
 
 
 def _error_of(future: Future[Result]) -> Exception | None:
-    """Why a run that has ended failed, or None; what is no Exception, such as KeyboardInterrupt, is for the caller."""
+    """Why a run that has ended failed, or None; KeyboardInterrupt and SystemExit are raised."""
     from concurrent.futures import CancelledError  # noqa: PLC0415
 
     if future.cancelled():

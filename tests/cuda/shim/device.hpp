@@ -13,9 +13,10 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-/// One block runs at a time, so a block's shared memory is static memory, in a section of its own that is filled with
-/// 0xCD when a block begins.
-#define __shared__ static __attribute__((section("shim_shared")))
+/// One block runs at a time, so a block's shared memory is static memory, filled with 0xCD when a block begins. It is
+/// the launching thread's own because that memory of a library lies together and holds nothing else (g++ ignores
+/// sections in templates). Variables lie apart, so that what leaves one does not meet another.
+#define __shared__ static thread_local __attribute__((aligned(32768)))
 
 using std::isinf;
 using std::isnan;
@@ -48,14 +49,14 @@ extern dim3 gridDim;
 
 namespace shim {
 
+constexpr const char* kSyncWarp = "__syncwarp";  // of a warp's operations the one that orders memory
+
 /// Where in the source a thread waits.
 struct Site {
     const char* file;
     int line;
 };
 
-/// Checks that a read of the kernel lies in live device memory and on a multiple of its size.
-void check_read(const void* address, std::size_t n_bytes);
 /// Ends the launch with these words and where the thread was. Called by a thread, which never goes on.
 void fail(const std::string& words);
 /// Waits for all threads of the block.
@@ -63,6 +64,20 @@ void barrier(Site site);
 /// Gives a value to the lanes of a mask, once all of them have come here, and returns the 32 values.
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value, const char* operation, Site site);
 unsigned lane();
+
+namespace races {
+/// What the thread that runs reads at once, of device memory that stays as it is for the whole launch.
+void read_constant(const void* address, std::size_t n_bytes);
+/// What it writes at once, though g++ may write it in parts.
+void write_whole(const void* address, std::size_t n_bytes);
+}  // namespace races
+
+/// Where all __shared__ variables of the library lie, for the thread that launches.
+struct SharedMemory {
+    char* begin;
+    std::size_t n_bytes;
+};
+extern SharedMemory shared_memory;
 
 template <class To, class From>
 To bits_as(From from) {
@@ -100,7 +115,9 @@ T shuffled(unsigned mask, T value, unsigned from, const char* operation, Site si
 #define SHIM_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(SHIM_SITE) { shim::barrier({file, line}); }
-inline void __syncwarp(unsigned mask = 0xffffffff, SHIM_SITE) { shim::exchange(mask, 0, "__syncwarp", {file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffff, SHIM_SITE) {
+    shim::exchange(mask, 0, shim::kSyncWarp, {file, line});
+}
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, SHIM_SITE) {
     const std::uint64_t* const values = shim::exchange(mask, predicate != 0, "__ballot_sync", {file, line});
@@ -147,22 +164,23 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, SHIM_SITE) {
 
 template <class T>
 T __ldg(const T* address) {
-    shim::check_read(address, sizeof(T));
+    shim::races::read_constant(address, sizeof(T));
     return *address;
 }
 
 template <class T>
-T atomicAdd(T* address, T value) {  // fibers do not interrupt each other
-    const T before = *address;
-    *address = before + value;
-    return before;
+T atomicAdd(T* address, T value) {
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
 inline unsigned __float_as_uint(float x) { return shim::bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return shim::bits_as<float>(x); }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fdiv_rn(float x, float y) { return x / y; }
-inline void __stcs(float4* address, float4 value) { *address = value; }
+inline void __stcs(float4* address, float4 value) {
+    shim::races::write_whole(address, sizeof value);
+    *address = value;
+}
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
     return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);
 }

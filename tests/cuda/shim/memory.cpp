@@ -1,6 +1,6 @@
 // The arena: addresses are never used twice, and between two allocations lie pages that nobody may touch. An allocation
-// begins at a multiple of 256 as CUDA's do and ends less than 256 bytes before such a page; that rest has a pattern
-// that `release` looks at, and under address sanitizer it is poisoned.
+// begins at a multiple of 256 as CUDA's do and ends less than 256 bytes before such a page; that rest belongs to
+// nobody, as races.cpp notices, or address sanitizer, for which it is poisoned.
 //
 // Tests talk to it through plain C:
 //   shim_leap(n)   the next allocation, if it is as large as the latest, begins n bytes, a multiple of 4096, after it
@@ -15,6 +15,8 @@
 #include <cstring>
 #include <map>
 
+#include "races.hpp"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -26,7 +28,6 @@ constexpr std::size_t kArena = std::size_t{1} << 42;  // addresses, not memory
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kAlignment = 256;
 constexpr int kFresh = 0xCD;
-constexpr unsigned char kBehind = 0xFB;
 
 struct Allocation {
     std::size_t n_bytes;
@@ -85,33 +86,28 @@ void* allocate(std::size_t n_bytes, int device) {
     next += pages_bytes + kPage;
     protect(allocation, PROT_READ | PROT_WRITE);
     std::memset(begin, kFresh, n_bytes);
-    std::memset(begin + n_bytes, kBehind, used - n_bytes);
 #if defined(__SANITIZE_ADDRESS__)
     __asan_poison_memory_region(allocation.pages, static_cast<std::size_t>(begin - allocation.pages));
     __asan_poison_memory_region(begin + n_bytes, used - n_bytes);
 #endif
     protect(allocation, PROT_NONE);
     allocations[begin] = allocation;
+    races::allocated(begin, n_bytes);
     return begin;
 }
 
-bool release(void* memory, std::string& problem) {
+bool release(void* memory) {
     const auto found = allocations.find(static_cast<const char*>(memory));
     if (found == allocations.end()) return false;
     const Allocation allocation = found->second;
-    char* const begin = static_cast<char*>(memory);
-    char* const end = allocation.pages + allocation.pages_bytes;
     protect(allocation, PROT_READ | PROT_WRITE);
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(allocation.pages, allocation.pages_bytes);
 #endif
-    if (!std::all_of(begin + allocation.n_bytes, end,
-                     [](char c) { return static_cast<unsigned char>(c) == kBehind; })) {
-        problem = "something wrote behind an allocation of " + std::to_string(allocation.n_bytes) + " bytes";
-    }
     madvise(allocation.pages, allocation.pages_bytes, MADV_DONTNEED);
     protect(allocation, PROT_NONE);
     latest = nullptr;
+    races::released(memory);
     allocations.erase(found);
     return true;
 }
@@ -120,6 +116,11 @@ bool is_live(const void* address, std::size_t n_bytes) {
     const auto* const begin = static_cast<const char*>(address);
     const auto* const found = allocation_of(begin);
     return found != nullptr && n_bytes <= static_cast<std::size_t>(found->first + found->second.n_bytes - begin);
+}
+
+bool is_device_address(const void* address) {
+    const auto* const byte = static_cast<const char*>(address);
+    return arena != nullptr && byte >= arena && byte < arena + kArena;
 }
 
 int device_of(const void* address) {

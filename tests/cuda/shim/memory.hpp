@@ -2,16 +2,17 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 namespace shim {
 
 /// Memory of a device, filled with 0xCD, or nullptr.
 void* allocate(std::size_t n_bytes, int device);
-/// Gives memory back, never to be used again; false if it is none, or words in `problem` if a kernel wrote behind it.
-bool release(void* memory, std::string& problem);
+/// Gives memory back, never to be used again; false if it is none.
+bool release(void* memory);
 /// Whether n bytes lie in one allocation.
 bool is_live(const void* address, std::size_t n_bytes);
+/// Whether an address is one of device memory, in use or not.
+bool is_device_address(const void* address);
 /// The device that an address belongs to, or -1.
 int device_of(const void* address);
 std::size_t live_bytes();

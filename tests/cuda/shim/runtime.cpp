@@ -8,9 +8,6 @@
 //   shim_clear()               forgets calls, failures to come, and the failure that a kernel left behind
 //   shim_live_bytes()          device memory in use
 //   shim_words()               what went wrong in the last kernel that failed
-#include <unistd.h>
-
-#include <csignal>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -22,6 +19,7 @@
 #include <vector>
 
 #include "memory.hpp"
+#include "races.hpp"
 #include "scheduler.hpp"
 
 namespace shim {
@@ -81,36 +79,6 @@ cudaError_t failed(cudaError_t status, const std::string& words) {
     return last = status;
 }
 
-/// A kernel that touches memory outside of everything ends the process, as it has no stack to go back to.
-[[maybe_unused]] void on_bad_access(int signal) {
-    constexpr char words[] = "shim: the kernel touched memory outside of every allocation\n";
-    static_cast<void>(!write(STDERR_FILENO, words, sizeof words - 1));
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-}
-
-/// Handles bad accesses as long as it lives, unless a sanitizer does.
-class AccessWatch {
-public:
-    AccessWatch() {
-#if !defined(__SANITIZE_ADDRESS__)
-        struct sigaction action = {};
-        action.sa_handler = on_bad_access;
-        sigaction(SIGSEGV, &action, &before_);
-#endif
-    }
-    ~AccessWatch() {
-#if !defined(__SANITIZE_ADDRESS__)
-        sigaction(SIGSEGV, &before_, nullptr);
-#endif
-    }
-    AccessWatch(const AccessWatch&) = delete;
-    AccessWatch& operator=(const AccessWatch&) = delete;
-
-private:
-    [[maybe_unused]] struct sigaction before_ = {};
-};
-
 bool is_pinned(const void* memory) {
     const char* const byte = static_cast<const char*>(memory);
     const auto after = pinned.upper_bound(byte);
@@ -123,7 +91,9 @@ bool is_pinned(const void* memory) {
 void finish_copies() {
     const Access access;
     for (const LateCopy& copy : late_copies) {
-        if (is_live(copy.to, copy.n_bytes)) std::memcpy(copy.to, copy.from, copy.n_bytes);
+        if (!is_live(copy.to, copy.n_bytes)) continue;
+        std::memcpy(copy.to, copy.from, copy.n_bytes);
+        races::copied_to(copy.to, copy.n_bytes);
     }
     late_copies.clear();
     is_late.clear();
@@ -140,14 +110,6 @@ bool is_launchable(dim3 grid, dim3 block) {
 
 }  // namespace
 
-void check_read(const void* address, std::size_t n_bytes) {
-    if (reinterpret_cast<std::uintptr_t>(address) % n_bytes != 0) {
-        fail("a misaligned read of " + std::to_string(n_bytes) + " bytes");
-    } else if (!is_live(address, n_bytes)) {
-        fail("a read of " + std::to_string(n_bytes) + " bytes outside of every allocation");
-    }
-}
-
 cudaError_t launch(const Work& work, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream) {
     const cudaError_t status =
         record("cudaLaunchKernel", " grid=(%u, %u, %u) block=(%u, %u, %u) shared=%zu stream=%p", grid.x, grid.y, grid.z,
@@ -156,7 +118,6 @@ cudaError_t launch(const Work& work, dim3 grid, dim3 block, std::size_t shared_b
     if (!is_launchable(grid, block)) return failed(cudaErrorInvalidConfiguration, "no such launch is possible");
     finish_copies();
     const Access access;
-    const AccessWatch watch;
     const std::string problem = run_grid(work, grid, block);
     if (problem.empty()) return cudaSuccess;
     return broken = failed(cudaErrorLaunchFailure, problem);
@@ -247,9 +208,7 @@ cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
     const cudaError_t status = record("cudaFreeAsync", " stream=%p", static_cast<void*>(stream));
     if (status != cudaSuccess) return status;
     finish_copies();
-    std::string problem;
-    if (!release(memory, problem)) return failed(cudaErrorInvalidValue, "no such device memory to give back");
-    return problem.empty() ? cudaSuccess : broken = failed(cudaErrorIllegalAddress, problem);
+    return release(memory) ? cudaSuccess : failed(cudaErrorInvalidValue, "no such device memory to give back");
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -266,8 +225,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t n_bytes, cud
         return cudaSuccess;
     }
     finish_copies();
+    const std::string problem = is_from_device ? races::unwritten(from, n_bytes) : "";
+    if (!problem.empty()) return failed(cudaErrorInvalidValue, problem);
     const Access access;
     std::memcpy(to, from, n_bytes);
+    if (is_to_device) races::copied_to(to, n_bytes);
     return cudaSuccess;
 }
 

@@ -6,6 +6,8 @@
 // does. Anything else (other lines, threads that have ended) is reported with the lines, and ends the launch.
 #include "scheduler.hpp"
 
+#include <link.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -16,16 +18,14 @@
 #include <vector>
 
 #include "fiber.hpp"
+#include "races.hpp"
 
 uint3 threadIdx;
 uint3 blockIdx;
 dim3 blockDim;
 dim3 gridDim;
 
-// Sections that no kernel fills do not exist; this byte makes sure that this one does.
-__attribute__((section("shim_shared"), used)) static char first_shared_byte;
-extern "C" char __start_shim_shared[];
-extern "C" char __stop_shim_shared[];
+static thread_local volatile int force_own_memory;  // which the loader makes for a thread that first asks for it
 
 namespace shim {
 namespace {
@@ -84,8 +84,27 @@ bool same_site(const Thread& one, const Thread& other) {
            same(one.site.file, other.site.file);
 }
 
+/// Finds the thread's own memory in what the loader says of this library.
+SharedMemory find_shared_memory() {
+    SharedMemory found{nullptr, 0};
+    const auto look = [](dl_phdr_info* info, std::size_t, void* to) {
+        const auto here = reinterpret_cast<std::uintptr_t>(&shared_memory) - info->dlpi_addr;
+        const ElfW(Phdr)* const end = info->dlpi_phdr + info->dlpi_phnum;
+        const auto holds = [&](const auto& part) {
+            return part.p_type == PT_LOAD && here - part.p_vaddr < part.p_memsz;
+        };
+        const auto is_own = [](const auto& part) { return part.p_type == PT_TLS; };
+        const auto* const own = std::find_if(info->dlpi_phdr, end, is_own);
+        if (std::none_of(info->dlpi_phdr, end, holds)) return 0;
+        if (own != end) *static_cast<SharedMemory*>(to) = {static_cast<char*>(info->dlpi_tls_data), own->p_memsz};
+        return 1;
+    };
+    dl_iterate_phdr(look, &found);
+    return found;
+}
+
 void start_block(dim3 block) {
-    std::memset(__start_shim_shared, 0xCD, static_cast<std::size_t>(__stop_shim_shared - __start_shim_shared));
+    if (shared_memory.begin != nullptr) std::memset(shared_memory.begin, 0xCD, shared_memory.n_bytes);
     while (threads.size() < n_threads) threads.push_back(std::make_unique<Thread>());
     for (std::size_t i = 0; i < n_threads; ++i) {
         const auto linear = static_cast<unsigned>(i);
@@ -110,6 +129,8 @@ bool open_operation(std::size_t i) {
         if (other.state != State::in_warp || other.mask != mask || !same_site(other, *threads[i])) return false;
         lowest.values[lane] = other.value;
     }
+    if (std::strcmp(threads[i]->operation, kSyncWarp) == 0)
+        races::meet(static_cast<unsigned>(first), mask, threads[i]->site);
     for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if ((mask >> lane & 1) == 0) continue;
         threads[first + lane]->values_of_all = lowest.values;
@@ -165,6 +186,7 @@ bool open_barrier() {
         if (threads[i]->state != State::at_barrier || !same_site(*threads[i], *threads[0])) return false;
     }
     for (std::size_t i = 0; i < n_threads; ++i) threads[i]->state = State::ready;
+    races::meet(threads[0]->site);
     return true;
 }
 
@@ -196,6 +218,8 @@ void run_block(dim3 block) {
 
 }  // namespace
 
+SharedMemory shared_memory{nullptr, 0};
+
 void seed(unsigned value) { random_order.seed(value); }
 
 void fail(const std::string& words) {
@@ -207,6 +231,9 @@ void fail(const std::string& words) {
 std::string run_grid(const Work& what, dim3 grid, dim3 block) {
     work = what;
     failure.clear();
+    force_own_memory = 1;
+    shared_memory = find_shared_memory();
+    races::begin_launch();
     gridDim = grid;
     blockDim = block;
     n_threads = std::size_t{block.x} * block.y * block.z;
@@ -217,6 +244,7 @@ std::string run_grid(const Work& what, dim3 grid, dim3 block) {
     std::shuffle(blocks.begin(), blocks.end(), random_order);
     for (const unsigned i : blocks) {
         blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+        races::begin_block(i);
         run_block(block);
         if (!failure.empty()) break;
     }

@@ -88,9 +88,9 @@ def capture(
             memory holds what they add.
 
     Returns:
-        A context manager. It gives an AttentionCache with one layer for each chosen layer that has run, in the order in which they ran: patterns
-        [batch, head, query, key], or their queries and keys. Its ``sources`` name their modules. With ``into`` it is the
-        directory's cache, open until its ``close``.
+        A context manager. It gives an AttentionCache with one layer for each chosen layer that has run, in that order:
+        patterns [batch, head, query, key], or queries and keys. Its ``sources`` name their modules. With ``into`` it is
+        the directory's cache; close it when done.
 
     Raises:
         TypeError: model is not a module, or an argument of the wrong kind. ImportError: torch or transformers is

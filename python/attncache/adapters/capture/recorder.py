@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from attncache.adapters.capture.calls import Call, read_call
+from attncache.adapters.capture.checked import checked_piece
 from attncache.adapters.capture.growth import Growth, Step, is_repeated, next_step, remembered
 from attncache.adapters.capture.interface import Heard
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import sources_of, unheard_modules
-from attncache.adapters.capture.stores import LayerStore, Piece
-from attncache.adapters.capture.weights import difference
+from attncache.adapters.capture.stores import LayerStore
 from attncache.layer_source import LayerSource
 from attncache.notices import CaptureWarning
 from attncache.progress import Meter
@@ -77,11 +77,8 @@ class Recorder:
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
-        self._in_model = False
         self._ran: set[torch.nn.Module] = set()  # of those that cannot be heard
-        self._ran_elsewhere = False
-        self._had_dropout = False
-        self._was_reordered = False
+        self._in_model = self._ran_elsewhere = self._had_dropout = self._was_reordered = False
         self._sights: Any = WeakIdKeyDictionary()  # a mask is read once, though every layer brings it
         self._thread = threading.get_ident()
 
@@ -160,15 +157,15 @@ class Recorder:
             raise ValueError(_BEAM_SEARCH)
         turn = self._calls[module]
         self._calls[module] += 1
-        layer = self._layers.get((module, turn))
+        layer, source = self._layers.get((module, turn)), self._source_of(module, turn)
         if layer is None:
-            source = self._source_of(module, turn)
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
             return
         else:
-            source, step = self._source_of(module, turn), next_step(layer, call)
-        piece = self._piece(call, step, source, is_first=layer is None)
+            step = next_step(layer, call)
+        self._had_dropout = self._had_dropout or call.has_dropout
+        piece = checked_piece(call, step, source, self._heads)
         if layer is None:
             self._store.begin(piece)
         else:
@@ -228,51 +225,6 @@ class Recorder:
             raise known[key]
         found: Sight = known[key]
         return found
-
-    def _piece(self, call: Call, step: Step, source: LayerSource, *, is_first: bool) -> Piece:
-        """The chosen heads of a call, in the form in which the store can keep what the function computed.
-
-        Raises:
-            ValueError: the function computed something else than its queries, keys and mask give.
-        """
-        heads = list(indices(self._heads, call.query.shape[1], "heads", "n_heads"))
-        if self._heads is not None:
-            source = replace(source, heads=tuple(heads))
-        has_sinks, found = True, None
-        if call.has_dropout:
-            self._had_dropout = True
-        elif call.output is None and call.weights is None:
-            raise ValueError(
-                f"{call.reason or 'its function is not one of transformers'}: it returned neither weights nor an output "
-                "[batch, query, head, item] to compare with"
-            )
-        else:
-            found = difference(call, step.seen, step.n_given)
-            if found is not None and call.sinks is not None and call.weights is not None:
-                has_sinks = difference(call, step.seen, step.n_given, sinks=False) is not None
-                found = found if has_sinks else None
-        if found is not None and call.weights is None:
-            because = f"{call.reason}; " if call.reason else ""
-            raise ValueError(
-                f"{because}its function did not compute the softmax of its queries, keys and mask: the {found}. Run "
-                "the model with output_attentions=True under eager attention, and pass what it returns to "
-                "AttentionCache.from_attentions"
-            )
-        why_not = step.why_not
-        if call.bias is not None:
-            why_not = "it adds a position bias to the scores (position_bias)"
-        if found is not None:
-            why_not = f"its function returned other weights than its queries, keys and mask give: the {found}"
-        return Piece(
-            call=call,
-            step=step,
-            source=source,
-            heads=heads,
-            has_sinks=has_sinks,
-            is_as_returned=found is not None,
-            why_not_factored=why_not,
-            is_first=is_first,
-        )
 
     # ---- the end
 

@@ -34,7 +34,6 @@ class Piece:
         has_sinks: whether the sinks of the call take part in its weights.
         is_as_returned: whether its weights are those that the function returned.
         why_not_factored: why queries and keys cannot carry them; None if they can.
-        is_first: whether it begins the layer.
     """
 
     call: Call
@@ -44,7 +43,6 @@ class Piece:
     has_sinks: bool
     is_as_returned: bool
     why_not_factored: str | None
-    is_first: bool
 
     def query(self) -> torch.Tensor:
         """CPU tensor of shape [batch, head, query, head_dim]."""
