@@ -59,8 +59,7 @@ def test_npz_tokens_and_metadata_come_along_and_other_arrays_are_passed_over(tmp
 
 
 @pytest.mark.parametrize(
-    "names",
-    ["arr_{}", "{}", "attentions.{}", "model.layers.{}.self_attn.2", "block{:02}_attention", "L1/{}/weights"],
+    "names", ["arr_{}", "{}", "attentions.{}", "model.layers.{}.self_attn.2", "block{:02}_attention", "L1/{}/weights"]
 )
 def test_layers_of_an_npz_may_have_any_names_that_differ_in_one_number(tmp_path: Path, names: str) -> None:
     order = [10, 2, 0, 1, 9, 3, 8, 4, 7, 5, 6]

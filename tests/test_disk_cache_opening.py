@@ -14,6 +14,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError, read_patterns
+from attncache.files.bytes import opened
 from attncache.files.containers import open_container
 from attncache.files.contents import contents_of
 from attncache.files.manifest import MANIFEST
@@ -82,6 +83,18 @@ def test_a_directory_that_is_created_while_a_reader_looks_is_read(
     assert AttentionCache.load(tmp_path / "a").n_layers == 1
     assert len(read_patterns(tmp_path / "b").patterns) == 1
     assert len(contents_of(tmp_path / "c").layers) == 1
+
+
+def test_a_folder_that_is_made_while_a_reader_looks_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(path: Path) -> Any:
+        path.mkdir()
+        return opened(path)
+
+    monkeypatch.setattr("attncache.files.containers.opened", made)
+    with pytest.raises(FileNotFoundError, match="got a folder with neither"):
+        AttentionCache.load(tmp_path / "run")
 
 
 def test_other_files_beside_a_cache_are_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -152,14 +151,6 @@ def test_views_outlive_the_cache_and_the_file_name(tmp_path: Path) -> None:
     view = AttentionCache.load(tmp_path / "a.safetensors")[0]
     (tmp_path / "a.safetensors").unlink()
     assert view.tobytes() == cache[0].tobytes()
-
-
-def resident(path: Path) -> int:
-    """The bytes of a mapped file that this process has touched."""
-    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
-    match = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +([0-9]+) kB", text)
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 def test_a_change_in_memory_never_reaches_the_file(tmp_path: Path) -> None:

@@ -27,9 +27,6 @@ from attncache.files.atomic import hidden_name, replacing
 from tests.support.patterns import cache_of
 from tests.support.stored import push_dense, replace, state, tokened
 
-if sys.platform == "win32":
-    pytest.skip("Windows has no fcntl locks and no forks", allow_module_level=True)
-
 ONE = np.ones((1, 1, 1, 1), np.float32)
 
 

@@ -170,7 +170,7 @@ def layers_in(file: OpenFile) -> tuple[FileLayer, ...]:
 
 def _layer(file: OpenFile, layer: StoredLayer) -> FileLayer:
 
-    def load(dtype: StoredDType | None = None, index: Policy = "off") -> _core.Layer:
+    def load(dtype: StoredDType | None, index: Policy) -> _core.Layer:
         with in_file(file.path):
             return stored_layer(layer, file.whole, dtype, index)
 
@@ -200,6 +200,8 @@ def _container_at(path: Path, *, is_mapped: bool) -> Container | None:
     if not is_cache_directory(path):
         try:
             return open_container(path, is_mapped=is_mapped)
+        except IsADirectoryError:  # it was none yet when its kind was asked
+            return _container_at(path, is_mapped=is_mapped)
         except (OSError, ValueError):
             if not is_cache_directory(path):
                 raise

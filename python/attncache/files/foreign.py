@@ -203,7 +203,7 @@ def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None
 def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> FileLayer:
     """A layer of others; the one place where they come in."""
 
-    def load(dtype: StoredDType | None = None, index: Policy = "off") -> _core.Layer:
+    def load(dtype: StoredDType | None, index: Policy) -> _core.Layer:
         return dense_layer(read(), dtype, index)
 
     return FileLayer("dense", shape, dtype, size_of(shape, dtype), load, source, read=read)

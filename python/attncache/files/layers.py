@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +26,6 @@ _NUMPY = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "BOOL": np.ui
 _SAFETENSORS = {name: code for code, name in STORED.items()}
 
 
-class Load(Protocol):
-    """Gives a layer of a file."""
-
-    def __call__(self, dtype: StoredDType | None = None, index: Policy = "off") -> _core.Layer:
-        """The layer, over the mapped file where that can be.
-
-        Args:
-            dtype: what to store it as; None keeps its dtype, but float64 becomes float32.
-            index: with "off" what the file holds of one is left alone, with "eager" it is built if the file has none.
-
-        Raises:
-            OSError, ValueError: the file is damaged.
-        """
-
-
 @dataclass
 class FileLayer:
     """One layer of a file as it is stored, ours or of others; its items are read when they are wanted.
@@ -50,7 +35,9 @@ class FileLayer:
         shape: its sizes as [batch, head, query, key].
         dtype: what it is stored as; may be float64 in a file by others.
         n_bytes: of weights, or of queries, keys and what belongs to them.
-        load: gives it.
+        load: gives it, over the mapped file where that can be. It takes the dtype to store, None for its own (but float32
+            for float64), and the policy of an index: with "off" what the file holds of one is left alone, with "eager" one
+            is built if the file has none. It raises OSError or ValueError where the file is damaged.
         source: where it comes from; of a file by others, what the names say of it.
         options: of a factored layer: key heads, items and the numbers of ``push_qk``; which of its arrays there are.
         has_index: whether head means or row sums are stored too.
@@ -61,7 +48,7 @@ class FileLayer:
     shape: Shape
     dtype: str
     n_bytes: int
-    load: Load = field(compare=False)
+    load: Callable[[StoredDType | None, Policy], _core.Layer] = field(compare=False)
     source: LayerSource | None = field(default=None, compare=False)
     options: dict[str, Any] = field(default_factory=dict)
     has_index: bool = False
@@ -70,7 +57,7 @@ class FileLayer:
     def asked(self) -> AttentionCache:
         """A cache that is asked for this layer's weights: it has no other, and no index."""
         cache = AttentionCache(index="off")
-        put_layers(cache, 0, [(self.load(), self.source)])
+        put_layers(cache, 0, [(self.load(None, "off"), self.source)])
         return cache
 
 
@@ -155,16 +142,17 @@ def planned_dense(
     return Planned({"kind": "dense", **_entry(source)}, tensors, items)
 
 
-def _head_means(layer: _core.Layer) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The means over heads of all batch items, by query and by key; what is built on the way does not stay with the layer."""
+def _head_means(layer: _core.Layer) -> Iterator[npt.NDArray[np.float32]]:
+    """The means over heads of all batch items, by query and by key; what is built for them does not stay with the layer."""
     batch_size, _, seq_q, seq_k = layer.shape
-    by_query = np.empty((batch_size, seq_q, seq_k), np.float32)
-    by_key = np.empty((batch_size, seq_k, seq_q), np.float32)
-    for batch, item in enumerate(layer.memory[0]):
+    means = []
+    for item in layer.memory[0]:
         mean = _core.Layer.dense(item[None], layer.dtype, layer.dtype, True, True).head_mean(0)
         assert mean is not None  # it was built with the layer
-        by_query[batch], by_key[batch] = mean
-    return by_query, by_key
+        means.append(mean)
+    for by, sizes in enumerate(((seq_q, seq_k), (seq_k, seq_q))):
+        found = [mean[by] for mean in means]
+        yield found[0][None] if batch_size == 1 else np.array(found, np.float32).reshape(batch_size, *sizes)
 
 
 def _entry(source: LayerSource | None) -> Description:
@@ -180,7 +168,7 @@ def stored_layer(
     Args:
         layer: which.
         whole: all bytes of the file, read-only.
-        dtype, index: as for ``Load``. Another dtype takes nothing derived.
+        dtype, index: as for ``FileLayer.load``. Another dtype takes nothing derived.
 
     Raises:
         DamagedFileError: the layer's numbers break a rule of ``push_qk``.

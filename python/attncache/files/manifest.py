@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from attncache.files import strict_json
 from attncache.files.atomic import replacing, reserve, write_at
-from attncache.files.bytes import opened, read
+from attncache.files.bytes import mapped, opened, read, read_header
 from attncache.files.errors import damaged, in_file
 from attncache.files.safetensors import DIGITS, check_seal, sealed
-from attncache.files.schema import MOST_LAYERS, VERSION, Said, check_version, read_said
-from attncache.files.single import OpenFile, open_file
+from attncache.files.schema import MOST_LAYERS, VERSION, Said, check_version, layers_of, read_said
+from attncache.files.single import OpenFile, proved
 
 MANIFEST = "manifest.json"
 _BEGINNING = b'{"manifest_crc32":"'
@@ -35,15 +35,18 @@ class Segment(NamedTuple):
         return range(self.first_layer, self.first_layer + self.n_layers)
 
     def open(self, directory: Path, *, is_mapped: bool, verify: bool) -> OpenFile:
-        """The segment's file.
+        """The segment's file, with all that its header says checked, and its data as for ``proved``.
 
         Raises:
-            OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
+            OSError: it cannot be read. MemoryError: there is no room. DamagedFileError: it breaks a rule, is damaged, or is
+                not the file that the manifest means.
         """
         path = directory / self.file
-        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer, follow=False)
-        with in_file(path):
-            self.check(file)
+        with opened(path, follow=False) as fd:
+            header, size = read_header(fd)
+            layers = layers_of(header, self.first_layer)
+            file = OpenFile(path, layers, header, mapped(fd, size) if is_mapped else read(fd, size))
+            self.check(proved(file, is_mapped=is_mapped, verify=verify))
         return file
 
     def check(self, file: OpenFile) -> None:

@@ -100,7 +100,7 @@ def _pattern(layer: FileLayer) -> npt.NDArray[Any]:
         ImportError: it is bfloat16 and ml_dtypes is not installed.
     """
     if layer.read is None:
-        return layer.load().pattern()
+        return layer.load(None, "off").pattern()
     items = layer.read().array
     if layer.dtype == "bfloat16":
         items = items.view(imported("ml_dtypes", "bfloat16 in NumPy").bfloat16)
@@ -162,10 +162,7 @@ class Change:
 
 
 def convert(
-    contents: Contents,
-    target: Path,
-    change: Change,
-    tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    contents: Contents, target: Path, change: Change, tokens: Sequence[str] | Sequence[Sequence[str]] | None = None
 ) -> None:
     """Write contents as one file of ours; a file that is there is replaced, or left whole if this fails.
 
@@ -199,7 +196,7 @@ def _planned(layer: FileLayer, name: str, change: Change) -> Planned:
     """How a layer is written: planned by its header, and loaded when its items are asked for."""
 
     def changed() -> _core.Layer:
-        return _mean_of(layer) if change.mean_only else layer.load(change.dtype)
+        return _mean_of(layer) if change.mean_only else layer.load(change.dtype, "off")
 
     def plan() -> Planned:
         return planned(changed(), layer.source, name, index=change.index)

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache.files.atomic import begin_flush, replacing, reserve, write_at
-from attncache.files.bytes import Bytes, in_threads, mapped, opened, read, read_header
+from attncache.files.bytes import Bytes, in_threads
 from attncache.files.errors import DamagedFileError, damaged, in_file, named
 from attncache.files.layers import Planned
 from attncache.files.safetensors import BLOCK, DIGITS, PADDING, Header, Named, Plan, Tensor, blocks, hexadecimal, plan
-from attncache.files.schema import VERSION, Said, StoredLayer, layers_of, metadata_entry, read_said
+from attncache.files.schema import VERSION, Said, StoredLayer, metadata_entry, read_said
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
@@ -127,21 +127,6 @@ class OpenFile(NamedTuple):
         """
         with in_file(self.path):
             return read_said(lambda name: metadata_entry(self.header, name))
-
-
-def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0, follow: bool = True) -> OpenFile:
-    """Open a file of ours and check all that its header says; with ``verify``, or if it is not mapped, its data too.
-
-    A link is followed unless ``follow`` is False.
-
-    Raises:
-        OSError: it cannot be read. DamagedFileError: it breaks a rule, or is damaged. MemoryError: there is no room.
-    """
-    with opened(path, follow=follow) as fd:
-        header, size = read_header(fd)
-        layers = layers_of(header, first)
-        whole = mapped(fd, size) if is_mapped else read(fd, size)
-    return proved(OpenFile(path, layers, header, whole), is_mapped=is_mapped, verify=verify)
 
 
 def proved(file: OpenFile, *, is_mapped: bool, verify: bool) -> OpenFile:
