@@ -95,11 +95,33 @@ def test_demo_shows_the_text_with_the_number_above_each_token(run: Run) -> None:
     assert [shown[number] for number in range(len(shown))] == TOKENS
 
 
-def test_demo_shows_what_the_last_token_attends_to_in_every_layer_as_the_reference_has_it(run: Run) -> None:
-    rows = numbered(section(run("demo", "--no-timing"), 'What does token 39 "spiral" attend to? (mean of 9 heads)'))
+@pytest.mark.parametrize(
+    ("options", "position", "k", "heads"),
+    [
+        ("", LAST, 5, "mean"),
+        ("--position 7", 7, 5, "mean"),
+        ("--position -30", 10, 5, "mean"),
+        ("--position 0", 0, 5, "mean"),
+        ("--top 1", LAST, 1, "mean"),
+        ("--top 12", LAST, 12, "mean"),
+        ("--top 100", LAST, 100, "mean"),
+        ("--head 4", LAST, 5, 4),
+        ("--head -1", LAST, 5, 8),
+    ],
+)
+def test_demo_shows_what_a_token_attends_to_in_every_layer_as_the_reference_has_it(
+    run: Run, options: str, position: int, k: int, heads: int | str
+) -> None:
+    lines = run("demo", "--no-timing", *options.split())
+    whose = "mean of 9 heads" if heads == "mean" else f"head {heads}"
+    rows = numbered(section(lines, f'What does token {position} "{TOKENS[position]}" attend to? ({whose})'))
     assert {layer: keys(row) for layer, row in rows.items()} == {
-        layer: expected_keys(layer, LAST, 5) for layer in LAYERS
+        layer: expected_keys(layer, position, k, heads) for layer in LAYERS
     }
+    for layer, row in numbered(section(lines, "the first token?")).items():
+        assert row.startswith(f"{first_token_mean(layer, heads):.2f} ")
+    for layer, row in numbered(section(lines, "Which edges are the strongest?")).items():
+        assert re.findall(EDGE, row) == strongest_edges(layer, 2, [heads] if isinstance(heads, int) else None)
 
 
 def test_demo_shows_who_attends_to_the_first_token_in_every_layer_as_the_reference_has_it(run: Run) -> None:
@@ -114,49 +136,11 @@ def test_demo_shows_who_attends_to_the_first_token_in_every_layer_as_the_referen
         assert row.split()[-6:] == ["head", f"{most}", f"{max(by_head):.2f}", "head", f"{least}", f"{min(by_head):.2f}"]
 
 
-def test_demo_shows_the_strongest_edges_of_every_layer_as_the_reference_has_them(run: Run) -> None:
-    rows = numbered(section(run("demo", "--no-timing"), "Which edges are the strongest?"))
-    assert {layer: re.findall(EDGE, row) for layer, row in rows.items()} == {
-        layer: strongest_edges(layer, 2) for layer in LAYERS
-    }
-
-
 def test_demo_says_what_it_left_out_and_where_to_look_next(run: Run) -> None:
     text = " ".join(" ".join(run("demo", "--no-timing")).split())
     assert "Left out: edges to token 0 (the attention sink, above) and edges from a token to itself." in text
     assert "attncache demo --layer 17 --head 4." in text
     assert 'token 7 "stairs", weight 0.97. The model goes on with "stairs".' in text
-
-
-@pytest.mark.parametrize(("head", "heads"), [("4", 4), ("-1", 8)])
-def test_demo_head_asks_one_head_in_every_layer(run: Run, head: str, heads: int) -> None:
-    lines = run("demo", "--no-timing", "--head", head)
-    rows = numbered(section(lines, f"attend to? (head {heads})"))
-    assert {layer: keys(row) for layer, row in rows.items()} == {
-        layer: expected_keys(layer, LAST, 5, heads) for layer in LAYERS
-    }
-    for layer, row in numbered(section(lines, "the first token?")).items():
-        assert row.startswith(f"{first_token_mean(layer, heads):.2f} ")
-    for layer, row in numbered(section(lines, "Which edges")).items():
-        assert re.findall(EDGE, row) == strongest_edges(layer, 2, [heads])
-
-
-@pytest.mark.parametrize(("position", "number"), [("7", 7), ("-30", 10), ("0", 0)])
-def test_demo_position_asks_about_that_token(run: Run, position: str, number: int) -> None:
-    lines = run("demo", "--no-timing", "--position", position)
-    rows = numbered(section(lines, f'What does token {number} "{TOKENS[number]}" attend to?'))
-    assert {layer: keys(row) for layer, row in rows.items()} == {
-        layer: expected_keys(layer, number, 5) for layer in LAYERS
-    }
-
-
-@pytest.mark.parametrize("top", [1, 3, 12, 100])
-def test_demo_top_shows_that_many_keys_on_as_many_lines_as_they_need(run: Run, top: int) -> None:
-    lines = run("demo", "--no-timing", "--top", str(top))
-    rows = numbered(section(lines, "What does token 39"))
-    assert {layer: keys(row) for layer, row in rows.items()} == {
-        layer: expected_keys(layer, LAST, top) for layer in LAYERS
-    }
 
 
 @pytest.mark.parametrize(("layer", "number"), [("17", 17), ("-13", 17), ("0", 0), ("-1", 29)])
@@ -294,7 +278,6 @@ def test_a_terminal_without_utf_8_gets_ascii_in_the_same_columns(run: Run) -> No
     assert printable("→", None) == ">"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE to be quiet about")
 @pytest.mark.parametrize(
     "words", ["demo --no-timing", "info sample", "top sample", "top sample --json", "info missing --json"]
 )

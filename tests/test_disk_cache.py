@@ -2,13 +2,12 @@
 
 Covered: every kind of change against the same change in memory, bit by bit, from this process, from a reader after each
 change and after re-opening; what is in the directory; one writer at a time, across threads, processes and forks; replaced
-and compacted layers; clearing; pickling; what is refused. Sizes: support/stored.py.
+and compacted layers; clearing; pickling; what is refused. Sizes: stored.py.
 Not covered: kills and failing system calls (tests/faults), capture (test_capture_into.py).
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,10 @@ import pytest
 
 from attncache import AttentionCache, LayerSource
 from attncache.files.directory import DiskCache
-from attncache.files.manifest import MANIFEST
 from tests.support.patterns import cache_of
-from tests.support.stored import answers, factored_options, of_a_model, push_dense, push_factored, state
+from tests.support.stored import answers, factored_options, of_a_model, push_dense, push_factored, replace, state
 
-ONE = np.ones((1, 1, 1, 1), np.float32)
+ONE, HALVES = np.ones((1, 1, 1, 1), np.float32), np.full((2, 1, 3, 4), 0.5, np.float32)
 
 
 def segments(directory: Path) -> list[str]:
@@ -36,6 +34,11 @@ def lengthen(cache: AttentionCache) -> None:
     cache.append_qk(3, query, key, key_mask=[[1, 0, 1], [1, 1, 1]])
 
 
+def compact(cache: AttentionCache, *, index: bool = False) -> None:
+    if isinstance(cache, DiskCache):
+        cache.compact(index=index)
+
+
 CHANGES: dict[str, Callable[[AttentionCache], object]] = {
     "push float16": lambda cache: push_dense(cache, "float16", source=LayerSource("a.0", layer=0)),
     "push bfloat16": lambda cache: push_dense(cache, "bfloat16"),
@@ -44,23 +47,23 @@ CHANGES: dict[str, Callable[[AttentionCache], object]] = {
     "append_qk": lengthen,
     **{f"push_qk {sorted(each)}": lambda cache, each=each: push_factored(cache, **each) for each in factored_options()},
     "push with a source": lambda cache: push_dense(cache, "float16", source=LayerSource("a.1", 1, kind="cross")),
-    "replace what has a source": lambda cache: cache._replace_layer(-1, of_a_model().part(layers=2)),
-    "replace": lambda cache: cache._replace_layer(1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
+    "replace what has a source": lambda cache: replace(cache, -1, of_a_model().part(layers=2)),
+    "replace": lambda cache: replace(cache, 1, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
     "metadata": lambda cache: setattr(cache, "metadata", {"a": [1, {"b": None}]}),
     "no metadata": lambda cache: setattr(cache, "metadata", {}),
-    "compact": lambda cache: cache.compact() if isinstance(cache, DiskCache) else None,
+    "compact": compact,
     "push after compact": lambda cache: push_dense(cache, "float16"),
-    "replace in a compacted file": lambda cache: cache._replace_layer(
-        0, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
-    ),
-    "replace a factored layer": lambda cache: cache._replace_layer(
-        -2, cache_of([np.full((2, 1, 3, 4), 0.5, np.float32)])
-    ),
-    "compact again": lambda cache: cache.compact(index=True) if isinstance(cache, DiskCache) else None,
+    "replace in a compacted file": lambda cache: replace(cache, 0, cache_of([HALVES])),
+    "replace a factored layer": lambda cache: replace(cache, -2, cache_of([HALVES])),
+    "compact again": lambda cache: compact(cache, index=True),
     "clear": lambda cache: cache.clear(),
+    "compact nothing": compact,
     "tokens of an empty cache": lambda cache: setattr(cache, "tokens", ["a", "b", "c", "d", "e", "f", "g"]),
     "push once more": lambda cache: push_dense(cache, "float32"),
     "tokens": lambda cache: setattr(cache, "tokens", [["ab"] * 7, ["\n", "", "c", "d", "e", "f", "g"]]),
+    "query tokens": lambda cache: setattr(cache, "query_tokens", [list("abcde"), list("fghij")]),
+    "compact with query tokens": compact,
+    "clear with query tokens": lambda cache: cache.clear(),
 }
 
 
@@ -113,12 +116,6 @@ def test_a_compacted_directory_has_one_file_that_is_a_whole_cache(tmp_path: Path
         assert view.tobytes() == bits
 
 
-def test_compacting_nothing_is_nothing(tmp_path: Path) -> None:
-    with AttentionCache.create(tmp_path / "run") as cache:
-        cache.compact()
-        assert segments(tmp_path / "run") == []
-
-
 def test_layers_are_mapped_from_their_files(tmp_path: Path) -> None:
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs /proc/self/maps")
@@ -165,7 +162,7 @@ def test_descriptions_larger_than_a_reader_takes_are_refused(tmp_path: Path, mon
 
 
 def test_more_layers_than_a_reader_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attncache.files.manifest._MOST_LAYERS", 2)
+    monkeypatch.setattr("attncache.files.manifest.MOST_LAYERS", 2)
     with AttentionCache.create(tmp_path) as cache:
         cache.push(ONE)
         cache.push(ONE)
@@ -197,6 +194,8 @@ def test_a_bad_layer_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
             (lambda: cache.push("x"), TypeError, "pattern"),
             (lambda: cache.push(ONE, copy=False), ValueError, "copy=False cannot borrow"),
             (lambda: cache.push_qk(ONE, ONE, window=0), ValueError, "window must be at least 1"),
+            (lambda: cache.push(ONE, source=LayerSource(heads=(0, 1))), ValueError, "n_heads=1, got 2"),
+            (lambda: cache.push_qk(ONE, ONE, source=LayerSource(heads=(0, 1))), ValueError, "n_heads=1, got 2"),
             (lambda: cache.append_qk(5, ONE, ONE), IndexError, "layer 5 is out of range for n_layers=1"),
             (lambda: cache.append_qk("x", ONE, ONE), TypeError, "layer must be an int, got str"),
             (lambda: cache.append_qk(0, ONE, ONE), ValueError, "query"),
@@ -219,30 +218,3 @@ def test_a_cache_on_disk_pickles_and_comes_back_as_a_reader(tmp_path: Path) -> N
         push_dense(cache, "float16")
         with pytest.raises(ValueError, match="must be as it was when the cache was pickled"):
             pickle.loads(pickled)
-
-
-def test_tokens_of_the_queries_are_in_the_manifest_and_come_back(tmp_path: Path) -> None:
-    with AttentionCache.create(tmp_path / "run") as cache:
-        push_dense(cache, "float16")
-        cache._query_tokens = (("a", "b", "c", "d", "e"), ("f", "g", "h", "i", "j"))
-        cache.metadata = {"n": 1}
-        cache.compact()
-        expected = state(cache)
-    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
-    assert manifest["query_tokens"] == [["a", "b", "c", "d", "e"], ["f", "g", "h", "i", "j"]]
-    assert state(AttentionCache.load(tmp_path / "run", verify=True)) == expected
-    with AttentionCache.create(tmp_path / "run") as cache:
-        assert state(cache) == expected
-        cache.clear()
-        assert cache._query_tokens is None
-    assert AttentionCache.load(tmp_path / "run")._query_tokens is None
-
-
-def test_a_layer_refused_for_its_source_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
-    with AttentionCache.create(tmp_path / "run") as cache:
-        wrong = LayerSource(heads=(0, 1))
-        for push in (lambda: cache.push(ONE, source=wrong), lambda: cache.push_qk(ONE, ONE, source=wrong)):
-            with pytest.raises(ValueError, match="n_heads=1, got 2"):
-                push()
-        assert segments(tmp_path / "run") == []
-        assert cache.is_empty

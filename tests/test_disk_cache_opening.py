@@ -6,7 +6,6 @@ while a reader looks, the manifest itself. Not covered: damage (test_damage.py) 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files import DamagedFileError, read_patterns
+from attncache.files.bytes import opened
 from attncache.files.containers import open_container
 from attncache.files.contents import contents_of
 from attncache.files.manifest import MANIFEST
@@ -53,16 +53,10 @@ def test_layers_without_their_manifest_are_refused_and_left_alone(tmp_path: Path
     assert AttentionCache.load(tmp_path, verify=True).n_layers == 2
 
 
-def test_a_directory_that_is_no_cache_says_what_may_open_it(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    for path in (tmp_path, tmp_path / "run"):
-        words = (
-            r"must be a cache, which has manifest\.json, or hold a file of arrays per layer, got a folder with neither"
-        )
-        with pytest.raises(
-            FileNotFoundError, match=rf"^{path}: {words}; attncache\.open_runs opens a folder of caches"
-        ):
-            AttentionCache.load(path)
+NEITHER = (
+    r"must be a cache, which has manifest\.json, or hold a file of arrays per layer, got a folder with neither; "
+    r"attncache\.open_runs opens a folder of caches"
+)
 
 
 @pytest.mark.parametrize("left", [[], ["lock"], ["lock", ".manifest.json.saving"]])
@@ -70,7 +64,7 @@ def test_a_reader_finds_nothing_until_a_directory_is_created(left: list[str], tm
     for name in left:
         (tmp_path / name).write_bytes(b"7")
     for read in (AttentionCache.load, read_patterns, contents_of, verify):
-        with pytest.raises(FileNotFoundError, match="got a folder with neither"):
+        with pytest.raises(FileNotFoundError, match=rf"^{tmp_path}: {NEITHER}"):
             read(tmp_path)
     AttentionCache.create(tmp_path).close()
     assert AttentionCache.load(tmp_path).is_empty
@@ -89,6 +83,18 @@ def test_a_directory_that_is_created_while_a_reader_looks_is_read(
     assert AttentionCache.load(tmp_path / "a").n_layers == 1
     assert len(read_patterns(tmp_path / "b").patterns) == 1
     assert len(contents_of(tmp_path / "c").layers) == 1
+
+
+def test_a_folder_that_is_made_while_a_reader_looks_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(path: Path) -> Any:
+        path.mkdir()
+        return opened(path)
+
+    monkeypatch.setattr("attncache.files.containers.opened", made)
+    with pytest.raises(FileNotFoundError, match="got a folder with neither"):
+        AttentionCache.load(tmp_path / "run")
 
 
 def test_other_files_beside_a_cache_are_left_alone(tmp_path: Path) -> None:
@@ -120,12 +126,3 @@ def test_a_missing_or_exchanged_segment_is_said_with_its_name(tmp_path: Path) ->
     second.write_bytes(raw)
     with pytest.raises(DamagedFileError, match=first.name):
         AttentionCache.load(tmp_path / "run")
-
-
-def test_the_manifest_is_json_that_anyone_reads(tmp_path: Path) -> None:
-    with AttentionCache.create(tmp_path / "run") as cache:
-        push_dense(cache, "float16")
-        cache.metadata = {"model": "m"}
-    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
-    assert (manifest["attncache"], manifest["metadata"]) == (1, {"model": "m"})
-    assert [segment["file"] for segment in manifest["segments"]] == segments(tmp_path / "run")

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-if sys.platform == "win32":
-    pytest.skip("the fuzz forks", allow_module_level=True)
 
 from attncache import AttentionCache
 from tests.fuzz import campaign, trying
@@ -42,15 +39,6 @@ def test_two_thousand_inputs_are_loaded_or_refused() -> None:
     }
 
 
-def planted(defect: Any, monkeypatch: pytest.MonkeyPatch, hangs_after: float = 20.0) -> str:
-    """The findings among three inputs when loading has this defect."""
-    monkeypatch.setattr(trying.AttentionCache, "load", lambda path, **_: defect(path))
-    monkeypatch.setattr(campaign, "HANGS_AFTER", hangs_after)
-    monkeypatch.setattr(campaign, "MOST_MEMORY", 64 << 20)
-    outcome = campaign.run(range(3), MADE_FROM[:1])
-    return "\n".join(outcome.findings)
-
-
 class Silent(AttentionCache):
     """A cache that was loaded and does not answer."""
 
@@ -64,27 +52,29 @@ def silent(_: Any) -> AttentionCache:
     return cache
 
 
-@pytest.mark.parametrize(
-    ("defect", "words"),
-    [
-        (lambda _: {}["missing"], "KeyError"),
-        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "input 0: the process ended with -9"),
-        (lambda _: time.sleep(5), "input 0: the process hung"),
-        (lambda _: eval("1 + 1"), "exec"),
-        (lambda _: Path("/etc/hostname").read_bytes(), "open /etc/hostname"),
-        (silent, "a cache that was loaded does not answer"),
-    ],
-    ids=["a wrong exception", "a crash", "a hang", "executed code", "another file", "no answer"],
-)
-def test_the_fuzz_finds(defect: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert words in planted(defect, monkeypatch, 0.5 if "hung" in words else 20.0)
+KEPT: list[bytes] = []
 
 
-def test_the_fuzz_finds_memory_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[bytes] = []
+def growing(_: Any) -> AttentionCache:
+    KEPT.append(b"x" * (20 << 20))
+    raise ValueError("a refusal that costs 20 MiB")
 
-    def grow(_: Any) -> AttentionCache:
-        kept.append(b"x" * (20 << 20))
-        raise ValueError("a refusal that costs 20 MiB")
 
-    assert "the process has grown" in planted(grow, monkeypatch)
+DEFECTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a wrong exception": (lambda _: {}["missing"], "KeyError"),
+    "a crash": (lambda _: os.kill(os.getpid(), signal.SIGKILL), "input 0: the process ended with -9"),
+    "a hang": (lambda _: time.sleep(5), "input 0: the process hung"),
+    "executed code": (lambda _: eval("1 + 1"), "exec"),
+    "another file": (lambda _: Path("/etc/hostname").read_bytes(), "open /etc/hostname"),
+    "no answer": (silent, "a cache that was loaded does not answer"),
+    "memory that grows": (growing, "the process has grown"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_the_fuzz_finds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect, words = DEFECTS[name]
+    monkeypatch.setattr(trying.AttentionCache, "load", lambda path, **_: defect(path))
+    monkeypatch.setattr(campaign, "HANGS_AFTER", 0.5 if name == "a hang" else 20.0)
+    monkeypatch.setattr(campaign, "MOST_MEMORY", 64 << 20)
+    assert words in "\n".join(campaign.run(range(3), MADE_FROM[:1]).findings)

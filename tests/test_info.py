@@ -62,7 +62,7 @@ def test_neighbouring_layers_of_one_shape_and_dtype_share_a_line(run: Run, tmp_p
     assert lines[-4:] == ["", "   no tokens", "", "   no metadata"]
 
 
-def test_every_kind_of_file_says_what_it_is(run: Run, tmp_path: Path) -> None:
+def test_every_kind_of_file_says_what_it_is_and_has_the_same_layers(run: Run, ask: Ask, tmp_path: Path) -> None:
     paths = every_kind(tmp_path, SAMPLE.patterns[:3], SAMPLE.tokens)
     said = {name: run("info", path)[1].strip() for name, path in paths.items()}
     assert said == {
@@ -74,11 +74,8 @@ def test_every_kind_of_file_says_what_it_is(run: Run, tmp_path: Path) -> None:
         "a.npy": "a .npy file, without checksums",
         "others.safetensors": "a safetensors file by others, without checksums",
     }
-
-
-def test_every_kind_of_file_has_the_same_layers(ask: Ask, tmp_path: Path) -> None:
     layer = {"kind": "dense", "shape": [1, 9, 40, 40], "dtype": "float16", "bytes": 28800, "index": False}
-    for name, path in every_kind(tmp_path, SAMPLE.patterns[:3], SAMPLE.tokens).items():
+    for name, path in paths.items():
         value = ask("info", path)
         index = {"index": name == "indexed.safetensors"}
         assert value["layers"] == [{"layer": number, **layer, **index} for number in range(3)], name
@@ -98,7 +95,7 @@ def test_a_file_of_ours_is_described_as_its_cache_is(ask: Ask, tmp_path: Path) -
     assert [layer["kind"] for layer in layers] == list(cache.kinds)
     assert [tuple(layer["shape"]) for layer in layers] == list(cache.shapes)
     assert [layer["dtype"] for layer in layers] == list(cache.dtypes)
-    assert sum(layer["bytes"] for layer in layers[:3]) == sum(cache._memory(layer)[0].nbytes for layer in range(3))
+    assert sum(layer["bytes"] for layer in layers[:3]) == sum(layer.memory[0].nbytes for layer in cache._layers[:3])
     for layer, given in zip(layers[3:], factored_options(), strict=True):
         assert (layer["key_heads"], layer["items"]) == (2, 8)
         assert layer["scale"] == np.float32(given.get("scale", 8**-0.5))
@@ -154,25 +151,16 @@ def test_layers_say_which_of_the_model_they_are(run: Run, ask: Ask, tmp_path: Pa
     assert sources == [source and source.to_dict() for source in cache.sources]
 
 
-def test_tokens_of_the_queries_are_shown_where_they_are_others(run: Run, ask: Ask, tmp_path: Path) -> None:
+def test_tokens_of_every_batch_item_and_of_the_queries_are_shown(run: Run, ask: Ask, tmp_path: Path) -> None:
     cache = AttentionCache()
-    cache.push(np.zeros((1, 1, 1, 2), np.float32))
-    cache.tokens, cache._query_tokens = ["the", " cat"], ("Die",)
+    cache.push(np.zeros((2, 1, 1, 2), np.float32))
+    cache.tokens, cache.query_tokens = [["the", " cat"], [" a", "\n"]], ["Die"]
     cache.save(tmp_path / "a.safetensors")
-    words = "   2 tokens|      the cat||   1 token of the queries|      Die||"
-    assert words in "|".join(run("info", tmp_path / "a.safetensors"))
+    words = "   2 tokens of batch item 0|      the cat||   2 tokens of batch item 1|      a '\\n'||"
+    assert f"{words}   1 token of the queries|      Die||" in "|".join(run("info", tmp_path / "a.safetensors"))
     assert ask("info", tmp_path / "a.safetensors")["query_tokens"] == ["Die"]
     AttentionCache().save(tmp_path / "b.safetensors")
     assert ask("info", tmp_path / "b.safetensors")["query_tokens"] is None
-
-
-def test_tokens_of_every_batch_item_are_shown(run: Run, tmp_path: Path) -> None:
-    cache = AttentionCache()
-    cache.push(np.zeros((2, 1, 2, 2), np.float32))
-    cache.tokens = [["the", " cat"], [" a", "\n"]]
-    cache.save(tmp_path / "a.safetensors")
-    lines = run("info", tmp_path / "a.safetensors")
-    assert "   2 tokens of batch item 0|      the cat||   2 tokens of batch item 1|      a '\\n'" in "|".join(lines)
 
 
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "npy"])

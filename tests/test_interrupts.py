@@ -24,7 +24,7 @@ from attncache import AttentionCache
 from attncache.files import atomic
 from attncache.files.directory import DiskCache
 from tests.support.patterns import cache_of
-from tests.support.stored import push_dense, push_factored, state, tokened
+from tests.support.stored import push_dense, push_factored, replace, state, tokened
 
 TRACED = {str(Path(atomic.__file__).with_name(f"{name}.py")) for name in ("atomic", "directory", "locks", "manifest")}
 
@@ -91,7 +91,7 @@ CHANGES: dict[str, Callable[[AttentionCache], object]] = {
     "push": lambda cache: push_dense(cache, "float16"),
     "push_qk": push_factored,
     "append_qk": lengthen,
-    "replace": lambda cache: cache._take(cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])._layer(0), None, 0),
+    "replace": lambda cache: replace(cache, 0, cache_of([np.full((2, 1, 3, 4), 0.25, np.float16)])),
     "compact": compact,
     "clear": lambda cache: cache.clear(),
     "tokens": lambda cache: setattr(cache, "tokens", ["a", "b", "c", "d", "e", "f", "g"]),

@@ -141,11 +141,7 @@ def test_ours_are_read_too_and_take_no_axes(tmp_path: Path) -> None:
         read_patterns(tmp_path / "a.safetensors")
 
 
-def test_a_folder_that_is_no_cache_says_what_it_must_be(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"must be a cache, which has manifest\.json, or hold a file of arrays per layer"
-    ):
-        AttentionCache.load(tmp_path)
+def test_a_cache_among_the_files_of_a_folder_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "layer_0.npy", patterns()[0])
     AttentionCache().save(tmp_path / "layer_1.safetensors")
     with pytest.raises(ValueError, match=r"layer_1\.safetensors: must be a file by others where there are several"):

@@ -1,15 +1,16 @@
 """Headers made wrong by hand: each is refused with the file, the place and the rule in its message.
 
-Covered: the container (lengths, JSON, tensors, offsets, products that overflow), our own entries under a right checksum
-(layers, tokens, metadata, checksums, versions), and manifests; every way of loading; that the stock safetensors library
-refuses the same containers. Files are written by support/handmade.py, which knows the format document alone, so the right ones
-among them test that too. Not covered: flipped bits and truncation (test_damage.py), random mutations (test_fuzz_load.py).
+Covered: the container (lengths, JSON, tensors, offsets, products that overflow); manifests whose checksum is right, and
+segments that are not those they name, by who reads and by who would write; every way of loading; that the stock safetensors
+library refuses the same containers. Files are written by handmade.py, which knows the format document alone, so the right ones
+among them test that too. Not covered: our own entries (test_malformed_caches.py), flipped bits and truncation (test_damage.py), random mutations (test_fuzz_load.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from attncache import AttentionCache
 from attncache.files.errors import DamagedFileError
-from tests.support.handmade import Tensors, entries_of, our_file, raw_file
+from tests.support.handmade import Tensors, entries_of, manifest, our_file, raw_file, sealed, segment
 
 WEIGHTS = np.array([[1, 0], [0.25, 0.75]], np.float32).tobytes()
 TWO: Tensors = {f"layers.{n}.pattern": ("F32", (1, 1, 2, 2), WEIGHTS) for n in range(2)}
@@ -105,26 +106,22 @@ CONTAINERS: dict[str, tuple[bytes, str]] = {
     "metadata null": (changed(lambda entries: entries.update(__metadata__=None)), "__metadata__ must be an object"),
     "metadata of numbers": (changed(lambda entries: entries.update(__metadata__={"a": 1})), "object of strings"),
     "entry a list": (changed(lambda entries: entries.update({FIRST: []})), f"tensor '{FIRST}' must have"),
-    "entry without dtype": (changed(tensor(FIRST, dtype=None)), f"tensor '{FIRST}' must have"),
-    "entry without shape": (changed(tensor(FIRST, shape=None)), f"tensor '{FIRST}' must have"),
-    "entry without offsets": (changed(tensor(FIRST, data_offsets=None)), f"tensor '{FIRST}' must have"),
+    **{
+        f"entry without {each}": (changed(tensor(FIRST, **{each: None})), f"tensor '{FIRST}' must have")
+        for each in ("dtype", "shape", "data_offsets")
+    },
     "entry with more": (changed(tensor(FIRST, strides=[1])), f"tensor '{FIRST}' must have"),
     "dtype a number": (changed(tensor(FIRST, dtype=5)), f"dtype of tensor '{FIRST}'"),
-    "dtype unknown": (changed(tensor(FIRST, dtype="F33")), "must be one of F64"),
-    "dtype in lower case": (changed(tensor(FIRST, dtype="f32")), "must be one of F64"),
-    "dtype with a null": (changed(tensor(FIRST, dtype="F32\0")), "must be one of F64"),
+    **{f"dtype {each!r}": (changed(tensor(FIRST, dtype=each)), "one of F64") for each in ("F33", "f32", "F32\0")},
     "shape a number": (changed(tensor(FIRST, shape=4)), f"shape of tensor '{FIRST}'"),
-    "shape of floats": (changed(tensor(FIRST, shape=[1.0, 1, 2, 2])), "must be whole numbers"),
-    "shape of bools": (changed(tensor(FIRST, shape=[True, 1, 2, 2])), "must be whole numbers"),
-    "shape of strings": (changed(tensor(FIRST, shape=["1", 1, 2, 2])), "must be whole numbers"),
-    "shape negative": (changed(tensor(FIRST, shape=[-1, -1, 2, 2])), "must be whole numbers"),
-    "shape with null": (changed(tensor(FIRST, shape=[1, 1, 2, [2]])), "must be whole numbers"),
-    "offsets one number": (changed(tensor(FIRST, data_offsets=[0])), "must be two whole numbers"),
-    "offsets three numbers": (changed(tensor(FIRST, data_offsets=[0, 16, 16])), "must be two whole numbers"),
-    "offsets a number": (changed(tensor(FIRST, data_offsets=0)), "must be two whole numbers"),
-    "offsets negative": (changed(tensor(FIRST, data_offsets=[-16, 0])), "must be two whole numbers"),
-    "offsets floats": (changed(tensor(FIRST, data_offsets=[0.0, 16.0])), "must be two whole numbers"),
-    "offsets bools": (changed(tensor(FIRST, data_offsets=[False, 16])), "must be two whole numbers"),
+    **{
+        f"shape beginning {each!r}": (changed(tensor(FIRST, shape=[each, 1, 2, 2])), "must be whole numbers")
+        for each in (1.0, True, "1", -1, [2])
+    },
+    **{
+        f"offsets {each}": (changed(tensor(FIRST, data_offsets=each)), "must be two whole numbers")
+        for each in ([0], [0, 16, 16], 0, [-16, 0], [0.0, 16.0], [False, 16])
+    },
     "offsets backwards": (changed(tensor(FIRST, data_offsets=[16, 0])), "must be 16 bytes apart"),
     "offsets of 2^64": (changed(tensor(FIRST, data_offsets=[2**64, 2**64 + 16])), "must begin where"),
     "offsets of 10^400": (changed(tensor(FIRST, data_offsets=[0, 10**400])), "must be 16 bytes apart"),
@@ -181,3 +178,89 @@ def test_right_containers_made_by_hand_are_loaded(tmp_path: Path) -> None:
     cache = AttentionCache.load(path, verify=True)
     assert (cache.kinds, cache.tokens, dict(cache.metadata)) == (("factored",), ("a", "b", "c"), {"n": 1})
     assert cache.get_queries(0).tobytes() == FACTORS["layers.0.query"][2]
+
+
+GOOD = our_file({"layers.0.pattern": TWO["layers.0.pattern"]}, DENSE[:1])
+
+
+def run_of(folder: Path, raw: bytes, **files: bytes) -> Path:
+    """A directory with this manifest and one good segment, or others."""
+    folder.mkdir()
+    for name, content in {"segment-000000": GOOD, **files}.items():
+        (folder / f"{name}.safetensors").write_bytes(content)
+    (folder / "manifest.json").write_bytes(raw)
+    return folder
+
+
+SEGMENT = segment("segment-000000.safetensors", GOOD, 0, 1)
+
+
+MANIFESTS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "must begin with"),
+    "a list": (b"[]", "must begin with"),
+    "no checksum": (b'{"attncache":1,"next":1,"segments":[]}', "must begin with"),
+    "wrong checksum": (manifest([SEGMENT]).replace(b'"next":1000', b'"next":1001'), "manifest_crc32 must be"),
+    "not JSON": (sealed(b'{"manifest_crc32":"00000000",'), "must be JSON"),
+    "not UTF-8": (sealed(b'{"manifest_crc32":"00000000","\xff":1}'), "must be JSON in UTF-8"),
+    "name twice": (sealed(b'{"manifest_crc32":"00000000","next":1,"next":1,"attncache":1,"segments":[]}'), "twice"),
+    "version 2": (manifest([SEGMENT], attncache=2), "must be version 1; a newer attncache may read it, got 2"),
+    "version true": (manifest([SEGMENT], attncache=True), "must be version 1"),
+    "no version": (sealed(b'{"manifest_crc32":"00000000","next":1,"segments":[]}'), "must be version 1"),
+    "unknown name": (manifest([SEGMENT], more=1), "must have the names"),
+    "next negative": (manifest([SEGMENT], next=-1), "must have the names"),
+    "next a string": (manifest([SEGMENT], next="1"), "must have the names"),
+    "segments an object": (manifest({"0": SEGMENT}), "segments must be a list"),
+    "segment a name": (manifest([SEGMENT["file"]]), "a segment must have"),
+    "segment without file": (manifest([{"first_layer": 0}]), "a segment must have"),
+    **{
+        f"file {each!r}": (manifest([{**SEGMENT, "file": each}]), "must be the name of a file in this directory")
+        for each in ("../a.safetensors", "/etc/passwd", "a\0b", ".", 5, "\ud800")
+    },
+    "file missing": (manifest([{**SEGMENT, "file": "segment-000009.safetensors"}]), "must be in the directory"),
+    "first_layer negative": (manifest([{**SEGMENT, "first_layer": -1}]), "first_layer of segment-000000"),
+    "first_layer a bool": (manifest([{**SEGMENT, "first_layer": False}]), "first_layer of segment-000000"),
+    "first_layer 1": (manifest([{**SEGMENT, "first_layer": 1}]), "without a gap"),
+    "n_layers huge": (manifest([{**SEGMENT, "n_layers": 2**63}]), "n_layers of segment-000000"),
+    "n_layers 2": (manifest([{**SEGMENT, "n_layers": 2}]), "segment-000000.safetensors: layers must be 2"),
+    "n_layers 0": (manifest([{**SEGMENT, "n_layers": 0}]), "segment-000000"),
+    "hash a number": (manifest([{**SEGMENT, "header_sha256": 1}]), "header_sha256 of segment-000000"),
+    "hash of another": (manifest([{**SEGMENT, "header_sha256": "0" * 64}]), "must have the SHA-256"),
+    **{
+        f"{name} {each}": (manifest([SEGMENT], **{name: each}), name)
+        for name in ("tokens", "query_tokens")
+        for each in ({"a": "b"}, "ab", [1, 2])
+    },
+    "metadata a list": (manifest([SEGMENT], metadata=[1]), "metadata must be a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_that_breaks_a_rule_is_refused(name: str, tmp_path: Path) -> None:
+    raw, words = MANIFESTS[name]
+    folder = run_of(tmp_path / "run", raw)
+    with pytest.raises(DamagedFileError) as caught:
+        AttentionCache.load(folder)
+    assert str(caught.value).startswith(str(folder)), caught.value
+    assert words in str(caught.value), caught.value
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises((DamagedFileError, FileNotFoundError), match="run"):
+        AttentionCache.create(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"} == before
+
+
+def test_a_directory_made_by_hand_is_loaded_and_continued(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", manifest([SEGMENT], tokens=["a", "b"], metadata={"n": 1}))
+    assert AttentionCache.load(folder, verify=True)[0].tobytes() == WEIGHTS
+    with AttentionCache.create(folder) as cache:
+        cache.push([[[[1.0]]]])
+    cache = AttentionCache.load(folder, mmap=False)
+    assert (cache.n_layers, cache.tokens, dict(cache.metadata)) == (2, ("a", "b"), {"n": 1})
+
+
+def test_a_manifest_of_absurd_segments_is_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
+    many = [{**SEGMENT, "n_layers": 1_000_000, "first_layer": 1_000_000 * (at % 2)} for at in range(2000)]
+    folder = run_of(tmp_path / "run", manifest(many))
+    begin = time.monotonic()
+    with pytest.raises(DamagedFileError, match="at most 1000000 layers together"):
+        AttentionCache.load(folder)
+    assert time.monotonic() - begin < 20

@@ -1,7 +1,7 @@
 """Files and directories whose container and checksum are right and whose contents break a rule of ours.
 
 Covered: layers that are missing, doubled, of the wrong kind, dtype or shape; their numbers; tokens, metadata, checksums
-and versions of every wrong JSON type; manifests; sizes that are absurd. Each is refused with the file, the place and the
+and versions of every wrong JSON type; sizes that are absurd. Each is refused with the file, the place and the
 rule, quickly and in little memory. Not covered: the container itself (test_malformed.py).
 """
 
@@ -48,6 +48,19 @@ def floats(*shape: int) -> tuple[str, tuple[int, ...], bytes]:
 
 
 GOOD = our_file(ONE, DENSE[:1])
+SOURCES: list[tuple[Any, str]] = [
+    ([], "layers.0: its source must be one"),
+    ("a", "source must be an object, got str"),
+    ({"module": 1}, "module must be a string"),
+    ({"module": "a" * 1001}, "at most 1,000 characters"),
+    ({"layer": -1}, "layer must be from 0"),
+    ({"layer": 0.5}, "layer must be an int"),
+    ({"layer": 10**3000}, "layer must be from 0"),
+    ({"stack": "tower"}, "stack must be one of"),
+    ({"kind": [[["self"]]]}, "kind must be a string or None, got list"),
+    ({"heads": 0}, "heads must be a list of ints"),
+    ({"heads": [0] * 100_000}, "n_heads=1, got 100000"),
+]
 LAYERS: dict[str, tuple[bytes, str]] = {
     "no layer 0": (our_file({"layers.1.pattern": ONE["layers.0.pattern"]}, DENSE[:1]), "layers.0"),
     "a gap": (our_file({**ONE, "layers.2.pattern": ONE["layers.0.pattern"]}, DENSE), "layers.1"),
@@ -97,39 +110,21 @@ LAYERS: dict[str, tuple[bytes, str]] = {
     "greatest without sum": (factored(row_greatest=floats(1, 2, 2)), "must have both row_greatest and row_sum"),
     "sums of other rows": (factored(row_greatest=floats(1, 2, 2), row_sum=floats(1, 2, 3)), "layers.0.row_sum must be"),
     "scale missing": (our_file(FACTORS, [{"kind": "factored"}]), "layers.0: its scale must be a number"),
-    "scale null": (factored({"scale": None}), "layers.0: its scale must be a number"),
-    "scale a string": (factored({"scale": "0.5"}), "layers.0: its scale must be a number"),
-    "scale a bool": (factored({"scale": True}), "layers.0: its scale must be a number"),
+    **{
+        f"scale {value!r}": (factored({"scale": value}), "layers.0: its scale must be a number")
+        for value in (None, "0.5", True)
+    },
     "scale infinite": (described(DENSE, layers='[{"kind":"factored","scale":1e999}]'), "1e999, which is too large"),
-    "causal a number": (factored({"causal": 1}), "layers.0"),
-    "causal missing": (factored({"causal": None}), "layers.0"),
-    "window 0": (factored({"window": 0}), "layers.0"),
-    "window a float": (factored({"window": 1.5}), "layers.0"),
-    "window a bool": (factored({"window": True}), "layers.0"),
-    "softcap 0": (factored({"softcap": 0}), "layers.0"),
-    "softcap negative": (factored({"softcap": -1.0}), "layers.0"),
-    "softcap a list": (factored({"softcap": [1]}), "layers.0"),
-    "source a list": (our_file(ONE, [{"kind": "dense", "source": []}]), "layers.0: its source must be one"),
-    "source a string": (our_file(ONE, [{"kind": "dense", "source": "a"}]), "source must be an object, got str"),
-    "source of a number": (our_file(ONE, [{"kind": "dense", "source": {"module": 1}}]), "module must be a string"),
-    "source too long": (
-        our_file(ONE, [{"kind": "dense", "source": {"module": "a" * 1001}}]),
-        "at most 1,000 characters",
-    ),
-    "source of layer -1": (our_file(ONE, [{"kind": "dense", "source": {"layer": -1}}]), "layer must be from 0"),
-    "source of half a layer": (our_file(ONE, [{"kind": "dense", "source": {"layer": 0.5}}]), "layer must be an int"),
-    "source of layer 10^3000": (
-        our_file(ONE, [{"kind": "dense", "source": {"layer": 10**3000}}]),
-        "layer must be from 0",
-    ),
-    "source of no stack": (our_file(ONE, [{"kind": "dense", "source": {"stack": "tower"}}]), "stack must be one of"),
-    "source of a deep kind": (factored({"source": {"kind": [[["self"]]]}}), "kind must be a string or None, got list"),
+    **{
+        f"{name} {value}": (factored({name: value}), "layers.0")
+        for name, values in {"causal": (1, None), "window": (0, 1.5, True), "softcap": (0, -1.0, [1])}.items()
+        for value in values
+    },
+    **{
+        f"source {str(source)[:40]}": (our_file(ONE, [{"kind": "dense", "source": source}]), words)
+        for source, words in SOURCES
+    },
     "source of other heads": (factored({"source": {"heads": [0, 1, 2]}}), "n_heads=2, got 3"),
-    "source of one head": (our_file(ONE, [{"kind": "dense", "source": {"heads": 0}}]), "heads must be a list of ints"),
-    "source of many heads": (
-        our_file(ONE, [{"kind": "dense", "source": {"heads": [0] * 100_000}}]),
-        "n_heads=1, got 100000",
-    ),
     "a list for the mask": (factored({"key_mask": [[1, 1, 1]], "bias": 5, "lse": [1]}), ""),
 }
 ENTRIES: dict[str, tuple[bytes, str]] = {
@@ -140,21 +135,17 @@ ENTRIES: dict[str, tuple[bytes, str]] = {
         raw_file(json.dumps({"__metadata__": {"attncache": "1", "layers": "[]"}})),
         "must begin with header_crc32",
     ),
-    "tokens a string": (described(DENSE, tokens='"ab"'), "tokens"),
-    "tokens a number": (described(DENSE, tokens="7"), "tokens"),
-    "tokens an object": (described(DENSE, tokens='{"a":"b"}'), "tokens"),
-    "tokens of objects": (described(DENSE, tokens='[{"a":1,"b":2}]'), "tokens"),
-    "tokens of numbers": (described(DENSE, tokens="[1,2]"), "tokens"),
-    "tokens of nulls": (described(DENSE, tokens="[null,null]"), "tokens"),
-    "tokens of mixed depth": (described(DENSE, tokens='["a",["b"]]'), "tokens"),
-    "tokens too deep": (described(DENSE, tokens='[[["a"]]]'), "tokens"),
+    **{
+        f"{name} {text}": (described(DENSE, **{name: text}), f"{name} must be lists of strings")
+        for name in ("tokens", "query_tokens")
+        for text in ('"ab"', "7", '{"a":"b"}', '[{"a":1,"b":2}]', "[1,2]", "[null,null]", '["a",["b"]]', '[[["a"]]]')
+    },
     "tokens not JSON": (described(DENSE, tokens="['a']"), "tokens in __metadata__ must be JSON"),
-    "query_tokens a string": (described(DENSE, query_tokens='"ab"'), "query_tokens must be lists of strings"),
-    "query_tokens of numbers": (described(DENSE, query_tokens="[1,2]"), "query_tokens must be lists of strings"),
     "query_tokens not JSON": (described(DENSE, query_tokens="['a']"), "query_tokens in __metadata__ must be JSON"),
-    "metadata a list": (described(DENSE, metadata="[1]"), "metadata must be a JSON object"),
-    "metadata a string": (described(DENSE, metadata='"a"'), "metadata must be a JSON object"),
-    "metadata a number": (described(DENSE, metadata="1"), "metadata must be a JSON object"),
+    **{
+        f"metadata {text}": (described(DENSE, metadata=text), "metadata must be a JSON object")
+        for text in ("[1]", '"a"', "1")
+    },
     "metadata not JSON": (described(DENSE, metadata="{1:2}"), "metadata in __metadata__ must be JSON"),
     "metadata with NaN": (described(DENSE, metadata='{"a":NaN}'), "metadata in __metadata__ must be JSON"),
     "metadata name twice": (described(DENSE, metadata='{"a":1,"a":2}'), "'a' twice"),

@@ -1,7 +1,7 @@
 """``cache.save`` and ``AttentionCache.load``: one cache, one file.
 
 Covered: every dtype, kind and option of layer, empty axes, tokens, metadata and indexes, mapped and read, bit by bit; the
-stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; arguments. Sizes: support/stored.py; 3 MB where a mapping must be seen to stay unread.
+stock safetensors reader on every file; alignment, zero copy, laziness and read-only memory; pickling; arguments. Sizes: stored.py; 3 MB where a mapping must be seen to stay unread.
 Not covered: damage (test_damage.py), failing writes (test_writes.py), speed (benchmarks/files).
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ import pytest
 
 from attncache import AttentionCache
 from tests.support.patterns import DTYPES, cache_of
-from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, state, tokened
+from tests.support.stored import SHAPES, answers, everything, of_a_model, push_dense, replace, state, tokened
 
 WAYS: dict[str, dict[str, Any]] = {"mapped": {}, "mapped and verified": {"verify": True}, "read": {"mmap": False}}
 
@@ -106,7 +105,7 @@ def test_the_stock_safetensors_reader_opens_every_file(index: bool, tmp_path: Pa
     found = numpy_reader.load_file(tmp_path / "a.safetensors")
     for layer, (kind, dtype) in enumerate(zip(cache.kinds, cache.dtypes, strict=True)):
         names = ("pattern",) if kind == "dense" else ("query", "key")
-        for name, rows in zip(names, cache._memory(layer), strict=True):
+        for name, rows in zip(names, cache._layer(layer).memory, strict=True):
             tensor = found[f"layers.{layer}.{name}"]
             assert (tensor.dtype.name, tensor.shape, tensor.tobytes()) == (dtype, rows.shape, rows.tobytes())
 
@@ -126,7 +125,7 @@ def test_every_tensor_begins_at_a_multiple_of_64_in_the_file_and_in_memory(way: 
     assert len(ours) > 20
     assert all((begins + entry["data_offsets"][0]) % 64 == 0 for entry in ours)
     found = AttentionCache.load(tmp_path / "a.safetensors", **way)
-    assert all(rows.ctypes.data % 64 == 0 for layer in range(found.n_layers) for rows in found._memory(layer))
+    assert all(rows.ctypes.data % 64 == 0 for layer in range(found.n_layers) for rows in found._layer(layer).memory)
 
 
 def mapping_of(path: Path) -> range:
@@ -140,7 +139,7 @@ def test_the_views_of_a_mapped_file_lie_in_the_mapping(tmp_path: Path) -> None:
     everything().save(tmp_path / "a.safetensors", index=True)
     found = AttentionCache.load(tmp_path / "a.safetensors")
     mapping = mapping_of(tmp_path / "a.safetensors")
-    views = [rows for layer in range(found.n_layers) for rows in found._memory(layer)]
+    views = [rows for layer in range(found.n_layers) for rows in found._layer(layer).memory]
     views += [found[0], found.attention_from_position(0, 1), found.attention_to_position(0, 1)]
     assert all(view.ctypes.data in mapping for view in views)
     assert not any(view.flags.writeable for view in views)
@@ -152,14 +151,6 @@ def test_views_outlive_the_cache_and_the_file_name(tmp_path: Path) -> None:
     view = AttentionCache.load(tmp_path / "a.safetensors")[0]
     (tmp_path / "a.safetensors").unlink()
     assert view.tobytes() == cache[0].tobytes()
-
-
-def resident(path: Path) -> int:
-    """The bytes of a mapped file that this process has touched."""
-    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
-    match = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +([0-9]+) kB", text)
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 def test_a_change_in_memory_never_reaches_the_file(tmp_path: Path) -> None:
@@ -219,7 +210,7 @@ def test_a_cache_in_memory_or_changed_since_is_not_pickled(tmp_path: Path) -> No
         lambda found: found.append_qk(3, np.ones((2, 4, 1, 8), np.float32), np.ones((2, 2, 1, 8), np.float32)),
         lambda found: setattr(found, "tokens", None),
         lambda found: setattr(found, "metadata", {}),
-        lambda found: found._replace_layer(0, cache_of([np.ones((1, 1, 1, 1), np.float32)])),
+        lambda found: replace(found, 0, cache_of([np.ones((1, 1, 1, 1), np.float32)])),
         lambda found: found.clear(),
     ]
     for change in changes:

@@ -7,8 +7,6 @@ Sizes: the sample's 30 layers of [1, 9, 40, 40]. JSON compares by equality; word
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ import pytest
 from attncache import AttentionCache, reference
 from attncache.files import PatternFile, read_patterns, sample_path
 from attncache.text import WIDTH, bar, label
-from tests.support.command_line import Run, every_kind, flipped, process
+from tests.support.command_line import Run, every_kind, flipped
 from tests.support.patterns import make
 from tests.support.stored import everything
 
@@ -189,16 +187,3 @@ def test_a_cache_without_layers_has_no_answers(ask: Ask, run: Run, fails: Fails,
     assert ask("top", tmp_path / "a.safetensors")["layers"] == []
     assert len(run("top", tmp_path / "a.safetensors")) == 3
     assert "layer 0 is out of range for n_layers=0" in fails("top", tmp_path / "a.safetensors", "--layer", "0")[1]
-
-
-def test_a_process_of_its_own_says_the_same_in_ascii_and_in_json(ask: Ask, run: Run) -> None:
-    words = ["top", "sample", "--layer", "17"]
-    lines = run(*words)
-    ascii_ = process(*words, env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
-    assert (ascii_.returncode, ascii_.stderr) == (0, "")
-    assert ascii_.stdout.isascii()
-    assert [len(line) for line in ascii_.stdout.splitlines()] == [len(line) for line in lines]
-    assert json.loads(process(*words, "--json").stdout) == ask(*words)
-    wrong = process("top", "sample", "--layer", "99", "--json")
-    assert wrong.returncode == 1
-    assert json.loads(wrong.stdout) == {"error": "layer 99 is out of range for n_layers=30"}

@@ -139,10 +139,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "nothing on the stack": (b"R.", "got: pop from empty list"),
     "no mark": (b"K\x01t.", "got: pop from empty list"),
     "a list of itself": (b"]q\0h\0a.", "got: maximum recursion depth exceeded"),
-    "2^30 values": (
-        b"]q\0" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(30)) + b".",
-        "got: more than 1",
-    ),
+    "2^30 values": (b"]q\0" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(30)) + b".", "got: more than 1"),
     "beyond the storage": (
         TENSOR % (STORAGE, b"K\x0d", SIZES, STRIDES),
         "a tensor of shape [1, 1, 2, 2] in a storage of 16",

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from attncache.files import threads as files_threads
-from attncache.files.threads import in_threads
+from attncache.files import bytes as files_bytes
+from attncache.files.bytes import in_threads
 
 WORTH_IT = 1 << 30
-start_new_thread = files_threads.start_new_thread
+start_new_thread = files_bytes.start_new_thread
 
 
 def refuse(*_: Any) -> int:
@@ -50,8 +50,8 @@ STARTS = {
 
 @pytest.fixture(params=STARTS)
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(files_threads, "start_new_thread", STARTS[request.param])
-    monkeypatch.setattr(files_threads, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(files_bytes, "start_new_thread", STARTS[request.param])
+    monkeypatch.setattr(files_bytes, "get_num_threads", lambda: 4)
     return str(request.param)
 
 
@@ -108,7 +108,7 @@ def test_an_error_of_the_pieces_waits_for_those_that_run() -> None:
 
 
 def test_large_work_uses_several_threads_and_small_work_only_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_threads, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(files_bytes, "get_num_threads", lambda: 4)
 
     def work(_: int) -> int:
         time.sleep(0.01)

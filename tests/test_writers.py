@@ -25,10 +25,7 @@ from attncache.files import InUseError
 from attncache.files import directory as disk
 from attncache.files.atomic import hidden_name, replacing
 from tests.support.patterns import cache_of
-from tests.support.stored import push_dense, state, tokened
-
-if sys.platform == "win32":
-    pytest.skip("Windows has no fcntl locks and no forks", allow_module_level=True)
+from tests.support.stored import push_dense, replace, state, tokened
 
 ONE = np.ones((1, 1, 1, 1), np.float32)
 
@@ -120,7 +117,7 @@ def test_a_reader_meets_a_writer_that_replaces_and_compacts(tmp_path: Path) -> N
 
         def write() -> None:
             for number in range(40):
-                cache._replace_layer(number % 3, cache_of([np.full((1, 1, 2, 2), number, np.float32)]))
+                replace(cache, number % 3, cache_of([np.full((1, 1, 2, 2), number, np.float32)]))
                 if number % 5 == 0:
                     cache.compact()
             stop.set()

@@ -752,11 +752,8 @@ class AttentionCache(Selections):
         return self[:]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        # One layer at a time: the pattern of a factored one is computed, and let go of by whoever iterates.
-        layer = 0
-        while layer < self.n_layers:
-            yield self[layer]
-            layer += 1
+        # Of the layers there are now, one pattern at a time: that of a factored one is computed when it is reached.
+        return (layer.pattern() for layer in self._layers)
 
     def __repr__(self) -> str:
         layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"

@@ -118,38 +118,35 @@ def _create(session: Session) -> None:
     session.cache = AttentionCache.create(session.directory)
 
 
+def _on_cache(change: Callable[[Any], object]) -> Step:
+    """A change of the cache that is open."""
+
+    def step(session: Session) -> None:
+        change(session.cache)
+
+    return step
+
+
 def _push(seed: int, shape: tuple[int, ...] = (1, 2, 5, 7)) -> Step:
-    return lambda session: session.cache.push(pattern(seed, shape), check=False)
+    return _on_cache(lambda cache: cache.push(pattern(seed, shape), check=False))
 
 
 def _push_factored(seed: int) -> Step:
-    return lambda session: push_factored(session.cache, seed)
+    return _on_cache(lambda cache: push_factored(cache, seed))
 
 
-def _set_tokens(session: Session) -> None:
-    session.cache.tokens = [f"token {position}" for position in range(7)]
-
-
-def _set_metadata(session: Session) -> None:
-    session.cache.metadata = {"prompt": "the cat sat", "seed": 7}
-
-
-def _close(session: Session) -> None:
-    session.cache.close()
-
-
-def _clear(session: Session) -> None:
-    session.cache.clear()
-
-
-def _compact(session: Session) -> None:
-    session.cache.compact()
-
-
-def _replace(session: Session) -> None:
+def _replace_second(cache: Any) -> None:
     replacement = AttentionCache()
     replacement.push(pattern(77), check=False)
-    session.cache._replace_layer(1, replacement)
+    cache._take(replacement._layer(0), None, 1)
+
+
+_set_tokens = _on_cache(lambda cache: setattr(cache, "tokens", [f"token {position}" for position in range(7)]))
+_set_metadata = _on_cache(lambda cache: setattr(cache, "metadata", {"prompt": "the cat sat", "seed": 7}))
+_close = _on_cache(lambda cache: cache.close())
+_clear = _on_cache(lambda cache: cache.clear())
+_compact = _on_cache(lambda cache: cache.compact())
+_replace = _on_cache(_replace_second)
 
 
 def _directory_of_five(session: Session) -> None:
@@ -163,24 +160,19 @@ SAVES = (
     WritePath("save over a file, with an index", _save(1), [_save(2, index=True)], NAME),
     WritePath("save to a new name", _nothing, [_save(2)], NAME),
 )
-DIRECTORIES = (
-    WritePath(
-        "create and push",
+DIRECTORY_STEPS: dict[str, tuple[Step, Sequence[Step]]] = {
+    "create and push": (
         _nothing,
-        [_create, _push(1), _push_factored(2), _push_factored(3), _set_tokens, _set_metadata, _push(4, LARGE), _close],
-        DIRECTORY,
-        opens=True,
+        [_push(1), _push_factored(2), _push_factored(3), _set_tokens, _set_metadata, _push(4, LARGE)],
     ),
-    WritePath(
-        "open again and push",
-        _directory_of_five,
-        [_create, _push(6, LARGE), _push_factored(8), _set_metadata, _close],
-        DIRECTORY,
-        opens=True,
-    ),
-    WritePath("replace a layer", _directory_of_five, [_create, _replace, _close], DIRECTORY, opens=True),
-    WritePath("compact", _directory_of_five, [_create, _compact, _push(6), _compact, _close], DIRECTORY, opens=True),
-    WritePath("clear", _directory_of_five, [_create, _clear, _push(6), _close], DIRECTORY, opens=True),
+    "open again and push": (_directory_of_five, [_push(6, LARGE), _push_factored(8), _set_metadata]),
+    "replace a layer": (_directory_of_five, [_replace]),
+    "compact": (_directory_of_five, [_compact, _push(6), _compact]),
+    "clear": (_directory_of_five, [_clear, _push(6)]),
+}
+DIRECTORIES = tuple(
+    WritePath(name, prepare, [_create, *steps, _close], DIRECTORY, opens=True)
+    for name, (prepare, steps) in DIRECTORY_STEPS.items()
 )
 ALL = SAVES + DIRECTORIES
 

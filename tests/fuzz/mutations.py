@@ -185,16 +185,13 @@ def _new_data(random: Random, _: dict[str, Any], data: bytes) -> bytes:
 
 def _tensors(header: dict[str, Any]) -> dict[str, Any]:
     """The entries that still look like tensors."""
-    return {
-        name: entry
-        for name, entry in header.items()
-        if isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), list)
-        and isinstance(entry.get("data_offsets"), list)
-        and len(entry["data_offsets"]) == 2
-        and all(type(offset) is int and abs(offset) < 2**40 for offset in entry["data_offsets"])
-    }
+    found = {}
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(), "shape": list(), "data_offsets": [int(begin), int(end)]}:
+                if not isinstance(begin, bool) and not isinstance(end, bool) and max(abs(begin), abs(end)) < 2**40:
+                    found[name] = entry
+    return found
 
 
 def _packed(header: dict[str, Any], pieces: dict[str, bytes]) -> bytes:
@@ -205,11 +202,8 @@ def _packed(header: dict[str, Any], pieces: dict[str, bytes]) -> bytes:
             del header[name]
             continue
         if missing := -len(data) % 64:
-            header[f"__pad{len(data)}"] = {
-                "dtype": "U8",
-                "shape": [missing],
-                "data_offsets": [len(data), len(data) + missing],
-            }
+            offsets = [len(data), len(data) + missing]
+            header[f"__pad{len(data)}"] = {"dtype": "U8", "shape": [missing], "data_offsets": offsets}
             data += bytes(missing)
         header[name]["data_offsets"] = [len(data), len(data) + len(pieces[name])]
         data += pieces[name]
@@ -249,13 +243,11 @@ def _put_checksums(header: dict[str, Any], data: bytes) -> None:
     """Make the checksums of the data right, of a file that had any."""
     metadata = header.get("__metadata__")
     if isinstance(metadata, dict) and "data_crc32" in metadata:
-        found = {
-            name: [f"{zlib.crc32(data[slice(*entry['data_offsets'])]):08x}"]
-            if entry["data_offsets"][0] < entry["data_offsets"][1]
-            else []
-            for name, entry in _tensors(header).items()
-            if not name.startswith("__pad")
-        }
+        found = {}
+        for name, entry in _tensors(header).items():
+            begin, end = entry["data_offsets"]
+            if not name.startswith("__pad"):
+                found[name] = [f"{zlib.crc32(data[begin:end]):08x}"] if begin < end else []
         metadata["data_crc32"] = json.dumps({"block": 16 << 20, "tensors": found})
 
 

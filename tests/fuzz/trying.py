@@ -16,6 +16,10 @@ WAYS = tuple((mmap, verify) for mmap in (True, False) for verify in (True, False
 REFUSALS = (ValueError, OSError, MemoryError)
 _MOST = 1 << 22  # weights of an answer that is asked for
 
+_FORBIDDEN = frozenset(
+    ["exec", "import", "compile", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect"]
+)
+
 _watched: list[str] = []
 _seen: list[str] = []
 
@@ -28,18 +32,7 @@ def watch() -> None:
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if not _watched:
         return
-    if event in (
-        "exec",
-        "import",
-        "compile",
-        "os.system",
-        "os.exec",
-        "os.posix_spawn",
-        "subprocess.Popen",
-        "socket.connect",
-    ):
-        _seen.append(f"{event} {str(arguments)[:200]}")
-    if event.startswith(("pickle.", "ctypes.", "marshal.")):
+    if event in _FORBIDDEN or event.startswith(("pickle.", "ctypes.", "marshal.")):
         _seen.append(f"{event} {str(arguments)[:200]}")
     if event == "open" and not str(arguments[0]).startswith(_watched[0]):
         _seen.append(f"open {arguments[0]}")

@@ -81,6 +81,11 @@ def of_a_model() -> AttentionCache:
     return cache
 
 
+def replace(cache: AttentionCache, number: int, layer: AttentionCache) -> None:
+    """Put the only layer of one cache in the place of a layer of another."""
+    cache._take(layer._layer(0), layer.sources[0], range(cache.n_layers)[number])
+
+
 def state(cache: AttentionCache) -> Any:
     """All bytes and numbers of a cache, comparable by ==."""
     layers = []

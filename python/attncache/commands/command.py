@@ -31,11 +31,6 @@ class Answer(NamedTuple):
     failure: str | None = None
 
 
-def always_sensible(_: argparse.Namespace) -> str | None:
-    """For commands whose options go with each other in any way."""
-    return None
-
-
 @dataclass(frozen=True)
 class Command:
     """One command.
@@ -54,7 +49,7 @@ class Command:
     examples: str
     add_options: Callable[[argparse.ArgumentParser], None]
     answers: Callable[[argparse.Namespace], Iterable[Answer]]
-    nonsense: Callable[[argparse.Namespace], str | None] = always_sensible
+    nonsense: Callable[[argparse.Namespace], str | None] = lambda _: None
     has_json: bool = True
 
 

@@ -21,7 +21,7 @@ from attncache.commands.command import (
 )
 from attncache.commands.info import described, value_of
 from attncache.files.contents import contents_of
-from attncache.files.converting import Change, convert
+from attncache.files.opening import Change, convert
 
 EXAMPLES = """\
 examples:

@@ -22,7 +22,7 @@ from attncache.commands.command import (
     title_of,
 )
 from attncache.files.contents import Contents, contents_of
-from attncache.files.layers import Layer
+from attncache.files.layers import FileLayer
 from attncache.layer_source import numbers_in_words
 from attncache.text import WIDTH, label, paragraph, table
 from attncache.tokens import Tokens
@@ -147,7 +147,7 @@ def common(items: Sequence[Any]) -> str:
     return VARIES if len(found) > 1 else "".join(map(str, found))
 
 
-def layer_lines(layers: Sequence[Layer]) -> list[str]:
+def layer_lines(layers: Sequence[FileLayer]) -> list[str]:
     """Neighbouring layers alike on one line, the total, and the options of factored ones."""
     rows, notes = [], []
     at = 0
@@ -165,7 +165,7 @@ def layer_lines(layers: Sequence[Layer]) -> list[str]:
     return [*table(header, rows), *(["", *notes] if notes else [])]
 
 
-def source_lines(layers: Sequence[Layer]) -> list[str]:
+def source_lines(layers: Sequence[FileLayer]) -> list[str]:
     """Which layers of the model they are, those of one kind of module together; nothing where no layer says it."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, layer in enumerate(layers):
@@ -189,7 +189,7 @@ def _layers(numbers: Sequence[int]) -> str:
     return f"{'layer' if len(numbers) == 1 else 'layers'} {numbers_in_words(numbers)}"
 
 
-def options(layer: Layer) -> str:
+def options(layer: FileLayer) -> str:
     """What the weights of a factored layer are computed from."""
     given = layer.options
     words = [

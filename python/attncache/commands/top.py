@@ -85,7 +85,7 @@ def ask(contents: Contents, layer: int, arguments: argparse.Namespace) -> LayerA
     Raises:
         IndexError: position, head or batch is out of range for this layer.
     """
-    cache = contents.layers[layer].as_cache()
+    cache = contents.layers[layer].asked()
     direction: Literal["from", "to"] = "to" if arguments.to else "from"
     try:
         positions, weights = cache.top_k(

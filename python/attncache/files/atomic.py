@@ -4,23 +4,28 @@ The new file is written under a hidden name beside the old one, flushed to the d
 flushed. Its space is reserved first, so that a full disk is noticed before anything is written. A process that is killed
 leaves the hidden file: it has one fixed name and its lock ends with the process, so whoever saves or loads next can tell
 that nobody writes it, and removes it.
+
+A folder may come from somebody else: a link in it leads to a file of the user's, opening a pipe waits for its writer, and
+what a hard link shares belongs to its other name too. So only regular files are opened. Forked processes have no part in a lock.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
+import stat
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from attncache.files.errors import InUseError, naming
-from attncache.files.locks import FOLLOWING, NOT_FOLLOWING, Lock, check_regular, is_still, try_lock
 
-_RENAMES_OPEN_FILES = os.name != "nt"
-_seeking = threading.Lock()
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+FOLLOWING = _BINARY  # flags to open a path that the user gave
+NOT_FOLLOWING = _BINARY | getattr(os, "O_NOFOLLOW", 0)  # and one of a name that the format gives
 
 
 def hidden_name(path: Path) -> Path:
@@ -55,11 +60,11 @@ def replacing(path: Path, *, follow: bool = True) -> Iterator[int]:
                     os.fchmod(lock.fd, path.lstat().st_mode & 0o777)  # before there is anything to be read
                 yield lock.fd
                 os.fsync(lock.fd)
-                if not _RENAMES_OPEN_FILES:
-                    lock.close()
                 os.replace(hidden, path)  # noqa: PTH105 (as all calls here, one that a test can make fail)
             except BaseException:
-                _discard(hidden, lock)
+                with suppress(OSError):
+                    if lock.is_open and _is_still(hidden, lock.fd):  # else the name is another writer's by now
+                        hidden.unlink()
                 raise
         flush_folder(path.parent)
 
@@ -76,13 +81,6 @@ def _check_replaceable(path: Path) -> None:
             os.close(os.open(path, os.O_WRONLY | NOT_FOLLOWING))
 
 
-def _discard(hidden: Path, lock: Lock) -> None:
-    """Remove the hidden file, unless the name is another writer's by now."""
-    with suppress(OSError):
-        if not lock.is_open or is_still(hidden, lock.fd):
-            hidden.unlink()
-
-
 def remove_abandoned(path: Path) -> None:
     """Remove what a killed process left of a file that was to replace ``path``; what is being written stays."""
     hidden = hidden_name(Path(os.path.realpath(path)))
@@ -90,7 +88,7 @@ def remove_abandoned(path: Path) -> None:
         check_regular(hidden.lstat(), hidden)
         fd = os.open(hidden, os.O_RDWR | NOT_FOLLOWING)
         try:
-            if try_lock(fd) and is_still(hidden, fd):  # else it has just taken its place, and the name is another's
+            if _try_lock(fd) and _is_still(hidden, fd):  # else it has just taken its place, and the name is another's
                 hidden.unlink()
         finally:
             os.close(fd)
@@ -111,18 +109,10 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all bytes at an offset, in as many calls as the system needs."""
     rest = memoryview(data)
     while rest:
-        written = _pwrite(fd, rest, offset)
+        written = os.pwrite(fd, rest, offset)
         if written == 0:
             raise OSError(errno.EIO, "the system writes nothing more")
         rest, offset = rest[written:], offset + written
-
-
-def _pwrite(fd: int, data: memoryview, offset: int) -> int:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(fd, data, offset)
-    with _seeking:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, data)
 
 
 def begin_flush(fd: int, offset: int, n_bytes: int) -> None:
@@ -163,3 +153,144 @@ def _lock_hidden(lock: Lock, hidden: Path, path: Path) -> None:
 
     if not lock.take_own(hidden, try_again):
         raise InUseError(errno.EAGAIN, "another process or thread is writing this file", str(path))
+
+
+def check_regular(status: os.stat_result, path: Path) -> None:
+    """Refuse what is not a regular file.
+
+    Raises:
+        IsADirectoryError, OSError: it is a directory, or something else.
+    """
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = " but a symbolic link" if stat.S_ISLNK(status.st_mode) else ""
+        raise OSError(errno.EINVAL, f"not a regular file{kind}", str(path))
+
+
+class Lock:
+    """A file that is open, and locked if ``take`` said so, until ``close`` or the end of this object or of the process.
+
+    An interrupt at any moment leaves it open or closed, never open with no owner. In a forked process it is closed.
+    """
+
+    _file: FileIO | None = None
+
+    def __init__(self) -> None:
+        _all.add(self)
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None and not self._file.closed
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the open file."""
+        assert self._file is not None
+        return self._file.fileno()
+
+    def take(self, path: Path) -> bool:
+        """Open a regular file, made if there is none, in place of the one before, and try to lock it.
+
+        Raises:
+            OSError: it cannot be opened, or something else is there.
+        """
+        self.close()
+        with suppress(FileNotFoundError):
+            check_regular(path.lstat(), path)
+        self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | NOT_FOLLOWING, 0o666), "r+")
+        check_regular(os.fstat(self.fd), path)
+        return self.try_again()
+
+    def take_own(self, path: Path, try_again: Callable[[], bool]) -> bool:
+        """Open and lock a file whose contents nobody else has: they may then be thrown away.
+
+        A link, a pipe, or a file with a second name or another owner loses this name and nothing more.
+
+        Args:
+            path: of a name that the format gives.
+            try_again: called when somebody else has the lock, says whether it is ours after all.
+
+        Returns:
+            Whether it is locked.
+
+        Raises:
+            OSError: a directory is there, or the file cannot be made.
+        """
+        while True:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()
+            if not self.take(path) and not try_again():
+                return False
+            if not _is_still(path, self.fd):
+                continue  # its writer has renamed or removed it since it was opened
+            if _is_own(os.fstat(self.fd)):
+                return True
+            path.unlink()
+
+    def take_directory(self, directory: Path) -> None:
+        """Take a directory's lock, and say in it who has it.
+
+        Raises:
+            InUseError: another writer has it. OSError: as ``take_own``.
+        """
+        is_ours = self.take_own(directory / "lock", lambda: False)
+        writer = ""
+        with suppress(OSError):  # only to say who it is
+            if is_ours:
+                os.ftruncate(self.fd, 0)
+                os.write(self.fd, str(os.getpid()).encode())
+            else:
+                writer = os.read(self.fd, 20).decode("ascii", "replace")
+        if not is_ours:
+            raise InUseError(errno.EAGAIN, f"process {writer or 'unknown'} writes this cache", str(directory))
+
+    def try_again(self) -> bool:
+        """Try to lock the open file."""
+        return _try_lock(self.fd)
+
+    def close(self) -> None:
+        """Close and so unlock the file; may be called again."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether a file has one name, and is of the user who asks."""
+    return status.st_nlink == 1 and (not hasattr(os, "geteuid") or os.geteuid() in (status.st_uid, 0))
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether a path still names the file of a descriptor."""
+    with suppress(FileNotFoundError):
+        there, here = path.lstat(), os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    return False
+
+
+def _try_lock(fd: int) -> bool:
+    """Whether the file of a descriptor is now locked by it and by no other; unlocked when it is closed."""
+    import fcntl  # noqa: PLC0415 (not everywhere; what only reads does without)
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+_all: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """A lock lasts while any process has its descriptor: a worker would keep it from everybody when its parent is gone."""
+    for lock in list(_all):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)

@@ -34,16 +34,7 @@ from attncache.text import natural_order
 
 Kind: TypeAlias = Literal["safetensors", "npz", "npy", "torch", "hdf5", "folder"]
 WITH_CHECKSUMS = ("npz", "torch")  # those of zip archives
-SUFFIXES = (
-    ".npz",
-    ".npy",
-    ".safetensors",
-    ".pt",
-    ".pth",
-    ".bin",
-    ".h5",
-    ".hdf5",
-)  # of what may hold arrays in a folder
+SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth", ".bin", ".h5", ".hdf5")  # of what may hold arrays
 _NUMPY: dict[str, tuple[str, Any]] = {
     "F16": ("float16", np.float16),
     "BF16": ("bfloat16", np.uint16),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from attncache import _core
 from attncache.array_input import StoredDType
 from attncache.axes import Axes
 from attncache.cache import AttentionCache
@@ -15,7 +16,7 @@ from attncache.files.arrays import verify_zip
 from attncache.files.containers import WITH_CHECKSUMS, Container, Kind, joined, open_container
 from attncache.files.errors import DamagedFileError, damaged, in_file
 from attncache.files.foreign import layers_of_others
-from attncache.files.layers import Layer, push_stored
+from attncache.files.layers import FileLayer, Policy, Sourced, put_layers, stored_layer
 from attncache.files.manifest import MANIFEST, Manifest, read_manifest
 from attncache.files.schema import DERIVED, STORED, VERSION, Said, StoredLayer, layers_of
 from attncache.files.single import OpenFile, digest, proved
@@ -45,7 +46,7 @@ class Contents:
     kind: Literal["attncache file", "attncache directory"] | Kind
     n_files: int
     size: int
-    layers: tuple[Layer, ...]
+    layers: tuple[FileLayer, ...]
     said: Said
     origin: Origin | None
 
@@ -59,16 +60,21 @@ class Contents:
         """Whose checksums its data have: ours, those of a zip archive, or None."""
         return "attncache" if self.version else "zip" if self.kind in WITH_CHECKSUMS else None
 
-    def give_to(self, cache: AttentionCache) -> None:
-        """Give an empty cache everything; what is not mapped is read now."""
-        for layer in self.layers:
-            layer.push_to(cache, None)
+    def loaded(self, index: Policy) -> list[Sourced]:
+        """All layers; what is not mapped is read now."""
+        return [(layer.load(None, index), layer.source) for layer in self.layers]
+
+    def cache(self, index: Policy) -> AttentionCache:
+        """A cache of everything."""
+        cache = AttentionCache(index=index)
+        put_layers(cache, 0, self.loaded(index))
         if self.version is None:
             with in_file(self.path):
                 cache.tokens, cache.metadata = self.said.tokens, self.said.metadata
         else:
-            self.said.give_to(cache)
+            AttentionCache._describe(cache, *self.said)
         cache._origin = self.origin
+        return cache
 
 
 def contents_of(
@@ -157,27 +163,27 @@ def of_manifest(path: Path, manifest: Manifest, *, is_mapped: bool = True, verif
     return Contents(path, "attncache directory", len(sizes), sum(sizes), found, manifest.said, origin)
 
 
-def layers_in(file: OpenFile) -> tuple[Layer, ...]:
+def layers_in(file: OpenFile) -> tuple[FileLayer, ...]:
     """The layers of a file of ours, as its header describes them."""
     return tuple(_layer(file, layer) for layer in file.layers)
 
 
-def _layer(file: OpenFile, layer: StoredLayer) -> Layer:
+def _layer(file: OpenFile, layer: StoredLayer) -> FileLayer:
 
-    def push_to(cache: AttentionCache, dtype: StoredDType | None) -> None:
+    def load(dtype: StoredDType | None, index: Policy) -> _core.Layer:
         with in_file(file.path):
-            push_stored(cache, layer, file.whole, dtype)
+            return stored_layer(layer, file.whole, dtype, index)
 
     tensors, dtype = layer.tensors, STORED[layer.main.dtype]
     derived = DERIVED & tensors.keys()
     n_bytes = sum(tensor.n_bytes for name, tensor in tensors.items() if name not in derived)
     has_index = bool(derived) and "lse" not in tensors
     if "pattern" in tensors:
-        return Layer("dense", layer.shape, dtype, n_bytes, push_to, layer.source, {}, has_index)
+        return FileLayer("dense", layer.shape, dtype, n_bytes, load, layer.source, {}, has_index)
     options: dict[str, Any] = {"key_heads": tensors["key"].shape[1], "items": layer.main.shape[3]}
     options |= {name: layer.description.get(name) for name in ("scale", "causal", "window", "softcap")}
     options |= {name: name in tensors for name in ("key_mask", "sinks", "lse")}
-    return Layer("factored", layer.shape, dtype, n_bytes, push_to, layer.source, options, has_index)
+    return FileLayer("factored", layer.shape, dtype, n_bytes, load, layer.source, options, has_index)
 
 
 def is_cache_directory(path: Path) -> bool:
@@ -194,6 +200,8 @@ def _container_at(path: Path, *, is_mapped: bool) -> Container | None:
     if not is_cache_directory(path):
         try:
             return open_container(path, is_mapped=is_mapped)
+        except IsADirectoryError:  # it was none yet when its kind was asked
+            return _container_at(path, is_mapped=is_mapped)
         except (OSError, ValueError):
             if not is_cache_directory(path):
                 raise

@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -26,11 +26,10 @@ from attncache import _core
 from attncache.array_input import StoredDType, checked_copy, read_array
 from attncache.cache import AttentionCache
 from attncache.factored import factored_layer, longer_layer
-from attncache.files.atomic import flush_folder
+from attncache.files.atomic import Lock, flush_folder
 from attncache.files.contents import Origin, layers_in, of_manifest
 from attncache.files.errors import InUseError, in_file, naming
-from attncache.files.layers import alone, put_layers
-from attncache.files.locks import Lock
+from attncache.files.layers import Sourced, planned, put_layers
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name, write_manifest
 from attncache.files.opening import checked_path
 from attncache.files.schema import Said
@@ -52,6 +51,8 @@ class DiskCache(AttentionCache):
     layer anew. After ``close``, or at the end of a ``with``, it answers as before and takes no more layers.
     """
 
+    _manifest: Manifest
+
     def __init__(
         self,
         directory: str | PathLike[str],
@@ -66,12 +67,11 @@ class DiskCache(AttentionCache):
         self._lock = Lock()
         with in_file(self._directory):
             try:
-                self._manifest = _opened(self._directory, self._lock)
-                of_manifest(self._directory, self._manifest).give_to(self)
+                _lock(self._directory, self._lock)
+                self._read_again()
             except BaseException:
                 self._lock.close()
                 raise
-        self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
     @property
     def directory(self) -> Path:
@@ -109,7 +109,7 @@ class DiskCache(AttentionCache):
         with self._changing():
             if self.n_layers == 0:
                 return
-            self._write(self, 0, index=index)
+            self._write(zip(self._layers, self.sources, strict=True), 0, index=index)
 
     def push(
         self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
@@ -153,9 +153,8 @@ class DiskCache(AttentionCache):
             self._take(longer, self.sources[number], number)
 
     def _take(self, layer: _core.Layer, source: LayerSource | None = None, at: int | None = None) -> None:
-        new = alone(lambda cache: cache._take(layer, source))
         with self._changing():
-            self._write(new, self.n_layers if at is None else at)
+            self._write([(layer, source)], self.n_layers if at is None else at)
 
     def clear(self) -> None:
         with self._changing():
@@ -196,15 +195,14 @@ class DiskCache(AttentionCache):
             frame = frame.f_back
         return False
 
-    def _write(self, source: AttentionCache, first: int, *, index: bool = False) -> None:
-        """Make the layers of ``source`` those from ``first`` on, on disk and then here."""
+    def _write(self, layers: Iterable[Sourced], first: int, *, index: bool = False) -> None:
+        """Make layers those from ``first`` on, on disk and then here, mapped."""
         path = self._directory / segment_name(self._manifest.next)
         try:
-            digest = write_file(path, source, first=first, index=index, follow=False)
-            segment = Segment(path.name, first, source.n_layers, digest)
-            written = AttentionCache(index=self.index)
-            for layer in layers_in(segment.open(self._directory, is_mapped=True, verify=False)):
-                layer.push_to(written, None)
+            plans = [planned(*layer, f"layers.{number}", index=index) for number, layer in enumerate(layers, first)]
+            segment = Segment(path.name, first, len(plans), write_file(path, plans, follow=False))
+            file = segment.open(self._directory, is_mapped=True, verify=False)
+            written = [(layer.load(None, self.index), layer.source) for layer in layers_in(file)]
         except BaseException:
             _remove(path)
             raise
@@ -227,17 +225,20 @@ class DiskCache(AttentionCache):
             _remove(self._directory / segment.file)  # those in use live on until they are closed
 
     def _read_again(self) -> None:
-        """Make what is in the directory ours, whichever manifest is there now."""
+        """Make what is in the directory ours, whichever manifest is there now; what a killed writer left is removed."""
         manifest = read_manifest(self._directory)
-        there = AttentionCache(index=self.index)
-        of_manifest(self._directory, manifest).give_to(there)
-        if there.n_layers < self.n_layers:
+        contents = of_manifest(self._directory, manifest)
+        layers = contents.loaded(self.index)
+        if len(layers) < self.n_layers:
             AttentionCache.clear(self)
-        put_layers(self, 0, there)
+        put_layers(self, 0, layers)
         AttentionCache._describe(self, *manifest.said)
-        self._manifest, self._origin = manifest, there._origin
-        _remove_litter(self._directory, manifest)
-        self._agrees = True
+        self._manifest, self._origin = manifest, contents.origin
+        named = {segment.file for segment in manifest.segments}
+        for path in self._directory.iterdir():
+            if _LITTER.fullmatch(path.name) and path.name not in named:
+                _remove(path)
+        self._agrees = True  # with the directory; False while it is changed, and after a change that was interrupted
 
 
 _WRITES = (DiskCache._write.__code__, DiskCache._publish.__code__)
@@ -248,43 +249,29 @@ def _refuse_borrowing(copy: Any) -> None:
         raise ValueError("copy=False cannot borrow: a cache on disk keeps every layer in a file of its own")
 
 
-def _opened(directory: Path, lock: Lock) -> Manifest:
-    """The manifest of a directory that is then locked, written if there is none; what a killed writer left is removed.
+def _lock(directory: Path, lock: Lock) -> None:
+    """Lock a directory, and give it an empty manifest if it has none.
 
     Raises:
-        ValueError: other files are there, or layers without a manifest. InUseError, OSError, DamagedFileError: as
-            ``AttentionCache.create``.
+        ValueError: other files are there, or layers without a manifest. InUseError, OSError: as ``AttentionCache.create``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     foreign = [path.name for path in directory.iterdir() if not _is_ours(path)]
     if foreign and not os.path.lexists(directory / MANIFEST):
         raise ValueError(f"directory must be empty or a cache, got one with {min(foreign)}")
     lock.take_directory(directory)
-    if os.path.lexists(directory / MANIFEST):
-        manifest = read_manifest(directory)
-    else:
+    if not os.path.lexists(directory / MANIFEST):
         segments = [path.name for path in directory.iterdir() if _SEGMENT.fullmatch(path.name)]
         if segments:  # nothing that writes here leaves them so
             raise ValueError(f"must have the {MANIFEST} of its layers, got {min(segments)} without one")
         flush_folder(directory.parent)
-        manifest = Manifest()
-        write_manifest(directory, manifest)
-    _remove_litter(directory, manifest)
-    return manifest
+        write_manifest(directory, Manifest())
 
 
 def _is_ours(path: Path) -> bool:
     """Whether what is in a directory may be there before its manifest is; a lock holds the number of a process at most."""
     is_lock = path.name == "lock" and (path.lstat().st_size <= 20 or not stat.S_ISREG(path.lstat().st_mode))
     return is_lock or _OURS.fullmatch(path.name) is not None
-
-
-def _remove_litter(directory: Path, manifest: Manifest) -> None:
-    """Remove what a killed or interrupted writer left, which no manifest names."""
-    named = {segment.file for segment in manifest.segments}
-    for path in directory.iterdir():
-        if _LITTER.fullmatch(path.name) and path.name not in named:
-            _remove(path)
 
 
 def _remove(path: Path) -> None:

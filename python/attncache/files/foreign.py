@@ -9,29 +9,25 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from attncache import _core
 from attncache.adapters.named import errors_named
-from attncache.array_input import ArrayInput, read_array
+from attncache.array_input import ArrayInput, StoredDType, read_array
 from attncache.axes import Arrangement, Axes, checked_axes, of_one_array, of_one_layer
 from attncache.files.arrays import FLOATS, UNREADABLE, NamedArray, listed, size_of
 from attncache.files.containers import Container
 from attncache.files.errors import in_file
-from attncache.files.layers import Layer, Shape
+from attncache.files.layers import FileLayer, Policy, Shape, dense_layer
+from attncache.files.schema import MOST_LAYERS, MOST_OF_NOTHING
 from attncache.layer_source import LayerSource
 from attncache.notices import PatternWarning, warn_user
 from attncache.pattern_check import unlike_weights
 
-if TYPE_CHECKING:
-    from attncache.array_input import StoredDType
-    from attncache.cache import AttentionCache
-
 _PATTERN = "layers.{}.pattern"
-_MOST_LAYERS = 1_000_000
-_MOST_OF_NOTHING = 1 << 20  # as in schema.py: what takes no bytes may still take time
 _MOST_NUMBERS = 32  # in a name
 _SCORES = re.compile("score|logit", re.IGNORECASE)
 _ATTENTION = re.compile("att(entio)?n|pattern", re.IGNORECASE)
@@ -41,7 +37,7 @@ _UNNAMED = re.compile("arr_[0-9]+")  # what np.savez calls arrays that have no n
 
 def layers_of_others(
     container: Container, names: str | None = None, axes: Axes | None = None, *, check: bool = True
-) -> list[Layer]:
+) -> list[FileLayer]:
     """The layers in a container, in their order.
 
     Args:
@@ -175,16 +171,16 @@ def _tells_its_layer(name: str) -> bool:
 def _check_sizes(array: NamedArray, arrangement: Arrangement) -> None:
     """Refuse sizes that would take time or space beyond the file's own."""
     batch_size, n_heads, seq_q, seq_k = arrangement.layer_shape
-    if arrangement.n_layers > _MOST_LAYERS:
-        raise ValueError(f"{array.name} must have at most {_MOST_LAYERS} layers, got shape {array.shape}")
+    if arrangement.n_layers > MOST_LAYERS:
+        raise ValueError(f"{array.name} must have at most {MOST_LAYERS} layers, got shape {array.shape}")
     if max(seq_q, seq_k) >= 2**32:
         raise ValueError(f"{array.name} must have fewer than 2**32 queries and keys, got shape {array.shape}")
-    if 0 in array.shape and max(batch_size, n_heads) > _MOST_OF_NOTHING:
-        rule = f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty"
+    if 0 in array.shape and max(batch_size, n_heads) > MOST_OF_NOTHING:
+        rule = f"must have at most {MOST_OF_NOTHING} batch items and heads if it is empty"
         raise ValueError(f"{array.name} {rule}, got shape {array.shape}")
 
 
-def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[Layer]:
+def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None) -> list[FileLayer]:
     """The layers of the arrays: all in one, one in each, or all in each of several texts."""
     arrays = [array for _, array in chosen]
     first = arrangements[0]
@@ -204,13 +200,13 @@ def _layers(chosen: _Chosen, arrangements: list[Arrangement], look: _Look | None
     return [_layer(shape, arrays[0].dtype, None, reader) for reader in readers]
 
 
-def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> Layer:
+def _layer(shape: Shape, dtype: str, source: LayerSource | None, read: Callable[[], ArrayInput]) -> FileLayer:
     """A layer of others; the one place where they come in."""
 
-    def push_to(cache: AttentionCache, _: StoredDType | None) -> None:
-        cache.push(read(), check=False, source=source)
+    def load(dtype: StoredDType | None, index: Policy) -> _core.Layer:
+        return dense_layer(read(), dtype, index)
 
-    return Layer("dense", shape, dtype, size_of(shape, dtype), push_to, source, read=read)
+    return FileLayer("dense", shape, dtype, size_of(shape, dtype), load, source, read=read)
 
 
 def _sources(numbers: list[int | None], arrays: list[NamedArray]) -> list[LayerSource | None]:

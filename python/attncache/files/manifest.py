@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from attncache.files import strict_json
 from attncache.files.atomic import replacing, reserve, write_at
-from attncache.files.bytes import opened, read
+from attncache.files.bytes import mapped, opened, read, read_header
 from attncache.files.errors import damaged, in_file
 from attncache.files.safetensors import DIGITS, check_seal, sealed
-from attncache.files.schema import VERSION, Said, check_version, read_said
-from attncache.files.single import OpenFile, open_file
+from attncache.files.schema import MOST_LAYERS, VERSION, Said, check_version, layers_of, read_said
+from attncache.files.single import OpenFile, proved
 
 MANIFEST = "manifest.json"
 _BEGINNING = b'{"manifest_crc32":"'
@@ -35,15 +35,18 @@ class Segment(NamedTuple):
         return range(self.first_layer, self.first_layer + self.n_layers)
 
     def open(self, directory: Path, *, is_mapped: bool, verify: bool) -> OpenFile:
-        """The segment's file.
+        """The segment's file, with all that its header says checked, and its data as for ``proved``.
 
         Raises:
-            OSError, DamagedFileError: as ``open_file``, or it is not the file that the manifest means.
+            OSError: it cannot be read. MemoryError: there is no room. DamagedFileError: it breaks a rule, is damaged, or is
+                not the file that the manifest means.
         """
         path = directory / self.file
-        file = open_file(path, is_mapped=is_mapped, verify=verify, first=self.first_layer, follow=False)
-        with in_file(path):
-            self.check(file)
+        with opened(path, follow=False) as fd:
+            header, size = read_header(fd)
+            layers = layers_of(header, self.first_layer)
+            file = OpenFile(path, layers, header, mapped(fd, size) if is_mapped else read(fd, size))
+            self.check(proved(file, is_mapped=is_mapped, verify=verify))
         return file
 
     def check(self, file: OpenFile) -> None:
@@ -123,8 +126,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         if len(raw) > _MOST_BYTES:
             rule = f"the manifest with tokens and metadata must be at most {_MOST_BYTES:,} bytes"
             raise ValueError(f"{rule}, got {len(raw):,}")
-        if sum(segment.n_layers for segment in manifest.segments) > _MOST_LAYERS:
-            raise ValueError(f"a cache on disk must have at most {_MOST_LAYERS:,} layers")
+        if sum(segment.n_layers for segment in manifest.segments) > MOST_LAYERS:
+            raise ValueError(f"a cache on disk must have at most {MOST_LAYERS:,} layers")
     with replacing(directory / MANIFEST, follow=False) as fd:
         reserve(fd, len(raw))
         write_at(fd, raw, 0)
@@ -163,15 +166,12 @@ def parse_manifest(raw: bytes) -> Manifest:
     if not isinstance(listed, list):
         raise damaged("segments", "must be a list", type(listed).__name__)
     segments = tuple(_segment(entry) for entry in listed)
-    if sum(segment.n_layers for segment in segments) > _MOST_LAYERS:
-        raise damaged("segments", f"must hold at most {_MOST_LAYERS} layers together", len(segments))
+    if sum(segment.n_layers for segment in segments) > MOST_LAYERS:
+        raise damaged("segments", f"must hold at most {MOST_LAYERS} layers together", len(segments))
     layers = sorted({layer for segment in segments for layer in segment.layers})
     if layers != list(range(len(layers))):
         raise damaged("segments", "must have the layers 0, 1, 2, .. without a gap", layers)
     return Manifest(segments, entries["next"], read_said(entries.get))
-
-
-_MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted
 
 
 def _segment(entry: Any) -> Segment:
@@ -183,8 +183,8 @@ def _segment(entry: Any) -> Segment:
     if not named or Path(file).name != file or file in ("", ".", ".."):
         raise damaged("the file of a segment", "must be the name of a file in this directory", repr(file)[:80])
     for name in ("first_layer", "n_layers"):
-        if not strict_json.is_whole(entry[name]) or entry[name] > _MOST_LAYERS:
-            raise damaged(f"{name} of {segment.file}", f"must be 0 to {_MOST_LAYERS}", entry[name])
+        if not strict_json.is_whole(entry[name]) or entry[name] > MOST_LAYERS:
+            raise damaged(f"{name} of {segment.file}", f"must be 0 to {MOST_LAYERS}", entry[name])
     if not isinstance(entry["header_sha256"], str):
         raise damaged(f"header_sha256 of {segment.file}", "must be a string", repr(entry["header_sha256"])[:80])
     return segment

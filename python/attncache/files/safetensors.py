@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
 from attncache.files import strict_json
@@ -44,6 +44,9 @@ class Tensor(NamedTuple):
     @property
     def n_bytes(self) -> int:
         return self.end - self.begin
+
+
+Named: TypeAlias = tuple[str, str, tuple[int, ...]]  # name, dtype and shape of a tensor to be written
 
 
 class Header(NamedTuple):
@@ -161,11 +164,11 @@ class Plan(NamedTuple):
         return sealed(raw, _SEAL_AT)
 
 
-def plan(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Plan:
+def plan(tensors: Sequence[Named], metadata: Mapping[str, str]) -> Plan:
     """Lay tensors out one after the other, each at a multiple of ALIGNMENT.
 
     Args:
-        tensors: name, safetensors dtype and shape of each, in the order of the file.
+        tensors: in the order of the file.
         metadata: names and strings of the final lengths.
 
     Raises:

@@ -56,7 +56,8 @@ _BESIDE: dict[str, dict[str, tuple[str, Axes]]] = {
 }  # and may have, with its dtype: where it was given, where some key is hidden, where there are any; and its slots
 for _slot in SLOTS:
     _BESIDE[_slot.kind].update({name: ("F32", axes) for name, axes in _slot.tensors.items()})
-_MOST_OF_NOTHING = 1 << 20  # what follows takes memory for each batch item, which nothing else bounds
+MOST_LAYERS = 1_000_000  # far beyond any model, and quickly counted
+MOST_OF_NOTHING = 1 << 20  # what follows takes memory for each batch item, which nothing else bounds
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.([a-z_]+)")
 
 
@@ -190,8 +191,8 @@ def _check_main(tensor: Tensor, axes: Axes) -> None:
         raise damaged(where, "must have fewer than 2**32 queries and keys", got)
     if max(tensor.shape[:2]) >= 2**24:
         raise damaged(where, "must have fewer than 2**24 batch items and heads", got)
-    if tensor.n_bytes == 0 and max(tensor.shape[:2]) > _MOST_OF_NOTHING:
-        raise damaged(where, f"must have at most {_MOST_OF_NOTHING} batch items and heads if it is empty", got)
+    if tensor.n_bytes == 0 and max(tensor.shape[:2]) > MOST_OF_NOTHING:
+        raise damaged(where, f"must have at most {MOST_OF_NOTHING} batch items and heads if it is empty", got)
 
 
 class Said(NamedTuple):
@@ -216,10 +217,6 @@ class Said(NamedTuple):
         """The JSON values that are written; nothing for what is not there."""
         values = {"tokens": self.tokens, "query_tokens": self.query_tokens, "metadata": dict(self.metadata) or None}
         return {name: value for name, value in values.items() if value is not None}
-
-    def give_to(self, cache: AttentionCache) -> None:
-        """Let a cache say the same."""
-        cache._tokens, cache._query_tokens, cache._metadata = self
 
 
 def read_said(entry: Callable[[str], Any]) -> Said:

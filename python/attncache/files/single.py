@@ -7,42 +7,35 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
 from attncache.files.atomic import begin_flush, replacing, reserve, write_at
-from attncache.files.bytes import Bytes, mapped, opened, read, read_header
+from attncache.files.bytes import Bytes, in_threads
 from attncache.files.errors import DamagedFileError, damaged, in_file, named
-from attncache.files.layers import Part, parts_of
-from attncache.files.safetensors import BLOCK, DIGITS, PADDING, Header, Plan, Tensor, blocks, hexadecimal, plan
-from attncache.files.schema import VERSION, Description, Said, StoredLayer, layers_of, metadata_entry, read_said
-from attncache.files.threads import in_threads
-
-if TYPE_CHECKING:
-    from attncache.cache import AttentionCache
+from attncache.files.layers import Planned
+from attncache.files.safetensors import BLOCK, DIGITS, PADDING, Header, Named, Plan, Tensor, blocks, hexadecimal, plan
+from attncache.files.schema import VERSION, Said, StoredLayer, metadata_entry, read_said
 
 _PIECE = 1 << 20  # bytes that are checksummed and written while they are in the processor's cache
 
 
 def write_file(
     path: Path,
-    cache: AttentionCache,
-    *,
-    first: int = 0,
+    layers: Sequence[Planned],
     said: Said = Said(),  # noqa: B008 (it cannot be changed)
-    index: bool = False,
+    *,
     follow: bool = True,
 ) -> str:
-    """Write the layers of a cache as one file in the place of what was there.
+    """Write layers as one file in the place of what was there; their items are asked for one layer after the other.
 
     Args:
         path: the file.
-        cache: what to write.
-        first: the number of the first layer in the file.
+        layers: what to write.
         said: what else it says.
-        index: whether to write head means and normalisers.
         follow: as for ``replacing``.
 
     Returns:
@@ -51,32 +44,13 @@ def write_file(
     Raises:
         OSError: it cannot be written; see ``atomic.replacing``.
     """
-    described = [parts_of(cache, n, f"layers.{first + n}", index=index) for n in range(cache.n_layers)]
-    return write_layers(path, described, said, follow=follow)
-
-
-def write_layers(
-    path: Path, described: Sequence[tuple[Description, Sequence[Part]]], said: Said, *, follow: bool = True
-) -> str:
-    """Write layers as one file in the place of what was there; items of their tensors are asked for one after the other.
-
-    Args:
-        path: the file.
-        described: the description and the tensors of each layer.
-        said: what else it says.
-        follow: as for ``replacing``.
-
-    Returns, Raises:
-        As ``write_file``.
-    """
-    parts = [part for _, each in described for part in each]
-    more = {"layers": [description for description, _ in described], **said.entries()}
+    more = {"layers": [layer.description for layer in layers], **said.entries()}
     entries = {"attncache": VERSION, **{name: _json(value) for name, value in more.items()}}
     with in_file(path):
-        layout = _plan(parts, entries)
+        layout = _plan([tensor for layer in layers for tensor in layer.tensors], entries)
     with replacing(path, follow=follow) as fd:
         reserve(fd, layout.file_size)
-        checksums = _write_tensors(fd, layout, parts)
+        checksums = _write_tensors(fd, layout, (items for layer in layers for items in layer.items()))
         header = layout.header({**entries, "data_crc32": _checksums_entry(checksums)})
         write_at(fd, header, 0)
     return digest(header)
@@ -91,9 +65,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _plan(parts: Sequence[Part], entries: Mapping[str, str]) -> Plan:
+def _plan(tensors: Sequence[Named], entries: Mapping[str, str]) -> Plan:
     """Where everything goes; the checksums are not known yet, but how long they are."""
-    tensors = [(part.name, part.dtype, part.shape) for part in parts]
     sizes = {tensor.name: tensor.n_bytes for tensor in plan(tensors, {}).tensors}
     unknown = {name: ["0" * DIGITS for _ in blocks(size)] for name, size in sizes.items()}
     return plan(tensors, {**entries, "data_crc32": _checksums_entry(unknown)})
@@ -103,18 +76,19 @@ def _checksums_entry(checksums: Mapping[str, Sequence[str]]) -> str:
     return _json({"block": BLOCK, "tensors": checksums})
 
 
-def _write_tensors(fd: int, layout: Plan, parts: Sequence[Part]) -> dict[str, list[str]]:
+def _write_tensors(fd: int, layout: Plan, items: Iterator[npt.NDArray[Any]]) -> dict[str, list[str]]:
     """Write the data of all tensors, and give the checksums of their blocks."""
 
     def pieces() -> Iterator[tuple[Bytes, int]]:
         end = layout.data_begins
-        for tensor, part in zip(layout.tensors, parts, strict=True):
+        for tensor, array in zip(layout.tensors, items, strict=True):
             if tensor.begin > end:
                 write_at(fd, bytes(tensor.begin - end), end)
             end = tensor.end
-            items = np.ascontiguousarray(part.items()).reshape(-1).view(np.uint8)
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for begin, stop in blocks(tensor.n_bytes):
-                yield items[begin:stop], tensor.begin + begin
+                yield raw[begin:stop], tensor.begin + begin
+            del array, raw  # so that two layers are never there at once
 
     def write_block(piece: tuple[Bytes, int]) -> str:
         block, begins = piece
@@ -153,21 +127,6 @@ class OpenFile(NamedTuple):
         """
         with in_file(self.path):
             return read_said(lambda name: metadata_entry(self.header, name))
-
-
-def open_file(path: Path, *, is_mapped: bool, verify: bool, first: int = 0, follow: bool = True) -> OpenFile:
-    """Open a file of ours and check all that its header says; with ``verify``, or if it is not mapped, its data too.
-
-    A link is followed unless ``follow`` is False.
-
-    Raises:
-        OSError: it cannot be read. DamagedFileError: it breaks a rule, or is damaged. MemoryError: there is no room.
-    """
-    with opened(path, follow=follow) as fd:
-        header, size = read_header(fd)
-        layers = layers_of(header, first)
-        whole = mapped(fd, size) if is_mapped else read(fd, size)
-    return proved(OpenFile(path, layers, header, whole), is_mapped=is_mapped, verify=verify)
 
 
 def proved(file: OpenFile, *, is_mapped: bool, verify: bool) -> OpenFile:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 _MOST_DIGITS = 4000  # slow to read if there are very many, and Python by itself refuses more than 4300
 
@@ -80,12 +80,12 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
         raise TypeError(f"metadata must be a mapping of strings to JSON values, got {type(metadata).__name__}")
     copied = {}
     length = 0
-    known: dict[int, _Extent] = {}
+    known: dict[int, tuple[int, int]] = {}
     for name, value in metadata.items():
         if not isinstance(name, str):
             raise TypeError(f"metadata must have names that are strings, got {name!r}")
         try:
-            length += _extent(value, _MOST_DEEP - 1, known).length
+            length += _extent(value, _MOST_DEEP - 1, known)[0]
         except (TypeError, ValueError) as error:
             raise type(error)(f"metadata[{name!r}] {error}") from None
         if length > _MOST_LONG:
@@ -100,34 +100,22 @@ def checked_metadata(metadata: object) -> Mapping[str, Any]:
     return MappingProxyType(copied)
 
 
-class _Extent(NamedTuple):
-    """How much of JSON a value is.
-
-    Attributes:
-        length: its characters at least.
-        height: how many lists and mappings lie in each other.
-    """
-
-    length: int
-    height: int
-
-
-def _extent(value: object, deepest: int, known: dict[int, _Extent]) -> _Extent:
-    """The extent of a value, of what is shared in it once for each place; each list and mapping is looked at once.
+def _extent(value: object, deepest: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many characters of JSON a value is at least, and how many lists and mappings lie in each other in it.
 
     Args:
         value: anything; only lists, tuples and dicts are looked into, as ``json`` does.
         deepest: the greatest height that may be found; a value that holds itself has more.
-        known: the extents of the lists and mappings that were looked at, by their ids.
+        known: what was found of the lists and mappings that were looked at, by their ids: each is looked at once.
 
     Raises:
         ValueError: it is higher. TypeError: a mapping in it has a name that is no string.
     """
     if not isinstance(value, list | tuple | dict):
         digits = value.bit_length() // 4 if isinstance(value, int) else len(value) if isinstance(value, str) else 0
-        return _Extent(1 + digits, 0)
+        return 1 + digits, 0
     extent = known.get(id(value))
-    if deepest < (1 if extent is None else extent.height):
+    if deepest < (1 if extent is None else extent[1]):
         raise ValueError(f"must be nested at most {_MOST_DEEP} deep")
     if extent is None:
         length, height = 2, 0
@@ -137,8 +125,8 @@ def _extent(value: object, deepest: int, known: dict[int, _Extent]) -> _Extent:
             length += len(name)
         for each in value.values() if isinstance(value, dict) else value:
             inner = _extent(each, deepest - 1, known)
-            length, height = length + 1 + inner.length, max(height, inner.height)
-        extent = known[id(value)] = _Extent(length, height + 1)
+            length, height = length + 1 + inner[0], max(height, inner[1])
+        extent = known[id(value)] = length, height + 1
     return extent
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,14 +54,6 @@ class _Storage(NamedTuple):
     n_items: int
 
 
-class _Place(NamedTuple):
-    """Where storages are: the members of the archive, what their names begin with, and the order of their bytes."""
-
-    members: Mapping[str, zipfile.ZipInfo]
-    folder: str
-    order: Literal["<", ">"]
-
-
 class _Tensor(NamedTuple):
     """A tensor over a storage, as PyTorch describes it: its strides and where it begins count items."""
 
@@ -90,9 +83,9 @@ def torch_arrays(path: Path, *, is_mapped: bool) -> list[NamedArray]:
         folder = pickled.filename.removesuffix("data.pkl")
         is_big = f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") == b"big"
         said = archive.read(pickled)
-        place = _Place(members, f"{folder}data/", ">" if is_big else "<")
         # A value takes a byte of the pickle at least, unless it is in a list that is there several times.
-        return _Archive(path, whole, place, len(said) + 1000).arrays(_value(said), "")
+        found = _Archive(path, whole, members, f"{folder}data/", ">" if is_big else "<", len(said) + 1000)
+        return found.arrays(_value(said), "")
 
 
 def _value(pickled: bytes) -> Any:
@@ -194,23 +187,34 @@ def _made(name: str, arguments: Sequence[Any]) -> Any:
     return _Tensor(storage, begin, tuple(shape), tuple(strides))
 
 
+@dataclass
 class _Archive:
-    """Finds the arrays in a value of nested tuples, lists and dicts, and reads them; what else there is is passed over."""
+    """Finds the arrays in a value of nested tuples, lists and dicts, and reads them; what else there is is passed over.
 
-    def __init__(self, path: Path, whole: Bytes, place: _Place, most_values: int) -> None:
-        self._path, self._whole, self._place = path, whole, place
-        self._most_values = most_values
-        self._n_values = self._n_items = 0
+    Attributes:
+        path, whole: the file, and all its bytes.
+        members, folder, order: where storages are: the members of the archive, what their names begin with, their byte order.
+        most_values: how many a value may have; n_values and n_items count them and the items of tensors.
+    """
+
+    path: Path
+    whole: Bytes
+    members: Mapping[str, zipfile.ZipInfo]
+    folder: str
+    order: Literal["<", ">"]
+    most_values: int
+    n_values: int = 0
+    n_items: int = 0
 
     def arrays(self, value: Any, name: str) -> list[NamedArray]:
         """The arrays in a value of this name."""
-        self._n_values += 1
-        if self._n_values > self._most_values:
-            raise ValueError(f"more than {self._most_values} values")
+        self.n_values += 1
+        if self.n_values > self.most_values:
+            raise ValueError(f"more than {self.most_values} values")
         if isinstance(value, _Tensor):
             self._count(value)
             dtype, shape = value.storage.dtype, value.shape
-            return [NamedArray(name or ONLY, dtype, shape, lambda key: self._items(value, key), self._path)]
+            return [NamedArray(name or ONLY, dtype, shape, lambda key: self._items(value, key), self.path)]
         if isinstance(value, list | tuple):
             steps = self._merged(value, name) if value and is_step(value[0]) else None
             if steps is not None:
@@ -223,9 +227,9 @@ class _Archive:
 
     def _count(self, tensor: _Tensor) -> None:
         """Refuse more items than the file can mean: a tensor may repeat its items, and a pickle its tensors."""
-        self._n_items += math.prod(tensor.shape)
-        if self._n_items > 1 << 20 and self._n_items // 1000 > len(self._whole):
-            raise ValueError(f"tensors of {self._n_items} items, of which the file holds less than a thousandth")
+        self.n_items += math.prod(tensor.shape)
+        if self.n_items > 1 << 20 and self.n_items // 1000 > len(self.whole):
+            raise ValueError(f"tensors of {self.n_items} items, of which the file holds less than a thousandth")
 
     def _merged(self, steps: Sequence[Any], name: str) -> list[NamedArray] | None:
         """The layers of a generation; None where these are other tuples in tuples, such as keys and values."""
@@ -240,7 +244,7 @@ class _Archive:
         for n, (layer, source) in enumerate(merged):
             number = n if source is None else source.layer
             named = f"{name}.{number}" if name else str(number)
-            found.append(NamedArray(named, layer.dtype, layer.array.shape, layer.array.__getitem__, self._path))
+            found.append(NamedArray(named, layer.dtype, layer.array.shape, layer.array.__getitem__, self.path))
         return found
 
     def _step(self, item: Any) -> Any:
@@ -255,10 +259,10 @@ class _Archive:
     def _items(self, tensor: _Tensor, key: Any) -> npt.NDArray[Any]:
         """The items of a tensor at an index, read-only; bfloat16 as uint16."""
         storage = tensor.storage
-        dtype = np.dtype("uint16" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self._place.order)
+        dtype = np.dtype("uint16" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self.order)
         n_bytes = storage.n_items * dtype.itemsize
         with undamaged(f"storage {storage.member}", "must be whole"):
-            raw = self._bytes(f"{self._place.folder}{storage.member}")
+            raw = self._bytes(f"{self.folder}{storage.member}")
             if len(raw) < n_bytes:
                 raise ValueError(f"{len(raw)} bytes for {storage.n_items} items of {storage.dtype}")
             if 0 in tensor.shape:
@@ -269,12 +273,12 @@ class _Archive:
 
     def _bytes(self, member: str) -> Bytes:
         """The bytes of a member: over those of the file, if it is not compressed."""
-        info = self._place.members[member]
+        info = self.members[member]
         if info.compress_type != zipfile.ZIP_STORED:
-            with self._path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            with self.path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
                 return np.frombuffer(archive.read(info), np.uint8)
-        head = self._whole[info.header_offset : info.header_offset + 30].tobytes()
+        head = self.whole[info.header_offset : info.header_offset + 30].tobytes()
         begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        if head[:4] != b"PK\x03\x04" or begin + info.file_size > len(self._whole):
+        if head[:4] != b"PK\x03\x04" or begin + info.file_size > len(self.whole):
             raise ValueError("a member that is not in the file")
-        return self._whole[begin : begin + info.file_size]
+        return self.whole[begin : begin + info.file_size]

@@ -11,13 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from attncache.cache import AttentionCache
 from attncache.files.arrays import npy_array, verify_zip
 from attncache.files.bytes import mapped, opened, read_between, read_header
 from attncache.files.containers import WITH_CHECKSUMS, files_in, kind_of
 from attncache.files.contents import is_cache_directory
 from attncache.files.errors import DamagedFileError, damaged, in_file
-from attncache.files.layers import push_stored
+from attncache.files.layers import stored_layer
 from attncache.files.manifest import MANIFEST, Manifest, Segment, read_manifest
 from attncache.files.safetensors import ALIGNMENT, Header
 from attncache.files.schema import layers_of
@@ -109,9 +108,8 @@ def _verify_safetensors(path: Path, segment: Segment | None = None) -> Verified:
         _check_alignment(header)
         n_bytes, errors = damages(header, path, lambda begin, end: read_between(fd, begin, end))
         if not errors:  # so that every number that belongs to a factored layer is sound, too
-            cache = AttentionCache(index="off")
             for layer in layers:
-                push_stored(cache, layer, file.whole)
+                stored_layer(layer, file.whole)
             file.said()
     return Verified(path, n_bytes, errors=tuple(errors))
 
