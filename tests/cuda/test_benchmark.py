@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from cuda.recording import Recorder
 
 from attncache.cuda import library
+from cuda.launching import Emulated
 from cuda.placing import put
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def place(emulated: Recorder) -> Place:
+def place(emulated: Emulated) -> Place:
     """Torch's tensors on the CPU, and copies of them on the emulated device."""
     torch = pytest.importorskip("torch", reason="answers are compared with torch's")
     from benchmarks.core.timing import Plan, seconds
