@@ -82,10 +82,10 @@ class _Layers:
         """Description and tensors of one layer; those of queries and keys are made twice, which is cheap beside keeping all."""
         layer, change, name = self._layers[number], self._change, f"layers.{number}"
         if layer.kind == "factored" and not change.mean_only:
-            description, planned = parts_of(self._made(number), 0, name, index=change.index)
+            description, planned = parts_of(*self._made(number)._sourced[0], name, index=change.index)
 
             def again(at: int) -> npt.NDArray[Any]:
-                return parts_of(self._made(number), 0, name, index=change.index)[1][at].items()
+                return parts_of(*self._made(number)._sourced[0], name, index=change.index)[1][at].items()
 
             return description, [part._replace(items=partial(again, at)) for at, part in enumerate(planned)]
         dtype: StoredDType = change.dtype or ("float32" if layer.dtype == "float64" else layer.dtype)  # type: ignore[assignment]

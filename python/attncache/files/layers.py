@@ -72,14 +72,9 @@ def alone(fill: Callable[[AttentionCache], object], dtype: StoredDType | None = 
     return cache
 
 
-def copy_of(cache: AttentionCache, number: int) -> AttentionCache:
-    """One layer of a cache alone, over the same memory."""
-    return alone(lambda copy: copy._take(cache._layer(number), cache.sources[number]))
-
-
 def put_layers(cache: AttentionCache, first: int, layers: AttentionCache) -> None:
     """Make the layers of one cache those of another from ``first`` on."""
-    for at, (layer, source) in enumerate(zip(layers._layers, layers.sources, strict=True)):
+    for at, (layer, source) in enumerate(layers._sourced):
         AttentionCache._take(cache, layer, source, first + at)
 
 
@@ -92,15 +87,16 @@ def head_means(layer: _core.Layer) -> npt.NDArray[np.float32]:
     return means
 
 
-def parts_of(cache: AttentionCache, number: int, name: str, *, index: bool) -> tuple[Description, list[Part]]:
+def parts_of(
+    layer: _core.Layer, source: LayerSource | None, name: str, *, index: bool
+) -> tuple[Description, list[Part]]:
     """The description and the tensors of one layer.
 
     Args:
-        cache, number: whose layer, and which.
+        layer, source: what it is, and where it comes from.
         name: what its tensors' names begin with, such as "layers.0".
         index: whether to compute and write its head means or normalisers too.
     """
-    source, layer = cache.sources[number], cache._layer(number)
     dtype = layer.dtype
     if layer.kind == "dense":
         return dense_parts(lambda: layer, name, dtype, layer.shape, index=index, source=source)

@@ -51,7 +51,10 @@ def write_file(
     Raises:
         OSError: it cannot be written; see ``atomic.replacing``.
     """
-    described = [parts_of(cache, n, f"layers.{first + n}", index=index) for n in range(cache.n_layers)]
+    described = [
+        parts_of(layer, source, f"layers.{number}", index=index)
+        for number, (layer, source) in enumerate(cache._sourced, first)
+    ]
     return write_layers(path, described, said, follow=follow)
 
 
