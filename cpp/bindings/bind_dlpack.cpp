@@ -1,4 +1,5 @@
 // DLPack capsules, in and out, of arrays that this library itself does not read: attncache.cuda says what they mean.
+#include <pybind11/critical_section.h>
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -24,6 +25,7 @@ void check_version(const VersionedTensor& managed) {
 /// Takes what a capsule holds out of it. The object that owns it from then on calls its deleter, once.
 template <class Managed>
 py::tuple take(const py::object& given) {
+    const py::scoped_critical_section alone(given);  // of two threads that bring one capsule, one takes it
     auto* const managed = static_cast<Managed*>(PyCapsule_GetPointer(given.ptr(), Managed::kFresh));
     if (managed == nullptr || PyCapsule_SetName(given.ptr(), Managed::kTaken) != 0) throw py::error_already_set();
     const std::shared_ptr<Managed> shared(managed, [](Managed* p) {
