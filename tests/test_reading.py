@@ -115,7 +115,7 @@ def test_what_is_appended_is_what_was_given(which: int, change: str) -> None:
             CHANGES[change](given[which])
 
         grown = AttentionCache()
-        grown._put_layer(0, cache, 0)
+        grown._take(cache._layer(0))
         ones = OPTIONS["key_mask"]
         grown.append_qk(Runs(run, 0) if layer else 0, *given, key_mask=Runs(run, ones) if mask else ones)  # type: ignore[arg-type]
         assert_same(grown.rows(0), expected.rows(0))
@@ -133,7 +133,7 @@ WRONG_FOR_THE_CORE: dict[str, dict[str, Any]] = {
     "hidden keys of another batch": {"hidden_keys": [[], []]},
     "hidden keys beyond the last": {"hidden_keys": [[(3, 9)]]},
     "hidden keys that descend": {"hidden_keys": [[(3, 4), (1, 2)]]},
-    "sinks": {"sinks": np.zeros(3, np.float32)},
+    "sinks": {"sinks": [0.0] * 3},
     "lse": {"lse": np.zeros((1, 2, 7), np.float32)},
 }
 
@@ -142,22 +142,21 @@ WRONG_FOR_THE_CORE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("wrong", WRONG_FOR_THE_CORE)
 def test_the_core_checks_what_it_computes_with(wrong: str, shares_memory: bool) -> None:
     query, key = arrays()
-    given: dict[str, Any] = {"query": query, "key": key, "hidden_keys": [], "sinks": None, "lse": None}
+    given: dict[str, Any] = {"query": query, "key": key, "hidden_keys": [], "sinks": [], "lse": None}
     given |= WRONG_FOR_THE_CORE[wrong]
-    given |= {name: source(given[name], shares_memory) for name in ("query", "key")}
-    store = _core.Store()
+    scoring = (1.0, 0.0, True, 0, given["hidden_keys"], given["sinks"])
     with pytest.raises(ValueError, match=r"key|sinks|lse"):
-        store._push_qk(scale=1.0, softcap=0.0, causal=True, window=0, **given)
-    assert store.is_empty
-    store._push_qk(source(query, True), source(key, True), 1.0, 0.0, True, 0, [], None, None)
+        _core.Layer.factored(
+            source(given["query"], shares_memory), source(given["key"], shares_memory), scoring, given["lse"]
+        )
+    made = _core.Layer.factored(source(query, True), source(key, True), (1.0, 0.0, True, 0, [], []), None)
     for hidden in ([[], []], [[(0, 9)]]):
         with pytest.raises(ValueError, match="hidden keys"):
-            store._append_qk(0, query, "float32", key, "float32", hidden)
-    assert store.shapes == ((1, 2, 8, 8),)
+            made.with_more(query, "float32", key, "float32", hidden)
+    assert made.shape == (1, 2, 8, 8)
 
 
 def test_the_core_shares_only_memory_that_it_can_read() -> None:
-    store = _core.Store()
     pattern = arrays()[0]
     for array, stored in (
         (pattern[..., ::2], "float32"),
@@ -165,5 +164,4 @@ def test_the_core_shares_only_memory_that_it_can_read() -> None:
         (pattern, "float16"),
     ):
         with pytest.raises(TypeError, match="shared"):
-            store._push(array, "float32", stored, shares_memory=True)
-    assert store.is_empty
+            _core.Layer.dense(array, "float32", stored, True)

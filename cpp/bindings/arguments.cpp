@@ -23,16 +23,16 @@ const char* type_name(PyObject* value) { return Py_TYPE(value)->tp_name; }
 }
 
 Indices from_sequence(PyObject* selector, const Axis& axis) {
-    const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(selector, "a sequence of ints"));
+    // A tuple that nobody else changes: an __index__ or another thread may take items out of a list.
+    const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(selector));
     if (!items) throw py::error_already_set();
     Indices indices;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-        // Held: its own __index__ may take it out of the list.
-        const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
-        if (PyList_Check(item.ptr()) || PyTuple_Check(item.ptr())) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items.ptr()); ++i) {
+        PyObject* const item = PyTuple_GET_ITEM(items.ptr(), i);
+        if (PyList_Check(item) || PyTuple_Check(item)) {
             raise_not_a_selector(axis, std::string("a sequence of sequences"));
         }
-        indices.values.push_back(position_of(whole_number(item.ptr(), axis.argument), item.ptr(), axis));
+        indices.values.push_back(position_of(whole_number(item, axis.argument), item, axis));
     }
     return indices;
 }

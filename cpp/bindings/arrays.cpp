@@ -170,12 +170,15 @@ PyObject* view_of_bytes(const PatternView& rows, const py::object& owner) {
     return rows_view(descriptor, rows, owner);
 }
 
-const float* floats_in(const py::object& array, std::span<const npy_intp> dims) {
+const float* floats_in(const py::object& array, const char* argument, std::span<const npy_intp> dims) {
     auto* const ndarray = reinterpret_cast<PyArrayObject*>(array.ptr());
     const bool fits = PyArray_Check(array.ptr()) && PyArray_TYPE(ndarray) == NPY_FLOAT &&
                       PyArray_ISCARRAY_RO(ndarray) && PyArray_NDIM(ndarray) == static_cast<int>(dims.size()) &&
                       std::equal(dims.begin(), dims.end(), PyArray_DIMS(ndarray));
-    if (!fits) throw py::value_error("expected an aligned C-contiguous float32 array of the layer's shape");
+    if (!fits) {
+        throw py::value_error(std::string(argument) +
+                              " must be an aligned C-contiguous float32 array of the layer's shape");
+    }
     return floats(array.ptr());
 }
 

@@ -58,7 +58,7 @@ py::handle owner_of(const Derived& derived);
 PyObject* view_of_floats(const float* data, std::span<const npy_intp> dims, py::handle owner);
 
 /// The items of a float32 array of those dimensions, C-contiguous and aligned; ValueError if it is none.
-const float* floats_in(const py::object& array, std::span<const npy_intp> dims);
+const float* floats_in(const py::object& array, const char* argument, std::span<const npy_intp> dims);
 
 /// A new array to be written by a query.
 PyObject* new_array(std::span<const npy_intp> dims, int typenum);

@@ -1,4 +1,5 @@
 // Layers on a device: made of arrays that Python has taken apart; and arrays there that answers are written into.
+#include <pybind11/critical_section.h>
 #include <pybind11/stl.h>
 
 #include <string>
@@ -27,6 +28,7 @@ bool is_read_only(const dlpack::VersionedTensor& managed) { return (managed.flag
 /// Takes what a capsule holds out of it. The object that owns it from then on calls its deleter, once.
 template <class Managed>
 py::tuple take(const py::object& given) {
+    const py::scoped_critical_section alone(given);  // of two threads that bring one capsule, one takes it
     auto* const managed = static_cast<Managed*>(PyCapsule_GetPointer(given.ptr(), Managed::kFresh));
     if (managed == nullptr || PyCapsule_SetName(given.ptr(), Managed::kTaken) != 0) throw py::error_already_set();
     const std::shared_ptr<Managed> shared(managed, [](Managed* p) {

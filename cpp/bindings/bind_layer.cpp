@@ -181,8 +181,8 @@ py::object row_sums_of(const Held& layer) {
 RowSums row_sums_from(const Shape& shape, const py::object& greatest, const py::object& sums) {
     const npy_intp dims[] = {shape.batch_size, shape.n_heads, shape.seq_q};
     const std::int64_t n = shape.batch_size * shape.n_heads * shape.seq_q;
-    const float* const first_greatest = floats_in(greatest, dims);
-    const float* const first_sum = floats_in(sums, dims);
+    const float* const first_greatest = floats_in(greatest, "greatest", dims);
+    const float* const first_sum = floats_in(sums, "sums", dims);
     return {{first_greatest, first_greatest + n}, {first_sum, first_sum + n}};
 }
 
@@ -225,8 +225,8 @@ void set_head_mean(const Held& layer, const py::object& batch, const py::object&
     const npy_intp by_query_dims[] = {shape.seq_q, shape.seq_k};
     const npy_intp by_key_dims[] = {shape.seq_k, shape.seq_q};
     const auto mean = std::make_shared<HeadMean>();
-    mean->by_query = floats_in(by_query, by_query_dims);
-    mean->by_key = floats_in(by_key, by_key_dims);
+    mean->by_query = floats_in(by_query, "by_query", by_query_dims);
+    mean->by_key = floats_in(by_key, "by_key", by_key_dims);
     mean->n_bytes = 2 * shape.seq_q * shape.seq_k * static_cast<std::int64_t>(sizeof(float));
     mean->memory = keep_alive(py::make_tuple(by_query, by_key));
     layer->slot(Derivation::head_mean, item).put(mean);

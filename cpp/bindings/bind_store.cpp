@@ -41,28 +41,43 @@ Held held(const std::shared_ptr<const Layer>& layer) { return std::const_pointer
 Held layer_at(const py::object& self, const py::object& layer) {
     const std::int64_t number = whole_number(layer.ptr(), "layer");
     const Store& store = store_of(self);
-    const Axis axis{"layer", "n_layers", store.n_layers()};
-    if (Held found = held(store.layer(position_of(number, layer.ptr(), axis)))) return found;
-    raise_out_of_range(layer, {"layer", "n_layers", store.n_layers()});  // another thread cleared the store
+    if (Held found = held(store.layer(number))) return found;
+    raise_out_of_range(layer, {"layer", "n_layers", store.n_layers()});
+}
+
+/// A Python object that says where a layer comes from; None says nothing.
+Store::Source source_of(const py::object& source) { return source.is_none() ? nullptr : keep_alive(source); }
+
+py::object object_of(const Store::Source& source) {
+    if (source == nullptr) return py::none();
+    return py::reinterpret_borrow<py::object>(static_cast<PyObject*>(const_cast<void*>(source.get())));
+}
+
+void append_layer(const py::object& self, const Held& layer, const py::object& source) {
+    store_of(self).push(layer, source_of(source));
 }
 
 /// Makes a layer the one at `at`, or the next one if `at` is n_layers.
-void put_layer(const py::object& self, const py::object& at, const Held& layer) {
+void put_layer(const py::object& self, const py::object& at, const Held& layer, const py::object& source) {
     const std::int64_t number = whole_number(at.ptr(), "at");
     Store& store = store_of(self);
-    const Axis axis{"at", "n_layers + 1", store.n_layers() + 1};
-    if (!store.put(position_of(number, at.ptr(), axis), layer)) {
+    if (!store.put(number, layer, source_of(source))) {
         raise_out_of_range(at, {"at", "n_layers + 1", store.n_layers() + 1});
     }
+}
+
+/// A tuple of what `of` makes of each of some values.
+template <class Values, class Of>
+py::tuple tuple_of(const Values& values, const Of& of) {
+    py::tuple objects(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) objects[i] = of(values[i]);
+    return objects;
 }
 
 /// One value for each layer.
 template <class Of>
 py::tuple of_each(const py::object& self, const Of& of) {
-    const auto layers = store_of(self).layers();
-    py::tuple values(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) values[i] = of(*layers[i]);
-    return values;
+    return tuple_of(store_of(self).layers(), [&](const auto& layer) { return of(*layer); });
 }
 
 template <class Of>
@@ -89,9 +104,8 @@ py::class_<Store> bind_store(py::module_& module) {
     py::class_<Store> store(module, "Store");
     store_type = reinterpret_cast<PyTypeObject*>(store.ptr());
     store.def(py::init<>())
-        .def(
-            "_append", [](const py::object& self, const Held& layer) { store_of(self).push(layer); }, "layer"_a)
-        .def("_put", put_layer, "at"_a, "layer"_a)
+        .def("_append", append_layer, "layer"_a, "source"_a = py::none())
+        .def("_put", put_layer, "at"_a, "layer"_a, "source"_a)
         .def(
             "_replace",
             [](const py::object& self, const Held& before, const Held& after) {
@@ -111,13 +125,16 @@ py::class_<Store> bind_store(py::module_& module) {
              [](const py::object& self) {
                  for (const auto& layer : store_of(self).layers()) layer->drop_derived();
              })
-        .def_property_readonly("_layers",
+        .def_property_readonly("_sourced",
                                [](const py::object& self) {
-                                   const auto layers = store_of(self).layers();
-                                   py::tuple objects(layers.size());
-                                   for (std::size_t i = 0; i < layers.size(); ++i)
-                                       objects[i] = py::cast(held(layers[i]));
-                                   return objects;
+                                   return tuple_of(store_of(self).sourced(), [](const Store::Sourced& one) {
+                                       return py::make_tuple(held(one.layer), object_of(one.source));
+                                   });
+                               })
+        .def_property_readonly("_sources",
+                               [](const py::object& self) {
+                                   return tuple_of(store_of(self).sourced(),
+                                                   [](const Store::Sourced& one) { return object_of(one.source); });
                                })
         .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
         .def_property_readonly("is_empty", [](const py::object& self) { return store_of(self).n_layers() == 0; })

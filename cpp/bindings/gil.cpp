@@ -60,8 +60,6 @@ void release_reference(void* object) {
     Py_DECREF(static_cast<PyObject*>(object));
 }
 
-std::shared_ptr<const void> keep_alive(const py::object& object) {
-    return {object.inc_ref().ptr(), release_reference};
-}
+std::shared_ptr<const void> keep_alive(const py::object& object) { return {object.inc_ref().ptr(), release_reference}; }
 
 }  // namespace attncache::python

@@ -83,9 +83,8 @@ struct GivenIndex {
 /// The layer, and with it everything that may change, is looked up after all arguments have been read: reading one may
 /// run Python code.
 LookedAtLayer layer_at(const Store& store, const GivenIndex& layer) {
-    const Axis axis{"layer", "n_layers", n_layers_of(store)};
-    if (auto found = look_at_layer(store, layer.on(axis))) return found;
-    raise_out_of_range(layer.given, {"layer", "n_layers", n_layers_of(store)});  // another thread cleared the store
+    if (auto found = look_at_layer(store, layer.number)) return found;
+    raise_out_of_range(layer.given, {"layer", "n_layers", n_layers_of(store)});
 }
 
 /// The batch item; 0 if none is given.
@@ -241,10 +240,8 @@ PyObject* get_layer(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObj
     static constexpr Arguments<1>::Signature signature{"get_layer", {"layer"}, 1, 1};
     return guarded([&]() -> PyObject* {
         const Arguments<1> arguments(signature, values, n, keywords);
-        std::int64_t number = whole_number(arguments[0], "layer");
-        const Store& store = store_in(self);
-        if (number < 0) number += n_layers_of(store);
-        const LookedAtLayer layer = look_at_layer(store, number);
+        const std::int64_t number = whole_number(arguments[0], "layer");
+        const LookedAtLayer layer = look_at_layer(store_in(self), number);
         if (layer == nullptr) Py_RETURN_NONE;
         return view_of(*layer->shared_from_this());  // shared: a bfloat16 view imports a package
     });

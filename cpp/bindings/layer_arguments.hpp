@@ -36,7 +36,7 @@ inline Scoring scoring_of(const ScoringTuple& tuple) {
 inline std::vector<float> lse_from(const py::object& lse, const Shape& queries) {
     if (lse.is_none()) return {};
     const npy_intp dims[] = {queries.batch_size, queries.n_heads, queries.seq_q};
-    const float* const items = floats_in(lse, dims);
+    const float* const items = floats_in(lse, "lse", dims);
     return {items, items + dims[0] * dims[1] * dims[2]};
 }
 

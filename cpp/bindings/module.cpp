@@ -24,7 +24,8 @@ bool is_main_interpreter() { return PyInterpreterState_Get() == PyInterpreterSta
 }  // namespace
 
 // Of the main interpreter alone: in another one pybind11 would wait for ever, and NumPy's state is that of the first.
-PYBIND11_MODULE(_core_of_main, module, pybind11::multiple_interpreters::not_supported()) {
+// pybind11 3.1 compiles the two options in this order alone.
+PYBIND11_MODULE(_core_of_main, module, pybind11::mod_gil_not_used(), pybind11::multiple_interpreters::not_supported()) {
     // From 3.13 on, PyInit__core itself runs in the main interpreter, whoever imports.
     if (!is_main_interpreter()) throw pybind11::import_error(kNotHere);
     if (import_numpy() < 0) throw pybind11::error_already_set();

@@ -13,15 +13,10 @@ std::string text_of(const Shape& shape) {
 
 using Layers = std::vector<std::shared_ptr<const Layer>>;
 
-/// The layers of those numbers, checked again: reading a selector may have run Python code that changed the store.
 Layers take_layers(const Layers& all, const std::vector<std::int64_t>& numbers) {
     Layers layers;
     layers.reserve(numbers.size());
-    const Axis axis{"layers", "n_layers", static_cast<std::int64_t>(all.size())};
-    for (const std::int64_t number : numbers) {
-        if (number >= axis.size) raise_out_of_range(py::int_(number), axis);
-        layers.push_back(all[static_cast<std::size_t>(number)]);
-    }
+    for (const std::int64_t number : numbers) layers.push_back(all[static_cast<std::size_t>(number)]);
     return layers;
 }
 
@@ -77,9 +72,10 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
 ResolvedSelection resolve_selection(const Store& store, const py::object& layers, const py::object& heads,
                                     const py::object& batch) {
     ResolvedSelection resolved;
-    const Indices chosen_layers = resolve_selector(layers, {"layers", "n_layers", store.n_layers()});
+    Indices chosen_layers;
     {
-        const Layers all = store.layers();
+        const Layers all = store.layers();  // what is asked, whatever reading a selector or another thread changes
+        chosen_layers = resolve_selector(layers, {"layers", "n_layers", static_cast<std::int64_t>(all.size())});
         resolved.layers = take_layers(all, chosen_layers.values);
         const Layer& common = common_layer(all, chosen_layers.values, resolved.layers);
         resolved.shape = common.shape();

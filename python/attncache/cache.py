@@ -66,7 +66,6 @@ class AttentionCache(Selections):
         self._tokens: Tokens | None = None
         self._query_tokens: Tokens | None = None
         self._metadata: Mapping[str, Any] = MappingProxyType({})
-        self._sources: dict[int, LayerSource] = {}
         self._has_warned = False
         self._origin: Origin | None = None  # where the cache was opened from, while it is still what is there
 
@@ -539,7 +538,7 @@ class AttentionCache(Selections):
         >>> cache.sources
         (LayerSource(module='model.layers.5.self_attn', layer=5), None)
         """
-        return tuple(self._sources.get(layer) for layer in range(self.n_layers))
+        return self._sources
 
     def _warn_once(self, message: str | None) -> None:
         """Warn that something pushed is odd, if it is and the first in this cache."""
@@ -554,14 +553,10 @@ class AttentionCache(Selections):
 
     def _take(self, layer: _core.Layer, source: LayerSource | None = None, at: int | None = None) -> None:
         """Make a layer the next one, or the one at a place that there is, and keep where it comes from."""
-        number = self.n_layers if at is None else at
         if at is None:
-            self._append(layer)
+            self._append(layer, source)
         else:
-            self._put(at, layer)
-        self._sources.pop(number, None)
-        if source is not None and number < self.n_layers:  # what was there may have cleared the cache as it was let go
-            self._sources[number] = source
+            self._put(at, layer, source)
         self._origin = None
 
     def part(
@@ -629,10 +624,9 @@ class AttentionCache(Selections):
         ('cpu',)
         """
         copy = AttentionCache(self._dtype, index=self.index)
-        for layer in self._layers:
-            copy._append(layer.cpu())
+        for layer, source in self._sourced:
+            copy._append(layer.cpu(), source)
         copy._tokens, copy._query_tokens, copy._metadata = self._tokens, self._query_tokens, self._metadata
-        copy._sources = dict(self._sources)
         return copy
 
     def clear(self) -> None:
@@ -646,7 +640,7 @@ class AttentionCache(Selections):
         """
         _core.Store._clear(self)
         self._tokens, self._metadata, self._origin = None, MappingProxyType({}), None
-        self._query_tokens, self._sources = None, {}
+        self._query_tokens = None
 
     def drop_index(self) -> None:
         """Free the indexes of all layers; views of them stay valid. Under "auto" they are built again when they pay.
@@ -753,20 +747,21 @@ class AttentionCache(Selections):
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         # Of the layers there are now, one pattern at a time: that of a factored one is computed when it is reached.
-        return (layer.pattern() for layer in self._layers)
+        return (layer.pattern() for layer, _ in self._sourced)
 
     def __repr__(self) -> str:
-        layers = "1 layer" if self.n_layers == 1 else f"{self.n_layers} layers"
-        if words := layers_in_words(self.sources):
+        now = self._sourced  # whatever other threads push and clear
+        layers = "1 layer" if len(now) == 1 else f"{len(now)} layers"
+        if words := layers_in_words([source for _, source in now]):
             layers += f" ({words})"
-        forms = {(kind, *shape, dtype) for kind, shape, dtype in zip(self.kinds, self.shapes, self.dtypes, strict=True)}
+        forms = {(layer.kind, *layer.shape, layer.dtype) for layer, _ in now}
         if len(forms) == 1:
             kind, *shape, dtype = forms.pop()
             layers += f" of {shape} {dtype}" if kind == "dense" else f" of {shape} as {dtype} queries and keys"
         elif forms:
             layers += f" of {len(forms)} shapes and dtypes"
-        if devices := set(self.devices) - {"cpu"}:
-            layers += f" on {', '.join(sorted(devices | set(self.devices)))}"
+        if (devices := {layer.device for layer, _ in now}) - {"cpu"}:
+            layers += f" on {', '.join(sorted(devices))}"
         size = readable_bytes(self.nbytes)
         if self.index_nbytes:
             size += f" of which {readable_bytes(self.index_nbytes)} index"

@@ -52,8 +52,8 @@ def part_of(
 def _snapshot(cache: AttentionCache) -> AttentionCache:
     """The same layers in a cache that no other thread changes."""
     same = AttentionCache(index="off")
-    for layer in range(cache.n_layers):
-        same._take(cache._layer(layer), cache.sources[layer])
+    for layer, source in cache._sourced:
+        same._append(layer, source)
     same._tokens, same._query_tokens, same._metadata = cache._tokens, cache._query_tokens, cache._metadata
     return same
 

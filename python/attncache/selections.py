@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.layer_source import LayerSource
 from attncache.results import TopK, TopKWithTokens
 from attncache.tokens import Described, Tokens, answer_tokens
 
@@ -23,11 +22,6 @@ class Selections(_core.Store):
 
     _tokens: Tokens | None
     _query_tokens: Tokens | None
-
-    @property
-    def sources(self) -> tuple[LayerSource | None, ...]:
-        """Where each layer comes from; AttentionCache knows it."""
-        return (None,) * self.n_layers
 
     def rows(
         self,
@@ -167,7 +161,7 @@ class Selections(_core.Store):
         described = Described(self._tokens, self._query_tokens, self.shapes, ())
         if described.tokens is None and described.query_tokens is None:
             return found
-        known = answer_tokens(described._replace(sources=self.sources), layers, batch, direction)
+        known = answer_tokens(described._replace(sources=self._sources), layers, batch, direction)
         return found if known is None else TopKWithTokens.of(*found, known)
 
 

@@ -143,7 +143,7 @@ bool failures_leave_everything_as_it_was() {
     const bool is_unbuilt = peek_head_mean(*layer, 0) == nullptr;
     const bool builds_now = head_mean_for(*layer, 0, IndexPolicy::eager, Costs::kNever) != nullptr;
     const bool there = !store.put(2, layer) && store.put(1, layer) && store.n_layers() == 2 &&
-                       store.layer(-1) == nullptr && store.layer(2) == nullptr;
+                       store.layer(-2) == store.layer(0) && store.layer(-3) == nullptr && store.layer(2) == nullptr;
     return came_through && is_unbuilt && builds_now && there;
 }
 

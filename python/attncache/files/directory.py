@@ -109,7 +109,7 @@ class DiskCache(AttentionCache):
         with self._changing():
             if self.n_layers == 0:
                 return
-            self._write(zip(self._layers, self.sources, strict=True), 0, index=index)
+            self._write(self._sourced, 0, index=index)
 
     def push(
         self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None

@@ -111,7 +111,7 @@ def _pattern(layer: FileLayer) -> npt.NDArray[Any]:
 def save(cache: AttentionCache, path: str | PathLike[str], *, index: bool) -> None:
     """``AttentionCache.save``."""
     _check_bool(index, "index")
-    layers = [(layer, cache._sources.get(n)) for n, layer in enumerate(cache._layers)]
+    layers = cache._sourced
     plans = [planned(*layer, f"layers.{n}", index=index) for n, layer in enumerate(layers)]
     write_file(checked_path(path), plans, Said.of(cache))
 
