@@ -115,7 +115,7 @@ def test_what_is_appended_is_what_was_given(which: int, change: str) -> None:
             CHANGES[change](given[which])
 
         grown = AttentionCache()
-        grown._take(cache._layer(0))
+        grown._take(cache._layer(0), None)
         ones = OPTIONS["key_mask"]
         grown.append_qk(Runs(run, 0) if layer else 0, *given, key_mask=Runs(run, ones) if mask else ones)  # type: ignore[arg-type]
         assert_same(grown.rows(0), expected.rows(0))

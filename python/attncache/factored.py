@@ -87,10 +87,10 @@ def longer_layer(
     cache: _core.Store, number: int, query: Any, key: Any, key_mask: Any
 ) -> tuple[_core.Layer, _core.Layer]:
     """A factored layer of a cache, and the one that ``AttentionCache.append_qk`` puts in its place."""
-    before = queries_and_keys(cache, number)
-    queries, keys = read_array(query, QUERY), read_array(key, KEY)
+    queries, keys = read_array(query, QUERY), read_array(key, KEY)  # as they are before reading a number may run code
     check_shapes(queries.array.shape, keys.array.shape)
     hidden = hidden_ranges(key_mask, (keys.array.shape[0], keys.array.shape[2]))
+    before = queries_and_keys(cache, number)
     return before, before.with_more(queries.array, queries.dtype, keys.array, keys.dtype, hidden)
 
 
