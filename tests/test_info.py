@@ -95,7 +95,9 @@ def test_a_file_of_ours_is_described_as_its_cache_is(ask: Ask, tmp_path: Path) -
     assert [layer["kind"] for layer in layers] == list(cache.kinds)
     assert [tuple(layer["shape"]) for layer in layers] == list(cache.shapes)
     assert [layer["dtype"] for layer in layers] == list(cache.dtypes)
-    assert sum(layer["bytes"] for layer in layers[:3]) == sum(layer.memory[0].nbytes for layer in [each for each, _ in cache._sourced][:3])
+    assert sum(layer["bytes"] for layer in layers[:3]) == sum(
+        layer.memory[0].nbytes for layer in [each for each, _ in cache._sourced][:3]
+    )
     for layer, given in zip(layers[3:], factored_options(), strict=True):
         assert (layer["key_heads"], layer["items"]) == (2, 8)
         assert layer["scale"] == np.float32(given.get("scale", 8**-0.5))

@@ -163,9 +163,8 @@ void for_each_computed(const Selection& selection, const AskedLines& lines,
             memory = allocate(n_bytes);
             n_allocated = n_bytes;
         }
-        selection.layers.front()->read_lines(
-            request_of(selection, lines, slab),
-            {reinterpret_cast<float*>(memory.get()), slab.n * length, length});
+        selection.layers.front()->read_lines(request_of(selection, lines, slab),
+                                             {reinterpret_cast<float*>(memory.get()), slab.n * length, length});
         const DenseLayer rows(contiguous_view(memory.get(), DType::float32, {1, n_heads, slab.n, length}), memory);
         const Layer* const layer = &rows;
         use(Selection{{&layer, 1}, {&only_batch, 1}, all_heads, selection.treat_heads}, slab);

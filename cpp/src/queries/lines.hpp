@@ -1,7 +1,7 @@
-// The one source of lines for every query. A line is a row or column of a [query, key] plane of the answer: of one head,
-// or of the mean of several. Layers in memory are read where they lie, all of them together; other kinds are asked for
-// as many lines at a time as fit into a slab. What splits over threads, what is read together, what is fetched ahead
-// and whether an index pays is decided here.
+// The one source of lines for every query. A line is a row or column of a [query, key] plane of the answer: of one
+// head, or of the mean of several. Layers in memory are read where they lie, all of them together; other kinds are
+// asked for as many lines at a time as fit into a slab. What splits over threads, what is read together, what is
+// fetched ahead and whether an index pays is decided here.
 #pragma once
 
 #include <algorithm>
@@ -79,7 +79,8 @@ void for_each_part(const Selection& selection, std::int64_t n_lines, const Store
         while (is_stored && end < selection.layers.size() && selection.layers[end]->stored() != nullptr) ++end;
         Selection part = selection;
         part.layers = selection.layers.subspan(begin, end - begin);
-        if (!selection.means.empty()) part.means = selection.means.subspan(begin * n_batches, part.layers.size() * n_batches);
+        if (!selection.means.empty())
+            part.means = selection.means.subspan(begin * n_batches, part.layers.size() * n_batches);
         const std::int64_t first = static_cast<std::int64_t>(begin) * per_layer;
         is_stored ? stored(part, first) : computed(part, first);
     }
