@@ -69,6 +69,42 @@ def test_a_fresh_process_uses_at_least_one_thread_and_not_more_than_the_machine_
 
 # Many threads, one cache
 
+FIRST_TO_FILES = """
+import sys, threading, time
+from attncache import AttentionCache
+
+class Slow:  # finds nothing, and takes so long that all threads have come before the first is in
+    def find_spec(self, name, path=None, target=None):
+        if name == "attncache.files":
+            time.sleep(0.2)
+
+def load():
+    try:
+        AttentionCache.load("nothing")
+    except FileNotFoundError:
+        pass
+
+jobs = [
+    lambda: AttentionCache().save("saved.safetensors"),
+    lambda: setattr(AttentionCache(), "metadata", {"turn": 1}),
+    load,
+    lambda: AttentionCache.create("created").close(),
+]
+done = []
+sys.meta_path.insert(0, Slow())
+threads = [threading.Thread(target=lambda job: done.append(job()), args=(job,)) for job in jobs]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(done))
+"""
+
+
+def test_threads_may_be_the_first_to_come_to_files_together(tmp_path: Path) -> None:
+    ran = fresh_process(tmp_path, FIRST_TO_FILES)
+    assert ran.stdout.strip() == "4", ran.stderr
+
 
 def test_many_threads_may_ask_at_once(threads: int) -> None:
     cache = cache_of([large()])

@@ -247,9 +247,9 @@ class AttentionCache(Selections):
         ...     AttentionCache.load(f"{folder}/run.safetensors").rows(0, 1)
         array([0.25, 0.75], dtype=float32)
         """
-        from attncache.files.opening import load  # noqa: PLC0415
+        from attncache.files import opening  # noqa: PLC0415 (the package first: several threads may be the first here)
 
-        return load(path, mmap=mmap, verify=verify, index=index, names=names, axes=axes, check=check)
+        return opening.load(path, mmap=mmap, verify=verify, index=index, names=names, axes=axes, check=check)
 
     @classmethod
     def create(
@@ -282,9 +282,9 @@ class AttentionCache(Selections):
         ...         cache.shapes, cache.dtypes
         (((1, 1, 2, 2),), ('float16',))
         """
-        from attncache.files.directory import DiskCache  # noqa: PLC0415
+        from attncache.files import directory as caches  # noqa: PLC0415
 
-        return DiskCache(directory, dtype, index=index)
+        return caches.DiskCache(directory, dtype, index=index)
 
     def save(self, path: str | PathLike[str], *, index: bool = False) -> None:
         """Write the cache as one safetensors file (docs/format.md), which replaces what was there.
@@ -307,19 +307,19 @@ class AttentionCache(Selections):
         ...     AttentionCache.load(f"{folder}/run.safetensors").shapes
         ((1, 1, 2, 2),)
         """
-        from attncache.files.opening import save  # noqa: PLC0415
+        from attncache.files import opening  # noqa: PLC0415
 
-        save(self, path, index=index)
+        opening.save(self, path, index=index)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from attncache.files.opening import reopened  # noqa: PLC0415
+        from attncache.files import opening  # noqa: PLC0415
 
         if self._origin is None:
             raise TypeError(
                 "a cache in memory cannot be pickled, only one that was opened from disk and not changed since: "
                 "save it, load it, and pickle that"
             )
-        return reopened, (*self._origin, self.index)
+        return opening.reopened, (*self._origin, self.index)
 
     def push(
         self, pattern: Any, copy: bool | None = None, *, check: bool = True, source: LayerSource | None = None
@@ -727,9 +727,9 @@ class AttentionCache(Selections):
 
     @metadata.setter
     def metadata(self, metadata: Mapping[str, Any]) -> None:
-        from attncache.files.strict_json import checked_metadata  # noqa: PLC0415 (json costs time at import)
+        from attncache.files import strict_json  # noqa: PLC0415 (json costs time at import)
 
-        self._describe(self._tokens, self._query_tokens, checked_metadata(metadata))
+        self._describe(self._tokens, self._query_tokens, strict_json.checked_metadata(metadata))
 
     def _describe(self, tokens: Tokens | None, query_tokens: Tokens | None, metadata: Mapping[str, Any]) -> None:
         """Take over checked tokens and metadata."""
