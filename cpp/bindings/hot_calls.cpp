@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <numeric>
 #include <string>
 
 #include "arguments.hpp"
@@ -116,11 +115,10 @@ PyObject* copied(const float* weights, std::span<const npy_intp> dims, PyObject*
 }
 
 /// Lines of the mean over all heads: from the index if that is built or now pays, otherwise computed. `in_index(mean)`
-/// is where they lie there; `cost` is what they cost without it.
-template <class InIndex>
-PyObject* mean_of(const Store& store, const Layer& looked_at, std::int64_t batch, Direction direction,
-                  std::span<const std::int64_t> positions, std::span<const npy_intp> dims, PyObject* out,
-                  std::int64_t Costs::* cost, const InIndex& in_index) {
+/// is where they lie there; `cost` is what they cost without it, and `compute(layer, out)` writes them.
+template <class InIndex, class Compute>
+PyObject* mean_of(const Store& store, const Layer& looked_at, std::int64_t batch, std::span<const npy_intp> dims,
+                  PyObject* out, std::int64_t Costs::* cost, const InIndex& in_index, const Compute& compute) {
     const bool is_new = out == nullptr || out == Py_None;
     if (const LookedAtHeadMean ready = look_at_head_mean(looked_at, batch); is_new && ready != nullptr) {
         return view_of_floats(in_index(*ready), dims, owner_of(*ready));
@@ -131,14 +129,14 @@ PyObject* mean_of(const Store& store, const Layer& looked_at, std::int64_t batch
     }
     if (const auto on_device = device_out(out, layer->device(), dims)) {
         const CoreWork work;
-        mean_lines(*layer, batch, direction, positions, *on_device);
+        compute(*layer, *on_device);
         return Py_NewRef(out);
     }
     py::object result = result_array(out, dims);
     if (PyArray_SIZE(reinterpret_cast<PyArrayObject*>(result.ptr())) > 0) {
         const Out to(floats(result.ptr()));
         const CoreWork work;
-        mean_lines(*layer, batch, direction, positions, to);
+        compute(*layer, to);
     }
     if (result.ptr() != out) make_read_only(result.ptr());
     return result.release().ptr();
@@ -163,8 +161,9 @@ PyObject* attention(PyObject* self, PyObject* const* values, Py_ssize_t n, PyObj
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {kFrom ? shape.seq_k : shape.seq_q};
         return mean_of(
-            store, *layer, batch, kDirection, {&position, 1}, dims, arguments[3], kFrom ? &Costs::row : &Costs::column,
-            [&](const HeadMean& mean) { return (kFrom ? mean.by_query : mean.by_key) + position * dims[0]; });
+            store, *layer, batch, dims, arguments[3], kFrom ? &Costs::row : &Costs::column,
+            [&](const HeadMean& mean) { return (kFrom ? mean.by_query : mean.by_key) + position * dims[0]; },
+            [&](const Layer& asked, const Out& to) { mean_lines(asked, batch, kDirection, {&position, 1}, to); });
     });
 }
 
@@ -179,10 +178,9 @@ PyObject* head_mean_call(PyObject* self, PyObject* const* values, Py_ssize_t n, 
         const Shape& shape = layer->shape();
         const std::int64_t batch = given_batch.on(shape);
         const npy_intp dims[] = {shape.seq_q, shape.seq_k};
-        std::vector<std::int64_t> all(static_cast<std::size_t>(shape.seq_q));
-        std::iota(all.begin(), all.end(), 0);
-        return mean_of(store, *layer, batch, Direction::from, all, dims, arguments[2], &Costs::layer,
-                       [](const HeadMean& mean) { return mean.by_query; });
+        return mean_of(
+            store, *layer, batch, dims, arguments[2], &Costs::layer, [](const HeadMean& mean) { return mean.by_query; },
+            [&](const Layer& asked, const Out& to) { head_mean(asked, batch, to); });
     });
 }
 

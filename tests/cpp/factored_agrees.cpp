@@ -126,7 +126,7 @@ bool run_layer(const FactoredLayer& layer, Results& results) {
         }
     }
     std::vector<float> mean(size(shape.seq_q * shape.seq_k));
-    mean_lines(layer, 1, Direction::from, all(shape.seq_q), mean.data());
+    head_mean(layer, 1, mean.data());
     results.add(mean);
     return true;
 }

@@ -187,14 +187,14 @@ bool threads_agree() {
     for (float& weight : weights) weight = numbers.weight();
     const auto layer = borrow_layer(reinterpret_cast<const std::byte*>(weights.data()), DType::float32, shape, nullptr);
     std::vector<float> expected(256 * 256);
-    mean_lines(*layer, 0, Direction::from, all(256), expected.data());
+    head_mean(*layer, 0, expected.data());
     const auto n_bytes = expected.size() * sizeof(float);
     std::vector<std::vector<float>> results(4, std::vector<float>(256 * 256));
     std::vector<std::thread> threads;
     for (auto& result : results) {
         threads.emplace_back([&] {
             for (int i = 0; i < 10; ++i) {
-                mean_lines(*layer, 0, Direction::from, all(256), result.data());
+                head_mean(*layer, 0, result.data());
                 const auto mean = build_head_mean(layer->pattern(), 0);
                 if (std::memcmp(mean->by_query, result.data(), n_bytes) != 0) return result.clear();
             }

@@ -66,6 +66,9 @@ void top_k(const Selection& selection, std::span<const std::int64_t> positions, 
 void mean_lines(const Layer& layer, std::int64_t batch, Direction direction, std::span<const std::int64_t> positions,
                 const Out& out);
 
+/// The mean over all heads of a whole batch item, computed afresh; writes [query, key].
+void head_mean(const Layer& layer, std::int64_t batch, const Out& out);
+
 /// The positions of the k <= n heaviest of n weights, heaviest first, ties and NaN as in `top_k`.
 void heaviest(const float* weights, std::int64_t n, std::int64_t k, std::int64_t* positions);
 

@@ -23,4 +23,8 @@ void mean_lines(const Layer& layer, std::int64_t batch, Direction direction, std
     direction == Direction::from ? rows(selection, positions, out) : columns(selection, positions, out);
 }
 
+void head_mean(const Layer& layer, std::int64_t batch, const Out& out) {
+    mean_lines(layer, batch, Direction::from, first_positions(layer.shape().seq_q), out);
+}
+
 }  // namespace attncache
