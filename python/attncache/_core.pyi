@@ -1,7 +1,7 @@
 # The C++ core: cpp/bindings/ holds what this file describes.
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ _Scoring: TypeAlias = tuple[float, float, bool, int, Sequence[Sequence[tuple[int
 _Floats: TypeAlias = npt.NDArray[np.float32]
 _Out: TypeAlias = Any  # floats of NumPy, None, or of layers on a device an array there
 
+@final
 class Layer:
     @staticmethod
     def dense(
@@ -118,6 +119,7 @@ def top_k(
 ) -> tuple[npt.NDArray[np.int64], _Floats]: ...
 def row_sample(array: npt.NDArray[Any], dtype: str) -> tuple[int, float, float, float]: ...
 
+@final
 class CudaDevices:
     def __init__(self, path: str) -> None: ...
     def why_not(self) -> str | None: ...

@@ -39,7 +39,7 @@ public:
     /// A copy in CPU memory of a layer that lies on this device. Throws std::bad_alloc.
     virtual std::shared_ptr<const Layer> cpu(const Layer& layer) const = 0;
 
-protected:
+    /// Throws the refusal of a query that has no kernel: for one that is not among the functions above, too.
     [[noreturn]] void refuse(const char* query) const;
 };
 
