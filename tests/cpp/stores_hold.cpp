@@ -58,6 +58,13 @@ bool answers_whole(const Layer& layer) {
     return row == std::vector<float>(row.size(), first);
 }
 
+/// Whether a layer stands with the source that it was pushed with, or is the one that takes the place of others.
+bool has_its_source(const Store::Sourced& one) {
+    float weight;
+    std::memcpy(&weight, one.layer->stored()->data, sizeof weight);
+    return weight == *static_cast<const float*>(one.source.get()) || weight == -1.0F;
+}
+
 /// Counts what a binding would keep.
 std::atomic<int> owners{0};
 
@@ -74,7 +81,10 @@ bool many_threads_share_one_store() {
                     int* const owner = new int(++owners);
                     if (!layer->owner.keep(owner)) Face::release(owner);
                 }
-                const auto last = store.layer(store.n_layers() - 1);
+                for (const auto& one : store.sourced()) {
+                    if (!has_its_source(one)) holds = false;
+                }
+                const auto last = store.layer(-1);
                 if (last != nullptr && last->derived_bytes() % (2 * 64 * 64 * 4) != 0) holds = false;
             }
         });
@@ -85,7 +95,7 @@ bool many_threads_share_one_store() {
         }
     });
     for (int i = 0; i < 200; ++i) {
-        store.push(layer_of(static_cast<float>(i)));
+        store.push(layer_of(static_cast<float>(i)), std::make_shared<const float>(i));
         if (i % 7 == 6) {
             const auto first = store.layer(0);
             if (!store.replace(first.get(), layer_of(-1.0F)) || store.replace(first.get(), first)) holds = false;
