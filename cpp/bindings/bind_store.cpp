@@ -35,20 +35,31 @@ namespace {
 
 using Held = std::shared_ptr<Layer>;
 
-Held held(const std::shared_ptr<const Layer>& layer) { return std::const_pointer_cast<Layer>(layer); }
+/// The Python object of a layer that other threads may ask for too.
+py::object object_of(const Store::LayerPointer& layer) {
+#ifdef Py_GIL_DISABLED
+    // pybind11 lets other threads find an object before the layer is in it. No Python code runs meanwhile.
+    static PyMutex mutex{};
+    const struct Alone {
+        Alone() { PyMutex_Lock(&mutex); }
+        ~Alone() { PyMutex_Unlock(&mutex); }
+    } alone;
+#endif
+    return py::cast(std::const_pointer_cast<Layer>(layer));
+}
 
 /// The layer of that number.
-Held layer_at(const py::object& self, const py::object& layer) {
+py::object layer_at(const py::object& self, const py::object& layer) {
     const std::int64_t number = whole_number(layer.ptr(), "layer");
     const Store& store = store_of(self);
-    if (Held found = held(store.layer(number))) return found;
+    if (const auto found = store.layer(number)) return object_of(found);
     raise_out_of_range(layer, {"layer", "n_layers", store.n_layers()});
 }
 
 /// A Python object that says where a layer comes from; None says nothing.
 Store::Source source_of(const py::object& source) { return source.is_none() ? nullptr : keep_alive(source); }
 
-py::object object_of(const Store::Source& source) {
+py::object source_object(const Store::Source& source) {
     if (source == nullptr) return py::none();
     return py::reinterpret_borrow<py::object>(static_cast<PyObject*>(const_cast<void*>(source.get())));
 }
@@ -128,13 +139,13 @@ py::class_<Store> bind_store(py::module_& module) {
         .def_property_readonly("_sourced",
                                [](const py::object& self) {
                                    return tuple_of(store_of(self).sourced(), [](const Store::Sourced& one) {
-                                       return py::make_tuple(held(one.layer), object_of(one.source));
+                                       return py::make_tuple(object_of(one.layer), source_object(one.source));
                                    });
                                })
         .def_property_readonly("_sources",
                                [](const py::object& self) {
                                    return tuple_of(store_of(self).sourced(),
-                                                   [](const Store::Sourced& one) { return object_of(one.source); });
+                                                   [](const Store::Sourced& one) { return source_object(one.source); });
                                })
         .def_property_readonly("n_layers", [](const py::object& self) { return store_of(self).n_layers(); })
         .def_property_readonly("is_empty", [](const py::object& self) { return store_of(self).n_layers() == 0; })

@@ -38,7 +38,7 @@ class AttentionCache(Selections):
     differ in shape. Attention *from* a position is a row of a pattern, attention *to* a position is a column.
     Negative layers, positions, heads and batches count from the end.
 
-    Any number of threads may query while one pushes.
+    Any number of threads may use one cache at once; each answer is of the layers of one moment.
 
     Args:
         dtype: what layers are stored as: None keeps the dtype of each pushed pattern (float64 becomes float32),
