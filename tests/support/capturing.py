@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+pytest.importorskip("torch", reason="capture needs torch")
+pytest.importorskip("transformers", reason="capture needs transformers")
+
 import torch
 import transformers
 from transformers import (
