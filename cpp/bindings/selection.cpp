@@ -72,8 +72,14 @@ Indices resolve_heads(const py::object& heads, const Axis& axis, Heads& treat_he
 ResolvedSelection resolve_selection(const Store& store, const py::object& layers, const py::object& heads,
                                     const py::object& batch) {
     ResolvedSelection resolved;
-    Indices chosen_layers;
-    {
+    Indices chosen_layers{{}, false};
+    std::shared_ptr<const Layer> only;  // the short way of a plain number: the other layers are not looked at
+    if (PyLong_CheckExact(layers.ptr())) only = store.layer(whole_number(layers.ptr(), "layers"));
+    if (only != nullptr) {
+        resolved.shape = only->shape();
+        resolved.device = only->device();
+        resolved.layers.push_back(std::move(only));
+    } else {
         const Layers all = store.layers();  // what is asked, whatever reading a selector or another thread changes
         chosen_layers = resolve_selector(layers, {"layers", "n_layers", static_cast<std::int64_t>(all.size())});
         resolved.layers = take_layers(all, chosen_layers.values);
