@@ -89,7 +89,7 @@ def test_quotients_by_product_are_those_of_division(tmp_path: Path) -> None:
         "-fsanitize=undefined",
         "-fno-sanitize-recover=all",
     ]
-    includes = [f"-I{SHIM}", f"-I{CUDA_SOURCES}"]
+    includes = [f"-I{SHIM}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent / 'include'}"]
     subprocess.run([str(find_gxx()), *flags, *includes, str(source), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
