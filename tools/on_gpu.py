@@ -192,6 +192,8 @@ def parts(options: argparse.Namespace, target: Path) -> list[Part]:
         "no:cacheprovider",
         "-p",
         "no:benchmark",
+        "-m",
+        "",  # those that take minutes, too
     ]
     side_by_side = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     alone = {**python, "ATTNCACHE_DEVICE_ALONE": "" if options.dry_run else "1"}

@@ -20,6 +20,8 @@ from attncache.cuda import library
 from cuda.launching import Emulated
 from cuda.placing import put
 
+pytestmark = pytest.mark.minutes  # CI runs it in the stage of CUDA
+
 if TYPE_CHECKING:
     from benchmarks.core.table import Report
     from benchmarks.device.cases import DeviceCase

@@ -23,7 +23,7 @@ from cuda.placing import put
 from tests.support import calls, factored, strategies
 from tests.support.patterns import DTYPES, KINDS, Shape, assert_same, make, meaning, strided
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.minutes, pytest.mark.usefixtures("on_device")]
 SELECTING: dict[str, tuple[Any, ...]] = {"rows": (), "columns": (), "edges": (None, None), "top_k": (3,)}
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "attention_from_position": (0, 1),

@@ -21,7 +21,7 @@ from cuda.compilers import NO_GXX, find_gxx
 from cuda.header import BAD_ARGUMENT, TOO_LARGE, Library
 from cuda.launching import QUERIES, STREAM, Call, Emulated, indices, right_call
 
-pytestmark = pytest.mark.skipif(find_gxx() is None, reason=NO_GXX)
+pytestmark = [pytest.mark.minutes, pytest.mark.skipif(find_gxx() is None, reason=NO_GXX)]
 ENQUEUED = {"cudaMallocFromPoolAsync", "cudaMemcpyAsync", "cudaLaunchKernel", "cudaEventRecord", "cudaFreeAsync"}
 BESIDE = {"cudaEventCreateWithFlags", "cudaEventQuery", "cudaHostAlloc", "cudaGetDevice"}  # of no stream
 UNNEEDED = {"cudaEventQuery"}  # the answer is right though they fail

@@ -65,7 +65,7 @@ def test_the_emulation_sees(bug: str, emulated_library: Path, tmp_path: Path) ->
     plant = EMULATED[bug]
     sources = copied(tmp_path / "sources", *plant.edits)
     library = emulated.build(tmp_path / "library", kernels=sources, like=emulated_library.parent)
-    options = ["-x", "-s", "-q", "-p", "no:cacheprovider", "-k", plant.tests]
+    options = ["-x", "-s", "-q", "-p", "no:cacheprovider", "-m", "", "-k", plant.tests]
     command = [sys.executable, "-m", "pytest", *options, str(PROOF)]
     environment = {**os.environ, OTHER_LIBRARY: str(library)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

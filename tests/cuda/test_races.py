@@ -19,6 +19,8 @@ from cuda.calls import Device, Failed
 from tests.support import factored
 from tests.support.patterns import make
 
+pytestmark = pytest.mark.minutes  # CI runs it in the stage of CUDA
+
 
 def asked_rows(device: Device) -> None:
     for shift in (0, 4):
