@@ -63,6 +63,9 @@ __global__ void reading_outside_kernel(float* out) { *out_of(out) = __ldg(out + 
 __global__ void misaligned_kernel(float* out) { *out_of(out) = __uint_as_float(__ldg(reinterpret_cast<uint4*>(out + 1)).x); }
 __global__ void writing_behind_kernel(float* out) { if (threadIdx.x == 63) out[threadIdx.x + 1] = 1; }
 __global__ void far_away_kernel(float* out) { out[4096 * 16] = 1; }
+__global__ void garbage_pointer_kernel(float* out) {
+    *out_of(out) = *reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(out) ^ std::uintptr_t{1} << 62);
+}
 __global__ void outside_of_shared_kernel(float* out) {
     __shared__ float items[64];
     items[threadIdx.x] = 1;
@@ -214,6 +217,7 @@ RACE = "race in {0} memory: {1} after {2} by thread \\d+ of block \\d+, which no
         ("reading_outside", "a read of 4 bytes outside of every allocation"),
         ("writing_behind", "a write of 4 bytes outside of every allocation"),
         ("far_away", "a write of 4 bytes outside of every allocation"),
+        ("garbage_pointer", "an access outside of all memory"),
         ("outside_of_shared", "a read of 4 bytes outside of every __shared__ variable"),
         ("misaligned", "misaligned: a read of 16 bytes"),
         ("fresh_shared", "a read of what nobody wrote"),

@@ -7,11 +7,13 @@
 #include "scheduler.hpp"
 
 #include <link.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -228,7 +230,32 @@ void fail(const std::string& words) {
     self().fiber.pause();
 }
 
+namespace {
+
+/// While it lives, an access to no memory at all, as through a garbage pointer, ends the launch as other faults do.
+class FaultsEndTheLaunch {
+public:
+    FaultsEndTheLaunch() {
+        struct sigaction ours{};
+        ours.sa_handler = [](int) { fail("an access outside of all memory"); };
+        ours.sa_flags = SA_NODEFER;  // the handler does not return: the thread that runs has ended
+        for (std::size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &ours, &before_[i]);
+    }
+    ~FaultsEndTheLaunch() {
+        for (std::size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &before_[i], nullptr);
+    }
+    FaultsEndTheLaunch(const FaultsEndTheLaunch&) = delete;
+    FaultsEndTheLaunch& operator=(const FaultsEndTheLaunch&) = delete;
+
+private:
+    static constexpr int kFaults[] = {SIGSEGV, SIGBUS};  // the second for addresses that x86-64 cannot have
+    struct sigaction before_[std::size(kFaults)] = {};
+};
+
+}  // namespace
+
 std::string run_grid(const Work& what, dim3 grid, dim3 block) {
+    const FaultsEndTheLaunch faults;
     work = what;
     failure.clear();
     force_own_memory = 1;
