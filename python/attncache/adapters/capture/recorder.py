@@ -156,7 +156,7 @@ class Recorder:
         self._hooks.watch(module)
         with torch.no_grad(), _full_precision():
             try:
-                n_heads = self._places.n_heads(module, attention.leading)
+                n_heads = self._places.n_heads(attention.leading)
                 self._record(module, attention.read(n_heads), attention)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
@@ -170,6 +170,8 @@ class Recorder:
         self._calls[module] += 1
         layer = self._layers.get((module, turn))
         source = self._source_of(module, turn, call, attention)
+        if layer is not None:
+            source = replace(source, kind="cross" if layer.is_cross else "self")
         if layer is None:
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
