@@ -31,7 +31,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
     prompt = tokenizer(TEXT, return_tensors="pt")
     with attncache.capture(model, dtype="float32") as steps:  # what the server does
-        ids = model.generate(**prompt, max_new_tokens=20, do_sample=False)
+        ids = model.generate(**prompt, max_new_tokens=10, do_sample=False)
 
     with attncache.capture(model, dtype="float32") as once, torch.no_grad():  # what you do with its answer
         model(ids[:, :-1], logits_to_keep=1)
