@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DOCS = EXAMPLES.parent / "docs"
 KNOWN = {
     "seed_session", "huggingface_patterns", "all_heads_at_once", "captured_model", "class_token", "one_token_over_steps",
+    "served_text",
 }  # fmt: skip
 
 
@@ -73,6 +74,15 @@ def test_captured_model_prints_what_its_page_shows() -> None:
     assert "spiral" in done.stdout.splitlines()[2]
 
 
+@pytest.mark.skipif(bool(MISSING_CAUSAL), reason=f"not installed: {', '.join(MISSING_CAUSAL)}")
+def test_served_text_has_the_weights_of_the_steps_that_generated_it() -> None:
+    done = run("served_text")
+    assert done.returncode == 0, done.stderr
+    steps, once, difference = done.stdout.splitlines()
+    assert f"```text\n{steps}\n{once}\n" in (DOCS / "servers.md").read_text(encoding="utf-8")
+    assert float(difference.removeprefix("largest difference of a weight: ")) < 5e-5
+
+
 @pytest.mark.skipif(bool(MISSING_TORCH), reason="torch is not installed")
 def test_class_token_finds_the_square_in_nearly_every_picture() -> None:
     done = run("class_token")
@@ -101,6 +111,7 @@ def test_one_token_over_steps_shades_the_pixels_that_get_its_colour() -> None:
     [
         ("huggingface_patterns", MISSING),
         ("captured_model", MISSING_CAUSAL),
+        ("served_text", MISSING_CAUSAL),
         ("class_token", MISSING_TORCH),
         ("one_token_over_steps", MISSING_TORCH),
     ],
