@@ -68,12 +68,15 @@ class Places:
         own = heads_of(module)
         if own is None and not any(True for _ in module.parameters()) and len(self._running) > 1:
             own = heads_of(self._running[1].module)  # a helper of the module that calls it
-        if len(leading) == 1 and own is not None and leading[0] % own:
+        if len(leading) != 1:
+            return own
+        if own is not None and leading[0] % own:
             own = None
-        if len(leading) == 1 and own is None and self._items_in(leading[0]) is not None:
+        may_be_items = leading[0] in self._sizes
+        if (may_be_items and (own or 1) > 1) or (own is None and self._items_in(leading[0]) is not None):
             raise ValueError(
-                f"the first of its three axes, {leading[0]}, holds batch items and heads or windows, and the module does "
-                "not say how many heads: n_heads= must say it, 1 where there are none"
+                f"the first of its three axes, {leading[0]}, holds batch items and {'perhaps ' * may_be_items}heads or windows, "
+                "and the module does not say how many heads: n_heads= must say it, 1 where there are none"
             )
         return own
 
@@ -93,9 +96,11 @@ class Places:
         return next((n_batch // size for size in self._sizes if size and n_batch % size == 0), None)
 
     def _is_across(self, call: Call | Weights) -> bool:
-        """Whether the modules that run were given another sequence, of as many positions as there are keys."""
+        """Whether there are less keys than queries, or the modules that run were given another sequence, as long as the keys."""
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
+        if call.n_given < call.n_queries:
+            return True
         for running in self._running[:2]:
             if isinstance(running.module, torch.nn.MultiheadAttention):
                 query, key = (running.argument(name) for name in ("query", "key"))

@@ -260,7 +260,7 @@ class Recorder:
         mask = call.mask if call.mask_object is None else call.mask_object
         known = self._sights.setdefault(mask, {})
         version = 0 if mask.is_inference() else mask._version  # inference mode does not count changes
-        key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal, is_cross)
+        key = (version, call.mask.shape, call.n_queries, call.n_given, call.window, call.causal, is_cross)
         if key not in known:
             try:
                 known[key] = read_sight(call, is_cross=is_cross)

@@ -86,6 +86,7 @@ class Functions:
         begins: dict[Function, Reaction] = {F.multi_head_attention_forward: self._body}
         for sdpa in (
             F.scaled_dot_product_attention,
+            torch._C._nn.scaled_dot_product_attention,  # the same, unless somebody put another in its place
             aten.scaled_dot_product_attention,
             aten.scaled_dot_product_attention.default,
         ):
