@@ -45,19 +45,17 @@ class Places:
         self.interface = interface_modules(model)
         self.looks = attention_by_name(self.paths, self.interface)
         self._sources = sources_of(model, self.interface, self.looks)
-        self._running: list[Running] = []
         self._sizes: list[int] = []  # the first axis of each tensor that the model was given
 
-    def running(self) -> torch.nn.Module | None:
-        """The innermost module of the model that runs now; None if none does."""
-        self._running = list(running_modules(self.paths))
-        return self._running[0].module if self._running else None
+    def running(self) -> list[Running]:
+        """The modules of the model that run now, from the innermost outwards, with what they were given: not to be kept."""
+        return list(running_modules(self.paths))
 
     def read_inputs(self, values: Sequence[Any]) -> None:
         """Note how many items the model is given."""
         self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
 
-    def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...]) -> int | None:
+    def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...], running: Sequence[Running]) -> int | None:
         """How many heads the axes before query and key hold, where two of them do not say it already.
 
         Raises:
@@ -66,8 +64,8 @@ class Places:
         if self._n_heads is not None or len(leading) == 2:
             return self._n_heads
         own = heads_of(module)
-        if own is None and not any(True for _ in module.parameters()) and len(self._running) > 1:
-            own = heads_of(self._running[1].module)  # a helper of the module that calls it
+        if own is None and not any(True for _ in module.parameters()) and len(running) > 1:
+            own = heads_of(running[1].module)  # a helper of the module that calls it
         if len(leading) != 1:
             return own
         if own is not None and leading[0] % own:
@@ -80,13 +78,15 @@ class Places:
             )
         return own
 
-    def source_of(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> LayerSource:
+    def source_of(
+        self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
+    ) -> LayerSource:
         """What the layer of a call is called."""
         if module not in self._sources:
             others = {**self.interface, **self.looks, **{m: self.paths[m] for m in self._sources}}
             self._sources[module] = source_of(self._model, module, self.paths, others)
         source = replace(self._sources[module], seam=attention.seam, windows=self._items_in(call.n_batch))
-        is_across = attention.seam != "interface" and self._is_across(call)
+        is_across = attention.seam != "interface" and self._is_across(call, running)
         return replace(source, kind="cross") if is_across else source
 
     def _items_in(self, n_batch: int) -> int | None:
@@ -95,19 +95,20 @@ class Places:
             return None
         return next((n_batch // size for size in self._sizes if size and n_batch % size == 0), None)
 
-    def _is_across(self, call: Call | Weights) -> bool:
+    @staticmethod
+    def _is_across(call: Call | Weights, running: Sequence[Running]) -> bool:
         """Whether there are less keys than queries, or the modules that run were given another sequence, as long as the keys."""
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
         if call.n_given < call.n_queries:
             return True
-        for running in self._running[:2]:
-            if isinstance(running.module, torch.nn.MultiheadAttention):
-                query, key = (running.argument(name) for name in ("query", "key"))
+        for inner in running[:2]:
+            if isinstance(inner.module, torch.nn.MultiheadAttention):
+                query, key = (inner.argument(name) for name in ("query", "key"))
                 return key is not query
-            others = [running.argument(name) for name in _OF_OTHERS]
+            others = [inner.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
-                others += running.args[1:2]
+                others += inner.args[1:2]
             for other in others:
                 if isinstance(other, torch.Tensor) and other.ndim > 2 and call.n_given in other.shape[:-1]:
                     return True

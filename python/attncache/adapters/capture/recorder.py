@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_rep
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import related
 from attncache.adapters.capture.places import Places, cross_arguments
+from attncache.adapters.capture.running import Running
 from attncache.adapters.capture.seams.listening import Heard
 from attncache.adapters.capture.stores import LayerStore
 from attncache.layer_source import LayerSource
@@ -163,9 +164,8 @@ class Recorder:
         self._was_reordered = self._was_reordered or bool(self._layers)
 
     def changed(self, by: str) -> None:
-        module = self._places.running()
-        if module is not None:
-            self._mixed[self._places.paths[module]] = by
+        for inner in self._places.running()[:1]:
+            self._mixed[self._places.paths[inner.module]] = by
 
     def heard(self, attention: Heard) -> None:
         """Record one attention.
@@ -175,8 +175,9 @@ class Recorder:
         """
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-        module = attention.module if attention.module is not None else self._places.running()
-        if module not in self._places.paths:
+        running = self._places.running() if attention.module is None else []
+        module = running[0].module if running else attention.module
+        if module is None or module not in self._places.paths:
             return
         for paths in (self._heard, self._heard_now):
             paths.add(self._places.paths[module])
@@ -186,20 +187,23 @@ class Recorder:
             self._watch(module)
         with torch.no_grad(), _full_precision():
             try:
-                n_heads = self._places.n_heads(module, attention.leading)
-                self._record(module, attention.read(n_heads), attention)
+                n_heads = self._places.n_heads(module, attention.leading, running)
+                self._record(module, attention.read(n_heads), attention, running)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
 
     # ---- what it adds
 
-    def _record(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> None:
+    def _record(
+        self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
+    ) -> None:
         if self._was_reordered:
             raise ValueError(_BEAM_SEARCH)
         turn = self._calls[module]
         self._calls[module] += 1
         layer = self._layers.get((module, turn))
-        source = self._source_of(module, turn, call, attention)
+        source = self._places.source_of(module, call, attention, running)
+        source = replace(source, call=turn, kind="cross" if module in self._across else source.kind)
         if layer is None:
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
@@ -217,10 +221,6 @@ class Recorder:
             number, step.n_keys, call.n_queries, step.sight, source.kind == "cross", *remembered(call, step)
         )
         self._meter.advance()
-
-    def _source_of(self, module: torch.nn.Module, turn: int, call: Call | Weights, attention: Heard) -> LayerSource:
-        source = self._places.source_of(module, call, attention)
-        return replace(source, call=turn, kind="cross" if module in self._across else source.kind)
 
     def _first_step(self, module: torch.nn.Module, call: Call | Weights, source: LayerSource) -> Step:
         """What the first call of a layer sees, and where its keys begin."""
@@ -265,11 +265,11 @@ class Recorder:
             try:
                 known[key] = read_sight(call, is_cross=is_cross)
             except ValueError as error:
-                known[key] = error
-        if isinstance(known[key], ValueError):
-            raise known[key]
-        found: Sight = known[key]
-        return found
+                known[key] = str(error)  # the error itself would keep the call
+        found: Sight | str = known[key]
+        if isinstance(found, Sight):
+            return found
+        raise ValueError(found)
 
     # ---- the end
 
