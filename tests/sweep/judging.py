@@ -17,7 +17,8 @@ from tests.sweep.building import Built, NotBuiltError, build
 from tests.sweep.comparing import Comparison, Source, compared
 from tests.sweep.inputs import Inputs, Padding
 from tests.sweep.oracle import Heard, listening_to
-from tests.sweep.settings import BATCH, STEPS, VARIANTS
+from tests.sweep.outputs import line, tensors
+from tests.sweep.settings import STEPS, VARIANTS
 from tests.sweep.shrinking import Level
 
 Store = Literal["pattern", "qk"]
@@ -151,9 +152,9 @@ def _runs(built: Built, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Any]
 def _judge_run(model: Any, run: str, call: Callable[[], Any]) -> list[Outcome]:
     """One way to run a model, captured in both stores at once; each alone where one of them refuses."""
     try:
-        plain = _tensors(call())
+        plain = tensors(call())
     except Exception as error:
-        return [Outcome(run, store, "failed", _line(error)) for store in STORES]
+        return [Outcome(run, store, "failed", line(error)) for store in STORES]
     together = _captured(model, run, STORES, call, plain)
     if all(outcome.verdict != "refused" for outcome in together):
         return together
@@ -173,9 +174,9 @@ def _captured(
             caches = [stack.enter_context(attncache.capture(model, store, dtype="float32")) for store in stores]
             with listening_to(model) as oracle:
                 heard = oracle.heard
-                output = _tensors(call())
+                output = tensors(call())
     except Exception as error:
-        return [Outcome(run, store, "refused", _line(error), heard=_count(model, call)) for store in stores]
+        return [Outcome(run, store, "refused", line(error), heard=_count(model, call)) for store in stores]
     pairs = zip(output, plain, strict=False)
     same = len(output) == len(plain) and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
     words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
@@ -208,15 +209,3 @@ def _count(model: Any, call: Callable[[], Any]) -> int:
     with listening_to(model) as oracle:
         call()
     return len(oracle.heard)
-
-
-def _tensors(output: Any) -> list[Any]:
-    """The floating point tensors of an output, however deep."""
-    if isinstance(output, torch.Tensor):
-        return [output] if output.is_floating_point() or output.dim() == BATCH else []
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
