@@ -44,7 +44,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         "at the seam" if not by_hand else "by hand" if by_hand == row.layers else f"by hand ({by_hand}), at the seam"
     )
     output = "same bits" if not row.changed else f"differs by {row.changed:.0e}"
-    return name, row.name, heard, str(row.factored), f"{row.worst:.0e}", truth, output, _words(row)
+    return (
+        name,
+        row.name,
+        heard,
+        "refused" if row.factored is None else str(row.factored),
+        f"{row.worst:.0e}",
+        truth,
+        output,
+        _words(row),
+    )
 
 
 def _words(row: Row) -> str:
