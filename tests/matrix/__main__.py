@@ -14,8 +14,8 @@ from tests.matrix import others, torch_models, vision
 from tests.matrix.entry import Entry
 from tests.matrix.judging import Row, judge
 from tests.matrix.table import NOT_INSTALLED, merged, section
-from tests.sweep.outputs import line
 from tests.sweep.report import matrix_replaced
+from tests.sweep.verdicts import line
 
 ENTRIES = [*torch_models.ENTRIES, *vision.ENTRIES, *others.ENTRIES]
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from tests.matrix.entry import BATCH, Built, Entry
 from tests.matrix.hand import computing_by_hand
 from tests.sweep.comparing import Source, compared
 from tests.sweep.oracle import Heard, listening_to
-from tests.sweep.outputs import line, tensors
+from tests.sweep.verdicts import line, tensors, verdict_of
 
 SAME = 1e-5  # of an output's largest number: what another order of addition may change, over all layers
 
@@ -95,7 +95,7 @@ def _outcome(row: Row, entry: Entry, built: Built, store: Literal["pattern", "qk
                 output = tensors(call())
     except Exception as error:
         return "refused", line(error)
-    sources = cache.sources
+    sources: list[Any] = cache.sources
     comparison = compared(cache, [Source(_path(source), source.call) for source in sources], truth.heard)
     row.worst = max(row.worst, comparison.worst)
     row.changed = max(row.changed, _difference(output, truth.output))
@@ -103,17 +103,11 @@ def _outcome(row: Row, entry: Entry, built: Built, store: Literal["pattern", "qk
         row.layers, row.heard = len(sources), dict(Counter(map(_words, sources)))
     else:
         row.factored = sum(_is_factored(cache, number) for number in range(len(sources)))
-    wrong = [*truth.doubts[:1], *comparison.wrong[:3], *_misplaced(cache, truth.heard)]
-    if not row.changed <= (SAME if entry.fused else 0.0):
-        wrong.append(f"the output differs by {row.changed:.0e}")
-    if wrong:
-        return "wrong", "; ".join(wrong)
+    wrong = (*comparison.wrong, *_misplaced(cache, truth.heard))
+    comparison = replace(comparison, wrong=wrong, absent=(*comparison.absent, *entry.unheard))
     words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
-    left_out = [*comparison.absent, *entry.unheard]
-    unnamed = [path for path in left_out if path not in words]
-    if unnamed:
-        return "silent", f"no layer and no word of {_few(unnamed)}"
-    return ("partly", f"told that it leaves out {_few(left_out)}") if left_out else ("right", "")
+    verdict, reason = verdict_of(comparison, row.changed <= (SAME if entry.fused else 0), truth.doubts, words)
+    return "partly" if verdict == "right" and reason else verdict, reason
 
 
 def _difference(output: list[Any], plain: list[Any]) -> float:
@@ -158,7 +152,3 @@ def _path(source: Any) -> str:
 
 def _words(source: Any) -> str:
     return " ".join(filter(None, (source.seam, source.kind, "in windows" if source.windows else "")))
-
-
-def _few(paths: list[str]) -> str:
-    return ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")

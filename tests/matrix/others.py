@@ -90,7 +90,7 @@ def of_x_transformers(**settings: Any) -> Built:
     """A decoder of lucidrains' x-transformers."""
     from x_transformers import Decoder, TransformerWrapper
 
-    layers = Decoder(dim=WIDTH, depth=2, heads=4, attn_dim_head=32, rotary_pos_emb=True, **settings)
+    layers = Decoder(dim=WIDTH, depth=2, heads=4, attn_dim_head=64, rotary_pos_emb=True, **settings)
     return calling(TransformerWrapper(num_tokens=100, max_seq_len=32, attn_layers=layers), ids(100, 20))
 
 

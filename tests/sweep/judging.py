@@ -14,12 +14,12 @@ import torch
 
 import attncache
 from tests.sweep.building import Built, NotBuiltError, build
-from tests.sweep.comparing import Comparison, Source, compared
+from tests.sweep.comparing import Source, compared
 from tests.sweep.inputs import Inputs, Padding
 from tests.sweep.oracle import Heard, listening_to
-from tests.sweep.outputs import line, tensors
 from tests.sweep.settings import STEPS, VARIANTS
 from tests.sweep.shrinking import Level
+from tests.sweep.verdicts import line, tensors, verdict_of
 
 Store = Literal["pattern", "qk"]
 STORES: tuple[Store, ...] = ("pattern", "qk")
@@ -183,25 +183,10 @@ def _captured(
     outcomes = []
     for store, cache in zip(stores, caches, strict=True):
         comparison = compared(cache, [Source(source.module, source.call) for source in cache.sources], heard)
-        verdict, reason = _verdict(comparison, same, oracle.doubts, words)
+        verdict, reason = verdict_of(comparison, same, oracle.doubts, words)
         figures = (comparison.n_layers, comparison.worst, len(heard), comparison.absent)
         outcomes.append(Outcome(run, store, verdict, reason, *figures))
     return outcomes
-
-
-def _verdict(comparison: Comparison, same: bool, doubts: list[str], words: str) -> tuple[str, str]:
-    if doubts:
-        return "wrong", f"the oracle: {doubts[0]}"
-    if comparison.wrong:
-        return "wrong", "; ".join(comparison.wrong[:3])
-    if not same:
-        return "wrong", "the model computed something else while it was captured"
-    unnamed = [path for path in comparison.absent if path not in words]
-    if unnamed:
-        return "silent", f"no layer and no word of {', '.join(unnamed[:4])}"
-    if not comparison.n_layers:
-        return "none", ""
-    return "right", "" if not comparison.absent else f"told that it leaves out {', '.join(comparison.absent[:4])}"
 
 
 def _count(model: Any, call: Callable[[], Any]) -> int:
