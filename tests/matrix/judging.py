@@ -6,6 +6,7 @@ import importlib.metadata
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -95,7 +96,7 @@ def _outcome(row: Row, entry: Entry, built: Built, store: Literal["pattern", "qk
                 output = tensors(call())
     except Exception as error:
         return "refused", line(error)
-    sources: list[Any] = cache.sources
+    sources: Sequence[Any] = cache.sources
     comparison = compared(cache, [Source(_path(source), source.call) for source in sources], truth.heard)
     row.worst = max(row.worst, comparison.worst)
     row.changed = max(row.changed, _difference(output, truth.output))
