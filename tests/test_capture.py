@@ -87,7 +87,11 @@ def test_heads_selects_query_heads_with_their_key_heads_and_sinks(name: str, hea
     [
         ({"layers": 4}, IndexError, "layer 4 is out of range for n_layers=4"),
         ({"layers": [0, -5]}, IndexError, "layer -5 is out of range for n_layers=4"),
-        ({"layers": "all"}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got str"),
+        (
+            {"layers": "all"},
+            ValueError,
+            "layers must name modules of the model, got 'all', which is none; one is 'model",
+        ),
         ({"layers": True}, TypeError, "layers must be None, an int, a slice or a sequence of ints, got bool"),
         ({"heads": 4}, IndexError, "head 4 is out of range for n_heads=4"),
         ({"heads": 1.0}, TypeError, "heads must be None, an int, a slice or a sequence of ints, got float"),

@@ -7,9 +7,10 @@ import threading
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.support.capturing import IDS, capture_of, llama, refused
+from tests.support.capturing import IDS, LENGTH, capture_of, dense, llama
 
 pytest.importorskip("torch", reason="capture needs torch")
 pytest.importorskip("transformers", reason="capture needs transformers")
@@ -89,21 +90,74 @@ class Patched(torch.nn.Module):
 def test_a_layer_that_did_not_run_is_named_and_the_others_keep_their_numbers() -> None:
     model = llama(3)
     model.model.layers[0].self_attn = Patched(model.model.layers[0].self_attn)
+    model.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     words = r"1 of 3 attention layers did not run in this capture: layer 0 \(model\.layers\.0\.self_attn\.old\)"
     with pytest.warns(CaptureWarning, match=words):
         cache = capture_of(model, lambda: model(IDS))
     assert [source.layer for source in cache.sources if source] == [1, 2]
 
 
+def test_attention_by_other_means_in_the_place_of_a_layer_is_heard() -> None:
+    model = llama(3)
+    before = dense(capture_of(model, lambda: model(IDS), dtype="float32"))
+    model.model.layers[0].self_attn = Patched(model.model.layers[0].self_attn)
+    cache = capture_of(model, lambda: model(IDS), dtype="float32")
+    assert [(source.layer, source.seam) for source in cache.sources if source] == [
+        (0, "sdpa"),
+        (1, "interface"),
+        (2, "interface"),
+    ]
+    assert cache.shapes == ((1, 4, LENGTH, LENGTH),) * 3
+    assert not np.array_equal(dense(cache)[0], before[0])  # it has no rotary embedding
+
+
+class Opaque(torch.nn.Module):
+    """Attention whose softmax is written out, so that nobody hears one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)
+
+    def forward(self, x: Any) -> Any:
+        scores = (self.queries(x) @ self.keys(x).mT).exp()
+        return scores / scores.sum(-1, keepdim=True) @ x
+
+
 def test_one_warning_names_all_that_a_capture_missed() -> None:
     model = llama(3)
-    model.pooled_attention = torch.nn.MultiheadAttention(32, 4)
+    model.pooled_attention = Opaque()
     model.model.layers[0].self_attn = Patched(model.model.layers[0].self_attn)
-    x = torch.zeros(3, 1, 32)
-    words = r"pooled_attention ran and does not use .*interface\. 1 of 3 attention layers did not run"
+    model.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
+    x = torch.zeros(1, 3, 32)
+    words = r"pooled_attention ran, and no softmax or .* of it was heard\. 1 of 3 attention layers did not run"
     with pytest.warns(CaptureWarning, match=words) as seen:
-        capture_of(model, lambda: (model(IDS), model.pooled_attention(x, x, x)))
+        capture_of(model, lambda: (model(IDS), model.pooled_attention(x)))
     assert len(seen) == 1
+
+
+def test_a_model_of_which_no_attention_is_heard_is_refused_by_name() -> None:
+    model = torch.nn.ModuleDict({"self_attention": Opaque()})
+    words = r"ModuleDict cannot be captured: self_attention ran, and no softmax"
+    with pytest.raises(ValueError, match=words):
+        capture_of(model, lambda: model["self_attention"](torch.zeros(1, 3, 32)))
+
+
+def test_a_softmax_that_another_layer_mixes_is_named() -> None:
+    class Talking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            heads = x.view(*x.shape[:2], 4, 8).transpose(1, 2)
+            weights = (heads @ heads.mT).softmax(-1)
+            return self.mix(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) @ heads
+
+    model = torch.nn.Sequential(Talking())
+    with pytest.raises(
+        ValueError, match="cannot be captured: 0 passes its softmax through linear before it multiplies"
+    ):
+        capture_of(model, lambda: model(torch.randn(2, 5, 32)))
 
 
 def git() -> Any:
@@ -114,32 +168,41 @@ def git() -> Any:
     return transformers.GitForCausalLM._from_config(config, attn_implementation="eager").eval()
 
 
-@pytest.mark.parametrize("with_image", [True, False])
-def test_attention_that_ran_and_cannot_be_heard_is_refused_by_name(with_image: bool) -> None:
+def test_a_model_of_which_one_half_uses_the_interface_is_heard_whole() -> None:
     model = git()
-    image = {"pixel_values": torch.zeros(1, 3, 16, 16)} if with_image else {}
-    words = r"captured in part: git\.encoder\.layer\.0\.attention\.self, git\.encoder\.layer\.1\.attention\.self ran"
-    with pytest.raises(ValueError, match=words), capture(model):
-        model(input_ids=IDS, **image)
-    if with_image:
-        cache = capture_of(model, lambda: model(input_ids=IDS, **image), layers=[0, 1])
-        assert cache.n_layers == 2
+    cache = capture_of(model, lambda: model(input_ids=IDS, pixel_values=torch.zeros(1, 3, 16, 16)))
+    assert [(source.stack, source.layer, source.seam) for source in cache.sources if source] == [
+        ("vision", 0, "interface"),
+        ("vision", 1, "interface"),
+        (None, 0, "softmax"),
+        (None, 1, "softmax"),
+    ]
 
 
-def test_a_model_without_the_attention_interface_is_refused() -> None:
-    model = transformers.BloomModel(transformers.BloomConfig(vocab_size=99, hidden_size=32, n_layer=2, n_head=4))
-    assert refused(model).startswith("BloomModel cannot be captured: none of its modules uses")
-    assert refused(torch.nn.Linear(2, 2)).startswith("Linear cannot be captured: none of its modules uses")
+def test_a_module_without_attention_says_that_none_was_seen() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.warns(CaptureWarning, match="saw no attention of this Linear"):
+        assert capture_of(model, lambda: model(torch.zeros(1, 2))).is_empty
 
 
-def test_a_layer_that_passes_the_interface_by_in_its_second_call_is_refused() -> None:
+@pytest.mark.parametrize("store", ["pattern", "qk"])
+def test_a_layer_that_passes_the_interface_by_in_its_second_call_goes_on_as_a_pattern(store: Any) -> None:
     model = make("gpt2: one key head per head", attn_implementation="eager")
+    ids = inputs()["input_ids"]
+    whole = dense(capture_of(model, lambda: model(torch.cat([ids, ids[:, :1]], 1)), layers=0, dtype="float32"))
     past = DynamicCache(config=model.config)
-    with capture(model, layers=0):
-        go_on(model, inputs()["input_ids"], past)
+
+    def run() -> None:
+        go_on(model, ids, past)
         model.transformer.h[0].attn.reorder_and_upcast_attn = True
-        with pytest.raises(ValueError, match="without transformers' attention interface"):
-            go_on(model, inputs()["input_ids"][:, :1], past)
+        go_on(model, ids[:, :1], past)
+
+    if store == "pattern":
+        cache = capture_of(model, run, layers=0, dtype="float32")
+        assert np.abs(dense(cache)[0] - whole[0]).max() <= 1e-5
+    else:
+        with pytest.raises(ValueError, match="they pass where only its weights can be heard"):
+            capture_of(model, run, layers=0, store=store)
 
 
 def run_layer(model: Any, number: int) -> None:
@@ -147,13 +210,21 @@ def run_layer(model: Any, number: int) -> None:
     model.model.layers[number](hidden, position_embeddings=model.model.rotary_emb(hidden, torch.arange(3)[None]))
 
 
-def test_a_transformers_without_the_method_it_listens_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformers_without_the_method_it_listens_at_is_heard_at_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama: grouped heads")
+    with_interface = capture_of(model, lambda: model(IDS), dtype="float32")
+    get_interface = AttentionInterface.get_interface
     monkeypatch.delattr(AttentionInterface, "get_interface")
-    words = r"capture needs transformers 5\.1 and torch 2\.6, or newer, got 5\."
-    with pytest.raises(ImportError, match=words), capture(model):
-        pass
-    monkeypatch.undo()
+    monkeypatch.setattr(AttentionInterface, "get_function", get_interface, raising=False)
+    monkeypatch.setattr(
+        "transformers.models.llama.modeling_llama.ALL_ATTENTION_FUNCTIONS",
+        type(
+            "Older", (), {"get_interface": lambda _, name, default: AttentionInterface().get_function(name, default)}
+        )(),
+    )
+    cache = capture_of(model, lambda: model(IDS), dtype="float32")
+    assert {source.seam for source in cache.sources if source} == {"sdpa"}
+    assert all(np.abs(a - b).max() <= 1e-6 for a, b in zip(dense(cache), dense(with_interface), strict=True))
 
 
 def test_layers_that_never_run_are_named() -> None:

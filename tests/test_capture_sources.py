@@ -36,7 +36,8 @@ def test_layers_keep_the_numbers_names_and_heads_of_the_model(tmp_path: Any) -> 
     model = llama(10)
     cache = capture_of(model, lambda: model(IDS), layers=[5, 9], heads=[2, 3])
     assert cache.sources == tuple(
-        LayerSource(f"model.layers.{layer}.self_attn", layer, heads=(2, 3), kind="self") for layer in (5, 9)
+        LayerSource(f"model.layers.{layer}.self_attn", layer, heads=(2, 3), kind="self", seam="interface")
+        for layer in (5, 9)
     )
     with AttentionCache.create(tmp_path / "run") as on_disk:
         pass

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 Kind: TypeAlias = Literal["self", "cross"]
 Stack: TypeAlias = Literal["encoder", "decoder", "vision", "audio", "text"]
+Seam: TypeAlias = Literal["interface", "sdpa", "softmax"]
 
-_KINDS = ("self", "cross", None)
-_STACKS = ("encoder", "decoder", "vision", "audio", "text", None)
+_WORDS: dict[str, tuple[str | None, ...]] = {
+    "kind": (*get_args(Kind), None),
+    "stack": (*get_args(Stack), None),
+    "seam": (*get_args(Seam), None),
+}
 _LONGEST = 1000  # characters of a path of a module
 _GREATEST = 2**31 - 1  # number of a layer, a head or a call
 _NUMBERS_SHOWN = 4
@@ -29,9 +33,12 @@ class LayerSource:
         kind: "self" where queries and keys are of one sequence, "cross" where they are of two; None where it is not known.
         stack: which of several stacks of layers the module belongs to; None in a model with one.
         call: which call of the module within one forward, from 0.
+        seam: where a capture heard it: at transformers' attention "interface", at PyTorch's scaled_dot_product_attention
+            ("sdpa"), or at a "softmax" that multiplies; None where it was not heard.
+        windows: how many windows of one input item lie side by side in the batch axis; None if there are none.
 
     Raises:
-        TypeError: an attribute is of the wrong kind. ValueError: kind or stack is none of these words, a number is
+        TypeError: an attribute is of the wrong kind. ValueError: kind, stack or seam is none of these words, a number is
             negative or above 2**31 - 1, or module has more than 1,000 characters.
 
     >>> LayerSource("model.layers.5.self_attn", layer=5, kind="self")
@@ -44,6 +51,8 @@ class LayerSource:
     kind: Kind | None = None
     stack: Stack | None = None
     call: int = 0
+    seam: Seam | None = None
+    windows: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, str):
@@ -53,13 +62,15 @@ class LayerSource:
         for name, number in (
             ("layer", self.layer),
             ("call", self.call),
+            ("windows", self.windows),
             *(("heads", head) for head in self.heads or ()),
         ):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
                 raise TypeError(f"{name} must be an int, got {type(number).__name__}")
             if number is not None and not 0 <= number <= _GREATEST:
                 raise ValueError(f"{name} must be from 0 to 2**31 - 1, got {number}")
-        for name, word, words in (("kind", self.kind, _KINDS), ("stack", self.stack, _STACKS)):
+        for name, words in _WORDS.items():
+            word = getattr(self, name)
             if word is not None and not isinstance(word, str):
                 raise TypeError(f"{name} must be a string or None, got {type(word).__name__}")
             if word not in words:
@@ -76,6 +87,7 @@ class LayerSource:
         """
         values = {"module": self.module, "layer": self.layer, "heads": self.heads and list(self.heads)}
         values |= {"kind": self.kind, "stack": self.stack, "call": self.call or None}
+        values |= {"seam": self.seam, "windows": self.windows}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod

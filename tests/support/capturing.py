@@ -39,9 +39,10 @@ from transformers import (
 )
 
 from attncache import AttentionCache, capture
-from attncache.adapters.capture.interface import Heard as HeardCall
-from attncache.adapters.capture.interface import listening
-from attncache.adapters.capture.modules import attention_modules
+from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.seams.listening import Heard as HeardCall
+from attncache.adapters.capture.seams.listening import listening
+from attncache.adapters.capture.modules import interface_modules
 from tests.support.patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()
@@ -132,14 +133,18 @@ class Heard(NamedTuple):
 def hearing(model: Any) -> Iterator[list[Heard]]:
     """Notes the queries and keys of a model's attention calls, beside any capture."""
     calls: list[Heard] = []
-    modules = attention_modules(model)
+    modules = interface_modules(model)
 
     class Notes:
-        def heard(self, call: HeardCall) -> None:
-            if call.args[0] in modules:
-                query, key = (tensor.detach().double().numpy() for tensor in call.args[1:3])
-                key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
-                calls.append(Heard(query, key, float(call.kwargs.get("scaling") or query.shape[-1] ** -0.5)))
+        def heard(self, attention: HeardCall) -> None:
+            if attention.module in modules:
+                call = attention.read(None)
+                assert isinstance(call, Call)
+                query, key = (tensor.double().numpy() for tensor in (call.query, call.key))
+                calls.append(Heard(query, np.repeat(key, query.shape[1] // key.shape[1], axis=1), call.scale))
+
+        def changed(self, by: str) -> None:
+            pass
 
         def reordered(self) -> None:
             pass

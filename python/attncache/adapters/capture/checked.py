@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.growth import Step
 from attncache.adapters.capture.stores import Piece
 from attncache.adapters.capture.weights import Difference, difference
@@ -13,19 +13,25 @@ from attncache.selections import Selector
 from attncache.taking import indices
 
 
-def checked_piece(call: Call, step: Step, source: LayerSource, selected: Selector) -> Piece:
+def checked_piece(
+    call: Call | Weights, step: Step, source: LayerSource, selected: Selector, *, check: bool = True
+) -> Piece:
     """The chosen heads of a call, in the form in which the store can keep what the function computed.
+
+    Args:
+        call, step, source: what was heard, how it goes on with its layer, and where it comes from.
+        selected: which heads.
+        check: whether to compare; weights that were heard themselves need no comparison.
 
     Raises:
         ValueError: the function computed something else than its queries, keys and mask give.
     """
-    heads = list(indices(selected, call.query.shape[1], "heads", "n_heads"))
-    found, has_sinks = (None, True) if call.has_dropout else _difference(call, step)
-    why_not = step.why_not
-    if call.bias is not None:
-        why_not = "it adds a position bias to the scores (position_bias)"
-    if found is not None:
-        why_not = f"its function returned other weights than its queries, keys and mask give: the {found}"
+    heads = list(indices(selected, call.n_heads, "heads", "n_heads"))
+    found, has_sinks, why_not = None, True, step.why_not
+    if isinstance(call, Call):
+        if check and not call.has_dropout:
+            found, has_sinks = _difference(call, step)
+        why_not = _why_not(call, found) or why_not
     return Piece(
         call=call,
         step=step,
@@ -35,6 +41,13 @@ def checked_piece(call: Call, step: Step, source: LayerSource, selected: Selecto
         is_as_returned=found is not None,
         why_not_factored=why_not,
     )
+
+
+def _why_not(call: Call, found: Difference | None) -> str | None:
+    """Why queries and keys do not give the weights of a call, beside its mask; None if they do."""
+    if found is not None:
+        return f"its function returned other weights than its queries, keys and mask give: the {found}"
+    return "it adds a position bias to the scores (position_bias)" if call.bias is not None else None
 
 
 def _difference(call: Call, step: Step) -> tuple[Difference | None, bool]:
@@ -54,7 +67,7 @@ def _difference(call: Call, step: Step) -> tuple[Difference | None, bool]:
         raise ValueError(
             f"{because}its function did not compute the softmax of its queries, keys and mask: the {found}. Run "
             "the model with output_attentions=True under eager attention, and pass what it returns to "
-            "AttentionCache.from_attentions"
+            "AttentionCache.from_attentions; or leave the comparison out with check=False"
         )
     if found is not None and call.sinks is not None:
         without = difference(call, step.seen, step.n_given, sinks=False)

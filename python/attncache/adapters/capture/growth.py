@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.masks import Sight, continued, read_sight
 
 if TYPE_CHECKING:
     import torch
 
 _REMEMBERED = 64  # keys and queries kept per layer to notice another text
+_RUNS = "open a new capture for each forward, or attncache.capture_runs, which keeps each as a run of its own"
 _NEARLY = 0.25  # how far keys of a compressed cache may move, relative to how far they lie from their mean
 
 
@@ -25,7 +26,8 @@ class Growth:
         n_queries: how many of them have asked, in the last call.
         sight: what its queries see; None if causal, window and hidden keys cannot say it.
         is_cross: whether its keys are of another sequence, and stay.
-        last_keys, last_queries: the last of them, [batch, head, position, head_dim].
+        last_keys, last_queries: the last of them, [batch, head, position, head_dim]; of weights alone, the last rows
+            [batch, head, row, key] stand for both.
     """
 
     number: int
@@ -67,33 +69,42 @@ class Step:
         return replace(self.sight, n_keys=self.n_given, key_mask=None if mask is None else mask[:, self.first_key :])
 
 
-def remembered(call: Call, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+ONLY_WEIGHTS = "they pass where only its weights can be heard, the result of a softmax"
+
+
+def remembered(call: Call | Weights, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """The last keys and queries of a call, kept to compare the next with."""
+    if isinstance(call, Weights):
+        last = call.weights[:, :, -1:].clone()
+        return last, last
     keys = call.key[:, :, max(step.n_given - _REMEMBERED, 0) : step.n_given].clone()
     return keys, call.query[:, :, -_REMEMBERED:].clone()
 
 
-def is_repeated(layer: Growth, call: Call) -> bool:
+def is_repeated(layer: Growth, call: Call | Weights) -> bool:
     """Whether the call is the layer's last one again, as where a backward pass runs a checkpointed layer anew."""
-    n_given = call.key.shape[2]
-    if call.n_queries != layer.n_queries or n_given < layer.last_keys.shape[2] or n_given > layer.n_keys:
+    if call.n_queries != layer.n_queries:
+        return False
+    if isinstance(call, Weights):
+        return _same(call.weights[:, :, -1:], layer.last_queries)
+    if not layer.last_keys.shape[2] <= call.n_given <= layer.n_keys:
         return False
     return _same(call.query[:, :, -_REMEMBERED:], layer.last_queries) and _same(
         call.key[:, :, -layer.last_keys.shape[2] :], layer.last_keys
     )
 
 
-def next_step(layer: Growth, call: Call) -> Step:
+def next_step(layer: Growth, call: Call | Weights) -> Step:
     """How a call goes on with its layer: new queries, and at the end of its keys those of the new queries.
 
     Raises:
         ValueError: it does not go on with it.
     """
-    n_new, n_given = call.n_queries, call.key.shape[2]
-    if call.query.shape[0] != layer.last_keys.shape[0]:
-        raise ValueError(
-            f"a layer must keep its batch size, got {call.query.shape[0]} after {layer.last_keys.shape[0]}"
-        )
+    n_new, n_given = call.n_queries, call.n_given
+    if call.n_batch != layer.last_keys.shape[0]:
+        raise ValueError(f"a layer must keep its batch size, got {call.n_batch} after {layer.last_keys.shape[0]}")
+    if isinstance(call, Weights):
+        return _next_weights(layer, call)
     if layer.is_cross:
         return _next_across(layer, call)
     n_old = min(n_given, layer.n_keys + n_new) - n_new
@@ -101,15 +112,14 @@ def next_step(layer: Growth, call: Call) -> Step:
     if n_old <= 0 or (n_old < layer.n_keys and not forgets_keys):
         raise ValueError(
             f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
-            f"continue the {layer.n_keys} before: open a new capture for each text; generate with use_cache=True"
+            f"continue the {layer.n_keys} before: {_RUNS}; generate with use_cache=True"
         )
     n_known = min(n_old, layer.last_keys.shape[2])
     now, before = call.key[:, :, n_old - n_known : n_old], layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]
     how = _likeness(now, before)
     if how == "other":
         raise ValueError(
-            f"one capture holds one run over a text, got other keys before position {layer.n_keys} than there were: "
-            "open a new capture for each text"
+            f"one capture holds one run over a text, got other keys before position {layer.n_keys} than there were: {_RUNS}"
         )
     total = layer.n_keys + n_new
     first_key = max(total - n_given, 0)
@@ -126,6 +136,21 @@ def next_step(layer: Growth, call: Call) -> Step:
         return Step(total, first_key, None, str(error))
 
 
+def _next_weights(layer: Growth, call: Weights) -> Step:
+    """More rows of weights, whose keys must be those before and the new queries' own; across, those before.
+
+    Raises:
+        ValueError: there are other keys.
+    """
+    n_keys = layer.n_keys if layer.is_cross else layer.n_keys + call.n_queries
+    if call.n_given != n_keys or (layer.is_cross and call.n_queries == layer.n_queries > 1):
+        raise ValueError(
+            f"one capture holds one run over a text, got {call.n_queries} more queries over {call.n_given} keys that do "
+            f"not continue the {layer.n_keys} before: {_RUNS}"
+        )
+    return Step(n_keys, 0, None, ONLY_WEIGHTS)
+
+
 def _next_across(layer: Growth, call: Call) -> Step:
     """Queries over keys of another sequence, which must be the same as before.
 
@@ -140,7 +165,7 @@ def _next_across(layer: Growth, call: Call) -> Step:
     ):
         raise ValueError(
             f"one capture holds one run, got {n_given} keys of the other sequence that are not the {layer.n_keys} "
-            "before: open a new capture for each input"
+            f"before: {_RUNS}"
         )
     try:
         sight = read_sight(call, is_cross=True)

@@ -1,4 +1,4 @@
-"""The attention modules of a model: which use the attention interface, which only look like it, and where each stands."""
+"""The attention modules of a model: which use transformers' interface, which look like attention, where each stands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_SOFTMAX = re.compile(
 )
 
 
-def attention_modules(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
+def interface_modules(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
     """The modules of a model that use the attention interface, in the order of its layers, each with its path."""
     paths = {module: path for path, module in model.named_modules()}
     kinds = {kind for kind in set(map(type, paths)) if _uses_interface(kind)}
@@ -45,9 +45,17 @@ def _uses_interface(kind: type) -> bool:
     return any(isinstance(code, CodeType) and set(code.co_names) >= _INTERFACE for code in codes)
 
 
-def sources_of(model: torch.nn.Module, modules: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, LayerSource]:
-    """Where each attention module stands in the model."""
-    stacks = _stacks(model, modules)
+def sources_of(
+    model: torch.nn.Module, modules: Mapping[torch.nn.Module, str], others: Mapping[torch.nn.Module, str]
+) -> dict[torch.nn.Module, LayerSource]:
+    """Where each attention module stands in the model.
+
+    Args:
+        model: the model.
+        modules: those of its modules that use the interface, with their paths.
+        others: those that look like attention, which show what stacks there are too.
+    """
+    stacks = _stacks(model, {**modules, **others})
     kinds: dict[torch.nn.Module, Kind] = {module: _kind(module, path) for module, path in modules.items()}
     numbers: dict[torch.nn.Module, int] = {}
     for stack, kind in {(stacks[module], kinds[module]) for module in modules}:
@@ -56,6 +64,26 @@ def sources_of(model: torch.nn.Module, modules: Mapping[torch.nn.Module, str]) -
         module: LayerSource(path or type(module).__name__, numbers[module], None, kinds[module], stacks[module])
         for module, path in modules.items()
     }
+
+
+def source_of(
+    model: torch.nn.Module,
+    module: torch.nn.Module,
+    paths: Mapping[torch.nn.Module, str],
+    others: Mapping[torch.nn.Module, str],
+) -> LayerSource:
+    """Where a module stands that was found to compute attention.
+
+    Args:
+        model, module: the model, and which of its modules.
+        paths: every module of the model, with its path.
+        others: those that compute attention, or look like it, which show what stacks there are.
+    """
+    path = paths[module]
+    pattern = re.sub(r"\d+", "#", path)
+    group = {m: p for m, p in paths.items() if type(m) is type(module) and re.sub(r"\d+", "#", p) == pattern}
+    stack = _stacks(model, {**others, module: path})[module]
+    return LayerSource(path or type(module).__name__, _numbers(group)[module], None, _kind(module, path), stack)
 
 
 def _kind(module: torch.nn.Module, path: str) -> Kind:
@@ -99,27 +127,48 @@ def _modality(path: str) -> Stack | None:
     return None
 
 
-def unheard_modules(model: torch.nn.Module, heard: Mapping[torch.nn.Module, str]) -> dict[torch.nn.Module, str]:
-    """Modules that look like softmax attention, and cannot be heard, each with its path.
+def attention_by_name(
+    paths: Mapping[torch.nn.Module, str], known: Mapping[torch.nn.Module, str]
+) -> dict[torch.nn.Module, str]:
+    """Modules that look like softmax attention, or hide whether they are, each with its path.
 
     They are called attention, have at least two layers of weights of their own (or are PyTorch's MultiheadAttention), and
-    neither hold such a module nor belong to one, heard ones included.
+    neither hold such a module nor belong to one, known ones included; or they are scripted, and their code has a softmax.
     """
     import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-    paths = dict(model.named_modules())
-    kept = set(heard.values())
+    kept = set(known.values())
     found: dict[str, torch.nn.Module] = {}
-    for path, module in paths.items():
-        name = f"{path.rpartition('.')[2]} {type(module).__name__}"
-        if module in heard or not _LOOKS_LIKE_ATTENTION.search(name) or _NO_SOFTMAX.search(name):
+    scripted: list[str] = []
+    for module, path in paths.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            if not any(_holds(other, path) for other in scripted):  # of the others PyTorch calls no hook
+                scripted.append(path)
+                if re.search("softmax|scaled_dot_product", _code_of(module)):
+                    found[path] = module
             continue
-        if any(_holds(path, other) or _holds(other, path) for other in kept):
+        name = f"{path.rpartition('.')[2]} {type(module).__name__}"
+        if module in known or not _LOOKS_LIKE_ATTENTION.search(name) or _NO_SOFTMAX.search(name):
+            continue
+        if any(related(path, other) for other in kept):
             continue
         n_projections = sum(1 for child in module.modules() if child is not module and _is_projection(child))
         if n_projections >= 2 or isinstance(module, torch.nn.MultiheadAttention):
             found[path] = module
     return {module: path for path, module in found.items() if not any(_holds(path, other) for other in found)}
+
+
+def _code_of(module: Any) -> str:
+    """The code of a scripted module and all that it calls; "" if it has none."""
+    try:
+        return str(module.inlined_graph)
+    except (AttributeError, RuntimeError):  # a module without a forward
+        return ""
+
+
+def related(one: str, other: str) -> bool:
+    """Whether one of two paths holds the other, or they are the same."""
+    return one == other or _holds(one, other) or _holds(other, one)
 
 
 def _holds(outer: str, inner: str) -> bool:

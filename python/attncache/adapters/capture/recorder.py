@@ -1,30 +1,32 @@
-"""Follows the attention calls of one model, layer by layer, and decides what each adds to which layer."""
+"""Follows the attention of one model, layer by layer, and decides what each call adds to which layer."""
 
 from __future__ import annotations
 
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncache.adapters.capture.calls import Call, read_call
+from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.checked import checked_piece
-from attncache.adapters.capture.growth import Growth, Step, is_repeated, next_step, remembered
-from attncache.adapters.capture.interface import Heard
+from attncache.adapters.capture.chosen import ChosenLayers
+from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
-from attncache.adapters.capture.modules import sources_of, unheard_modules
+from attncache.adapters.capture.modules import related
+from attncache.adapters.capture.places import Places, cross_arguments
+from attncache.adapters.capture.seams.listening import Heard
 from attncache.adapters.capture.stores import LayerStore
 from attncache.layer_source import LayerSource
 from attncache.notices import CaptureWarning
 from attncache.progress import Meter
 from attncache.selections import Selector
-from attncache.taking import indices
 
 if TYPE_CHECKING:
     import torch
 
-_CROSS_ARGUMENTS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 _BEAM_SEARCH = (
     "the model's cache was reordered, as beam search does, so that an item of the batch is no longer one text: use "
     "num_beams=1, or capture one forward over the text that it chose"
@@ -33,61 +35,85 @@ _SHOWN = 5  # names in a warning
 
 
 class Recorder:
-    """Listens to attention calls of its thread and hands those of one model's chosen layers and heads to a store.
+    """Listens to the attention of its thread and hands that of one model's chosen layers and heads to a store.
 
     Args:
         model: the model.
-        modules: its attention modules with their paths, in the order of the layers.
-        layers, heads: which of them to keep.
+        places: where its attention is, and what each is called.
+        layers: which of its layers to keep.
+        heads: which heads.
         store: where they go.
         meter: told of each layer.
+        check: whether what is stored is compared with what the model computed.
 
     Raises:
-        IndexError, TypeError: layers does not select from these modules.
+        IndexError, TypeError, ValueError: layers does not select from this model.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        modules: dict[torch.nn.Module, str],
-        layers: Selector,
+        places: Places,
+        layers: ChosenLayers,
         heads: Selector,
         store: LayerStore,
         *,
         meter: Meter,
+        check: bool = True,
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
-        wanted = set(indices(layers, len(modules), "layers", "n_layers"))
         self._model = model
-        self.names = {
-            module: f"layer {number} ({path or type(module).__name__})"
-            for number, (module, path) in enumerate(modules.items())
-            if number in wanted
-        }
-        self._sources = sources_of(model, modules)
-        self.unheard = unheard_modules(model, modules)
-        self._was_chosen = layers is not None
+        self._places = places
+        self._chosen = layers
         self._heads = heads
         self._store = store
         self._meter = meter
-        meter.begin("capturing", len(self.names))
+        self._check = check
+        meter.begin("capturing", max(1, len(layers.chosen(places.interface or places.looks))))
         self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
-        self._heard: set[torch.nn.Module] = set()  # in the forward that runs
+        self._heard: set[str] = set()  # paths of modules whose attention was heard
+        self._heard_now: set[str] = set()  # those of the modules that run
+        self._watched: set[torch.nn.Module] = set()
+        self._hooks = ExitStack()  # holds what takes the hooks away
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
-        self._ran: set[torch.nn.Module] = set()  # of those that cannot be heard
+        self._ran: set[str] = set()  # paths of those that look like attention
+        self._mixed: dict[str, str] = {}  # paths of modules whose softmax was mixed before it multiplied, and by what
         self._in_model = self._ran_elsewhere = self._had_dropout = self._was_reordered = False
         self._sights: Any = WeakIdKeyDictionary()  # a mask is read once, though every layer brings it
         self._thread = threading.get_ident()
 
     # ---- what happens in the model
 
-    def before_model(self, *_: Any) -> None:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """See the forwards of the model, and of its modules that compute attention or look like it, until the context ends."""
+        with self._hooks:
+            self._hook(self._model.register_forward_pre_hook(self.before_model, with_kwargs=True))
+            for module in self._chosen.chosen(self._places.interface):
+                self._watch(module)
+                self._hook(module.register_forward_hook(self.after_forward))
+            for module in self._places.looks:
+                self._hook(module.register_forward_hook(self.after_lookalike))
+            self._hook(self._model.register_forward_hook(self.after_model, always_call=True))
+            yield
+
+    def _watch(self, module: torch.nn.Module) -> None:
+        self._watched.add(module)
+        self._hook(module.register_forward_pre_hook(self.before_forward, with_kwargs=True))
+
+    def _hook(self, handle: Any) -> None:
+        self._hooks.callback(handle.remove)
+
+    def before_model(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward hook before the whole model: calls of a module are counted from here."""
         if threading.get_ident() == self._thread:
             self._calls, self._in_model = Counter(), True
+            self._places.read_inputs((*args, *kwargs.values()))
+        else:
+            self._ran_elsewhere = True
 
     def after_model(self, *_: Any) -> None:
         """A forward hook after the whole model, also where it failed."""
@@ -95,7 +121,7 @@ class Recorder:
             self._in_model = False
 
     def before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward hook before every chosen module: which cache of keys it was given, and whether it looks across."""
+        """A forward hook before every module that computes attention: its cache of keys, and whether it looks across."""
         if threading.get_ident() != self._thread:
             return
         if not self._in_model:
@@ -104,60 +130,76 @@ class Recorder:
         if caches:
             cache = getattr(caches[0], "self_attention_cache", caches[0])
             self._caches[module] = cache, _length_of(cache, module)
-        if any(kwargs.get(name) is not None for name in _CROSS_ARGUMENTS):
+        if cross_arguments(kwargs):
             self._across.add(module)
 
     def after_forward(self, module: torch.nn.Module, *_: Any) -> None:
-        """A forward hook of every chosen module.
+        """A forward hook of every chosen module that uses the interface.
 
         Raises:
-            ValueError: the module computed its attention without the interface.
+            ValueError: the module computed attention that was heard nowhere.
         """
         if threading.get_ident() != self._thread:
             self._ran_elsewhere = True
             return
         self._caches.pop(module, None)
-        if module not in self._heard:
+        path = self._places.paths[module]
+        found = {other for other in self._heard_now if related(path, other)}
+        if not found:
             raise ValueError(
-                f"{self.names[module]} cannot be captured: it computed its attention without transformers' attention "
-                'interface; choose another backend, such as model.set_attn_implementation("sdpa")'
+                f"{self._chosen.name(module)} cannot be captured: it computed its attention where it cannot be heard; choose "
+                'another backend, such as model.set_attn_implementation("sdpa")'
             )
-        self._heard.discard(module)
+        self._heard_now -= found
 
-    def after_unheard(self, module: torch.nn.Module, *_: Any) -> None:
-        """A forward hook of every module that looks like attention and cannot be heard."""
+    def after_lookalike(self, module: torch.nn.Module, *_: Any) -> None:
+        """A forward hook of every module that looks like attention and does not use the interface."""
         if threading.get_ident() == self._thread:
-            self._ran.add(module)
+            self._ran.add(self._places.paths[module])
+        else:
+            self._ran_elsewhere = True
 
     def reordered(self) -> None:
         self._was_reordered = self._was_reordered or bool(self._layers)
 
-    def heard(self, call: Heard) -> None:
-        """Record one attention call.
+    def changed(self, by: str) -> None:
+        module = self._places.running()
+        if module is not None:
+            self._mixed[self._places.paths[module]] = by
+
+    def heard(self, attention: Heard) -> None:
+        """Record one attention.
 
         Raises:
             ValueError: the layer cannot be captured; the message names it.
         """
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-        module = call.args[0] if call.args else call.kwargs.get("module")
-        if module not in self.names:
+        module = attention.module if attention.module is not None else self._places.running()
+        if module not in self._places.paths:
             return
-        self._heard.add(module)
-        with torch.no_grad():
+        for paths in (self._heard, self._heard_now):
+            paths.add(self._places.paths[module])
+        if not self._chosen.wants(module):
+            return
+        if module not in self._watched:
+            self._watch(module)
+        with torch.no_grad(), _full_precision():
             try:
-                self._record(module, read_call(call))
+                n_heads = self._places.n_heads(module, attention.leading)
+                self._record(module, attention.read(n_heads), attention)
             except ValueError as error:
-                raise ValueError(f"{self.names[module]} cannot be captured: {error}") from error
+                raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
 
     # ---- what it adds
 
-    def _record(self, module: torch.nn.Module, call: Call) -> None:
+    def _record(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> None:
         if self._was_reordered:
             raise ValueError(_BEAM_SEARCH)
         turn = self._calls[module]
         self._calls[module] += 1
-        layer, source = self._layers.get((module, turn)), self._source_of(module, turn)
+        layer = self._layers.get((module, turn))
+        source = self._source_of(module, turn, call, attention)
         if layer is None:
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
@@ -165,7 +207,7 @@ class Recorder:
         else:
             step = next_step(layer, call)
         self._had_dropout = self._had_dropout or call.has_dropout
-        piece = checked_piece(call, step, source, self._heads)
+        piece = checked_piece(call, step, source, self._heads, check=self._check)
         if layer is None:
             self._store.begin(piece)
         else:
@@ -176,19 +218,21 @@ class Recorder:
         )
         self._meter.advance()
 
-    def _source_of(self, module: torch.nn.Module, turn: int) -> LayerSource:
-        source = replace(self._sources[module], call=turn)
-        return replace(source, kind="cross") if module in self._across else source
+    def _source_of(self, module: torch.nn.Module, turn: int, call: Call | Weights, attention: Heard) -> LayerSource:
+        source = self._places.source_of(module, call, attention)
+        return replace(source, call=turn, kind="cross" if module in self._across else source.kind)
 
-    def _first_step(self, module: torch.nn.Module, call: Call, source: LayerSource) -> Step:
+    def _first_step(self, module: torch.nn.Module, call: Call | Weights, source: LayerSource) -> Step:
         """What the first call of a layer sees, and where its keys begin."""
+        if isinstance(call, Weights):
+            return Step(call.n_given, 0, None, ONLY_WEIGHTS)
         why_not = None
         try:
             sight: Sight | None = self._read_sight(call, is_cross=source.kind == "cross")
         except ValueError as error:
             sight, why_not = None, str(error)
         if source.kind == "cross":
-            return Step(call.key.shape[2], 0, sight, why_not)
+            return Step(call.n_given, 0, sight, why_not)
         n_used = used_keys(call) if sight is None else sight.n_keys
         total = self._n_keys_so_far(module, call, n_used)
         first_key = total - n_used
@@ -213,8 +257,9 @@ class Recorder:
     def _read_sight(self, call: Call, *, is_cross: bool) -> Sight:
         if call.mask is None:
             return read_sight(call, is_cross=is_cross)
-        known = self._sights.setdefault(call.mask, {})
-        version = 0 if call.mask.is_inference() else call.mask._version  # inference mode does not count changes
+        mask = call.mask if call.mask_object is None else call.mask_object
+        known = self._sights.setdefault(mask, {})
+        version = 0 if mask.is_inference() else mask._version  # inference mode does not count changes
         key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal, is_cross)
         if key not in known:
             try:
@@ -232,43 +277,46 @@ class Recorder:
         """Make every layer whole, and say what is missing.
 
         Raises:
-            ValueError: some layers ran, but not all of those asked for by number; beam search reordered their texts; or
-                attention ran that cannot be heard.
+            ValueError: some layers ran, but not all of those asked for; beam search reordered their texts; or attention ran,
+                and none of it could be heard.
         """
         if self._was_reordered:
             raise ValueError(f"the capture is not of one text in each item of the batch: {_BEAM_SEARCH}")
-        ran = {module for module, _ in self._layers}
-        missing = [name for module, name in self.names.items() if module not in ran]
-        if self._was_chosen and self._layers and missing:
+        missing = self._chosen.missing(self._heard)
+        if not self._chosen.is_all and self._layers and missing:
             raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
         self._meter.begin("joining", len(self._layers))
         self._store.finish(self._meter.advance)
-        unheard = [path for module, path in self.unheard.items() if module in self._ran and not self._was_chosen]
-        why = f"{'does' if len(unheard) == 1 else 'do'} not use transformers' attention interface"
-        layers = [path for path in unheard if any(part.isdecimal() for part in path.split("."))]
-        if layers:
-            raise ValueError(
-                f"{type(self._model).__name__} was captured in part: {_listed(layers)} ran and {why}. Run the model with "
-                "output_attentions=True under eager attention for them; to capture the others alone, choose them with "
-                "layers=, or give capture their part of the model"
+        unheard = self._unheard() if self._chosen.is_all else ""
+        if unheard and not self._layers:
+            raise ValueError(f"{type(self._model).__name__} cannot be captured: {unheard}. {_WAY_OUT}")
+        self._warn(missing, unheard)
+
+    def _unheard(self) -> str:
+        """What looks like attention, ran, and was not heard, and why; "" if there is nothing."""
+        told = []
+        for path, by in self._mixed.items():
+            told.append(f"{path} passes its softmax through {by} before it multiplies")
+        silent = [p for p in sorted(self._ran) if not any(related(p, q) for q in (*self._heard, *self._mixed))]
+        if silent:
+            told.append(
+                f"{_listed(silent)} ran, and no softmax or scaled_dot_product_attention of {'it' if len(silent) == 1 else 'them'} was heard"
             )
-        self._warn(missing, f"{_listed(unheard)} ran and {why}" if unheard else "")
+        return "; ".join(told)
 
     def _warn(self, missing: list[str], unheard: str) -> None:
-        """Say in one warning all that the capture did not hear; ``unheard`` says it of modules beside the layers."""
+        """Say in one warning all that the capture did not hear; ``unheard`` says it of modules that ran."""
         name = type(self._model).__name__
         what = [unheard] if unheard else []
-        if not self.names:
-            return
         if not self._layers and self._ran_elsewhere:
             what.append(f"the capture saw no attention of this {name}: it ran in another thread than the capture")
-        elif not self._layers:
+        elif not self._layers and not self._chosen.is_none:
             what.append(
                 f"the capture saw no attention of this {name}: was it another object than the one given that ran? A copy, "
                 "a compiled or wrapped model, or a pipeline's own model must be given to capture itself"
             )
         elif missing:
-            n_missing = f"{len(missing)} of {len(self.names)}"
+            n_missing = f"{len(missing)} of {len(self._places.interface)}"
             what.append(f"{n_missing} attention layers did not run in this capture: {_listed(missing)}")
         if self._had_dropout:
             what.append(
@@ -277,6 +325,24 @@ class Recorder:
             )
         if what:
             warnings.warn(". ".join(what), CaptureWarning, stacklevel=7)
+
+
+_WAY_OUT = (
+    "Attention of flash_attn, xformers, flex attention and scripted code is not heard: choose another backend, or pass what "
+    "the model returns with output_attentions=True to AttentionCache.from_attentions"
+)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products are computed in the dtype of their tensors, also where the model runs under autocast."""
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _length_of(cache: Any, module: torch.nn.Module) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attncache import _core
-from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.growth import Step
-from attncache.adapters.capture.weights import dense_weights
+from attncache.adapters.capture.weights import dense_weights, heard_weights
 from attncache.array_input import ArrayInput, StoredDType, stored_dtype
 from attncache.cache import AttentionCache
 from attncache.factored import pattern_layer
@@ -36,7 +36,7 @@ class Piece:
         why_not_factored: why queries and keys cannot carry them; None if they can.
     """
 
-    call: Call
+    call: Call | Weights
     step: Step
     source: LayerSource
     heads: list[int]
@@ -44,15 +44,21 @@ class Piece:
     is_as_returned: bool
     why_not_factored: str | None
 
+    @property
+    def _scored(self) -> Call:
+        """The call, which has queries and keys."""
+        assert isinstance(self.call, Call)
+        return self.call
+
     def query(self) -> torch.Tensor:
         """CPU tensor of shape [batch, head, query, head_dim]."""
-        return _on_cpu(_chosen(self.call.query, self.heads))
+        return _on_cpu(_chosen(self._scored.query, self.heads))
 
     def key(self, first: int) -> torch.Tensor:
         """CPU tensor of shape [batch, key head, key, head_dim]: the keys from position ``first`` on, zeros where forgotten."""
         import torch  # noqa: PLC0415 (loaded already: it made the tensors)
 
-        call, step = self.call, self.step
+        call, step = self._scored, self.step
         heads = key_heads_for(self.heads, call.query.shape[1], call.key.shape[1])
         key = _on_cpu(_chosen(call.key, heads)[:, :, max(first - step.first_key, 0) : step.n_given])
         n_forgotten = step.first_key - first
@@ -66,17 +72,17 @@ class Piece:
         if sight is None or sight.key_mask is None:
             return None
         mask = sight.key_mask[:, first:]
-        return np.ascontiguousarray(mask.expand(self.call.query.shape[0], mask.shape[1]).numpy())
+        return np.ascontiguousarray(mask.expand(self.call.n_batch, mask.shape[1]).numpy())
 
     def options(self, first: int) -> Options:
         """How the weights over the keys from position ``first`` on come from query and key."""
-        sight, sinks = self.step.sight, self.call.sinks if self.has_sinks else None
+        sight, sinks = self.step.sight, self._scored.sinks if self.has_sinks else None
         assert sight is not None
         return Options(
-            scale=self.call.scale,
+            scale=self._scored.scale,
             causal=sight.causal,
             window=sight.window,
-            softcap=self.call.softcap,
+            softcap=self._scored.softcap,
             key_mask=self.key_mask(first),
             sinks=None if sinks is None else sinks[self.heads].float().cpu().numpy().astype(np.float32),
         )
@@ -84,7 +90,9 @@ class Piece:
     def rows(self, dtype: StoredDType) -> ArrayInput:
         """The weights over the keys that the call was given, [batch, head, query, key]."""
         call, step = self.call, self.step
-        if self.why_not_factored is None:
+        if isinstance(call, Weights):
+            weights = heard_weights(call, self.heads, dtype)
+        elif self.why_not_factored is None:
             layer = pattern_layer(self.query(), self.key(step.first_key), self.options(step.first_key), dtype)
             weights = layer.memory[0]
         else:
@@ -94,7 +102,7 @@ class Piece:
         return ArrayInput(weights, dtype, is_writable=False)
 
 
-_LARGE = 4 << 20  # bytes of a layer's queries
+_LARGE = 4 << 20  # bytes of a layer's queries, or of its weights
 
 
 def _give_back_after(piece: Piece) -> None:
@@ -103,7 +111,7 @@ def _give_back_after(piece: Piece) -> None:
     What a layer leaves behind, if only a small object, lies on the heap behind the activations that the model has freed
     by then, and would keep their room from being used again: gigabytes over all layers of a long text.
     """
-    if piece.call.query.nbytes >= _LARGE:
+    if (piece.call.weights if isinstance(piece.call, Weights) else piece.call.query).nbytes >= _LARGE:
         _core.give_back_freed_memory()
 
 
@@ -245,7 +253,7 @@ class DenseLayers:
 
     def _dtype_of(self, piece: Piece) -> StoredDType:
         """What the pattern of a piece is stored as."""
-        own = str(piece.call.query.dtype).removeprefix("torch.")
+        own = str(piece.call.dtype).removeprefix("torch.")
         return self._dtype or stored_dtype("float32" if own == "float64" else own) or "float32"
 
 

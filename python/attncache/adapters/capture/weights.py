@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.masks import HIDES, Sight, seen_rows
 from attncache.array_input import StoredDType
 
@@ -122,7 +122,7 @@ def blocks_of_rows(
 def difference(call: Call, sight: Sight | None, n_keys: int, *, sinks: bool = True) -> Difference | None:
     """What most contradicts that the function computed softmax(scores) @ values; None if nothing does.
 
-    Every row is compared where the call is small or its function is not one of transformers' own, otherwise some.
+    Every row is compared where the call is small or its function is neither PyTorch's nor transformers' own, otherwise some.
 
     Args:
         call: a call without dropout that has weights or an output.
@@ -134,7 +134,7 @@ def difference(call: Call, sight: Sight | None, n_keys: int, *, sinks: bool = Tr
     device = call.query.device
     worst: Difference | None = None
     blocks: Iterator[tuple[slice | torch.Tensor, Rows]]
-    if n_batch * n_heads * n_queries * n_keys <= _ALL_ROWS or not call.is_of_transformers:
+    if n_batch * n_heads * n_queries * n_keys <= _ALL_ROWS or not call.is_trusted:
         blocks = blocks_of_rows(call, sight, n_keys, sinks=sinks)
     else:
         chosen = torch.linspace(0, n_queries - 1, min(_SAMPLED_ROWS, n_queries), dtype=torch.float64)
@@ -258,6 +258,23 @@ def dense_weights(
             weights = weights.masked_fill((is_uniform & ~block.sees)[..., None], 0)
         for place, head in places:
             found[:, place, rows] = weights[:, head - block.heads.start].to(found.dtype).cpu()
-    array: npt.NDArray[Any] = found.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else found.numpy()
+    return _as_numpy(found)
+
+
+def heard_weights(call: Weights, heads: list[int], dtype: StoredDType) -> npt.NDArray[Any]:
+    """The weights that were heard, [batch, head, query, key] of these heads, rounded to dtype; bfloat16 as uint16."""
+    import torch  # noqa: PLC0415
+
+    chosen = call.weights if heads == list(range(call.n_heads)) else call.weights[:, heads]
+    found = chosen.to(getattr(torch, dtype)).cpu().contiguous()
+    return _as_numpy(found.clone() if found.data_ptr() == call.weights.data_ptr() else found)
+
+
+def _as_numpy(found: torch.Tensor) -> npt.NDArray[Any]:
+    """Weights in CPU memory as a read-only array; bfloat16 as uint16."""
+    import torch  # noqa: PLC0415
+
+    is_bfloat16 = found.dtype == torch.bfloat16
+    array: npt.NDArray[Any] = found.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else found.numpy()
     array.flags.writeable = False
     return array

@@ -1,0 +1,109 @@
+"""Where attention is in one model: which of its modules computes it, how many heads it has, and what its layer is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from attncache.adapters.capture.calls import Call, Weights
+from attncache.adapters.capture.heads import heads_of
+from attncache.adapters.capture.modules import attention_by_name, interface_modules, source_of, sources_of
+from attncache.adapters.capture.running import Running, running_modules
+from attncache.adapters.capture.seams.listening import Heard
+from attncache.layer_source import LayerSource
+
+if TYPE_CHECKING:
+    import torch
+
+_CROSS_ARGUMENTS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+_OF_OTHERS = (*_CROSS_ARGUMENTS, "context", "memory", "xa", "encoder_out", "encoder_output", "cond", "kv")
+
+
+def cross_arguments(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a module of transformers was given another sequence to attend to."""
+    return any(kwargs.get(name) is not None for name in _CROSS_ARGUMENTS)
+
+
+class Places:
+    """The modules of a model, and what is known of their attention.
+
+    Args:
+        model: the model.
+        n_heads: how many heads its modules have; None to believe what they say.
+
+    Attributes:
+        paths: every module, with its path.
+        interface: those that use transformers' attention interface, in the order of the model's layers.
+        looks: those that look like attention and do not use it.
+    """
+
+    def __init__(self, model: torch.nn.Module, n_heads: int | None = None) -> None:
+        self._model = model
+        self._n_heads = n_heads
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.interface = interface_modules(model)
+        self.looks = attention_by_name(self.paths, self.interface)
+        self._sources = sources_of(model, self.interface, self.looks)
+        self._running: list[Running] = []
+        self._sizes: list[int] = []  # the first axis of each tensor that the model was given
+
+    def running(self) -> torch.nn.Module | None:
+        """The innermost module of the model that runs now; None if none does."""
+        self._running = list(running_modules(self.paths))
+        return self._running[0].module if self._running else None
+
+    def read_inputs(self, values: Sequence[Any]) -> None:
+        """Note how many items the model is given."""
+        self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
+
+    def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...]) -> int | None:
+        """How many heads the axes before query and key hold, where two of them do not say it already.
+
+        Raises:
+            ValueError: one axis holds more than batch items, and nothing says how many heads.
+        """
+        if self._n_heads is not None or len(leading) == 2:
+            return self._n_heads
+        own = heads_of(module)
+        if own is None and not any(True for _ in module.parameters()) and len(self._running) > 1:
+            own = heads_of(self._running[1].module)  # a helper of the module that calls it
+        if len(leading) == 1 and own is not None and leading[0] % own:
+            own = None
+        if len(leading) == 1 and own is None and self._items_in(leading[0]) is not None:
+            raise ValueError(
+                f"the first of its three axes, {leading[0]}, holds batch items and heads or windows, and the module does "
+                "not say how many heads: n_heads= must say it, 1 where there are none"
+            )
+        return own
+
+    def source_of(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> LayerSource:
+        """What the layer of a call is called."""
+        if module not in self._sources:
+            others = {**self.interface, **self.looks, **{m: self.paths[m] for m in self._sources}}
+            self._sources[module] = source_of(self._model, module, self.paths, others)
+        source = replace(self._sources[module], seam=attention.seam, windows=self._items_in(call.n_batch))
+        is_across = attention.seam != "interface" and self._is_across(call)
+        return replace(source, kind="cross") if is_across else source
+
+    def _items_in(self, n_batch: int) -> int | None:
+        """How many parts of one input item lie in so many batch items; None if each is an item itself, or nothing is known."""
+        if n_batch in self._sizes:
+            return None
+        return next((n_batch // size for size in self._sizes if size and n_batch % size == 0), None)
+
+    def _is_across(self, call: Call | Weights) -> bool:
+        """Whether the modules that run were given another sequence, of as many positions as there are keys."""
+        import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+        for running in self._running[:2]:
+            if isinstance(running.module, torch.nn.MultiheadAttention):
+                query, key = (running.argument(name) for name in ("query", "key"))
+                return key is not query
+            others = [running.argument(name) for name in _OF_OTHERS]
+            if call.n_given != call.n_queries:
+                others += running.args[1:2]
+            for other in others:
+                if isinstance(other, torch.Tensor) and other.ndim > 2 and call.n_given in other.shape[:-1]:
+                    return True
+        return False

@@ -1,0 +1,276 @@
+"""Hears the tensor functions of one thread, under whatever name a model imported them, with one mode of PyTorch."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from attncache.adapters.capture.calls import Call, Weights
+from attncache.adapters.capture.heads import batch_and_heads
+from attncache.adapters.capture.seams.listening import Heard, is_inside, tell
+from attncache.adapters.capture.seams.sdpa import leading_axes, read_sdpa
+from attncache.adapters.capture.seams.softmax import (
+    Form,
+    einsum_factor,
+    factor,
+    kept,
+    moved,
+    reshaped,
+    softmax_axis,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Function = Callable[..., Any]
+Follow = Callable[[Form, "torch.Tensor", "torch.Tensor"], Form | None]
+Reaction = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def hear_functions() -> Iterator[None]:
+    """Report every attention function that this thread calls until the context ends."""
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+    from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode  # noqa: PLC0415
+
+    functions = Functions()
+
+    class Hearing(TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return functions.call(func, args, kwargs or {})
+
+    mode = Hearing()
+    functions.mode = mode
+    mode.__enter__()
+    try:
+        yield
+    finally:
+        others = []  # whatever was opened later and is still open stays so
+        while torch._C._len_torch_function_stack() and (top := _pop_mode()) is not mode:
+            others.append(top)
+        for other in reversed(others):
+            _push_mode(other)
+
+
+class Functions:
+    """Sees every call of a tensor function, makes it, and reports attention.
+
+    Attributes:
+        mode: the mode that calls it, which is off while it does.
+    """
+
+    mode: Any
+
+    def __init__(self) -> None:
+        self._forms: dict[int, tuple[weakref.ref[torch.Tensor], Form]] = {}  # by the id of each tensor on its way
+        self._origins = count()
+        self._begins, self._goes_on = self._reactions()
+
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call; the one place that every tensor function passes, so that it does little."""
+        react = self._goes_on.get(func, self._changed) if self._forms else self._begins.get(func)
+        return func(*args, **kwargs) if react is None else react(func, args, kwargs)
+
+    def _reactions(self) -> tuple[dict[Function, Reaction], dict[Function, Reaction]]:
+        """What to do at which function: always, and while the result of a softmax is on its way."""
+        import torch  # noqa: PLC0415
+        import torch.nn.functional as F  # noqa: PLC0415
+
+        tensor, aten = torch.Tensor, torch.ops.aten
+        begins: dict[Function, Reaction] = {F.multi_head_attention_forward: self._body}
+        for sdpa in (
+            F.scaled_dot_product_attention,
+            aten.scaled_dot_product_attention,
+            aten.scaled_dot_product_attention.default,
+        ):
+            begins[sdpa] = self._sdpa
+        for softmax in (
+            torch.softmax, F.softmax, tensor.softmax, torch.special.softmax, torch._softmax, aten.softmax,
+            aten.softmax.int, aten._softmax, aten._softmax.default,
+        ):  # fmt: skip
+            begins[softmax] = self._softmax
+        goes_on = dict(begins)
+        for name in (
+            "to", "type_as", "type", "float", "half", "bfloat16", "double", "cpu", "cuda", "contiguous", "clone",
+            "detach", "masked_fill", "masked_fill_", "nan_to_num", "nan_to_num_", "mul", "mul_", "multiply", "div",
+            "div_", "divide", "true_divide", "__mul__", "__rmul__", "__imul__", "__truediv__", "__itruediv__",
+            "requires_grad_", "where",
+        ):  # fmt: skip
+            self._at(goes_on, name, self._elementwise)
+        for name in ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as"):
+            self._at(goes_on, name, partial(self._followed, reshaped))
+        for name in (
+            "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "__getitem__", "narrow",
+            "select", "adjoint", "expand", "expand_as",
+        ):  # fmt: skip
+            self._at(goes_on, name, partial(self._followed, moved))
+        for getter in (tensor.mT, tensor.T, tensor.mH, tensor.H):
+            goes_on[getter.__get__] = partial(self._followed, moved)
+        for dropout in (F.dropout, torch.dropout):
+            goes_on[dropout] = self._dropped
+        goes_on[torch.native_dropout] = self._dropped
+        for name in ("matmul", "__matmul__", "bmm"):
+            self._at(goes_on, name, partial(self._product, (0, 1)))
+        self._at(goes_on, "__rmatmul__", partial(self._product, (1, 0)))
+        self._at(goes_on, "baddbmm", partial(self._product, (1, 2)))
+        goes_on[torch.einsum] = self._einsum
+        return begins, goes_on
+
+    @staticmethod
+    def _at(table: dict[Function, Reaction], name: str, reaction: Reaction) -> None:
+        import torch  # noqa: PLC0415
+
+        for owner in (torch, torch.Tensor):
+            if hasattr(owner, name):
+                table[getattr(owner, name)] = reaction
+
+    # ---- attention of one call
+
+    def _body(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A Python function that PyTorch reports as a whole: its body runs as one that does not, with the mode on."""
+        settings = {**func.__globals__, "has_torch_function": lambda *_: False}
+        body = types.FunctionType(func.__code__, settings, func.__name__, func.__defaults__, func.__closure__)
+        body.__kwdefaults__ = func.__kwdefaults__
+        with self.mode:
+            return body(*args, **kwargs)
+
+    def _sdpa(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if not is_inside():
+
+            def read(n_heads: int | None) -> Call:
+                return read_sdpa(args, kwargs, out, n_heads)
+
+            tell(lambda who: who.heard(Heard("sdpa", None, leading_axes(args, kwargs), read)))
+        return out
+
+    # ---- a softmax, and where its result goes
+
+    def _softmax(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if out.ndim >= 3 and not is_inside():
+            axis = softmax_axis(args, kwargs, out.ndim)
+            self._track(out, Form(next(self._origins), axis, out.shape[axis], tuple(out.shape)))
+        return out
+
+    def _elementwise(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of numbers in the same places, of which one is the weight."""
+        ways = [(arg, form) for arg in args if (form := self._of(arg)) is not None and form.changed is None]
+        if len(ways) != 1:
+            return self._changed(func, args, kwargs)
+        out = func(*args, **kwargs)
+        tensor, form = ways[0]
+        self._track(out, kept(form, tensor, out) or _changed_by(form, func))
+        return out
+
+    def _dropped(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Dropout, whose weights are those before it."""
+        tensor: Any = args[0] if args else kwargs.get("input")
+        form = self._of(tensor)
+        if form is None:
+            return func(*args, **kwargs)
+        is_inplace = kwargs.get("inplace") or (len(args) > 3 and args[3])
+        before = tensor.detach().clone() if is_inplace else tensor.detach()
+        out = func(*args, **kwargs)
+        result = out[0] if isinstance(out, tuple) else out
+        if result.data_ptr() != before.data_ptr() and form.before is None:
+            form = replace(form, before=before)
+        self._track(result, form)
+        return out
+
+    def _followed(self, follow: Follow, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A view: the weights before dropout take the same."""
+        form = self._of(args[0]) if args else None
+        if form is None or form.changed is not None:
+            return self._changed(func, args, kwargs)
+        out = func(*args, **kwargs)
+        after = follow(form, args[0], out) if hasattr(out, "ndim") else None
+        if after is not None and form.before is not None:
+            after = replace(after, before=func(form.before, *args[1:], **kwargs))
+        if hasattr(out, "ndim"):
+            self._track(out, after or _changed_by(form, func))
+        return out
+
+    def _changed(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any other function: what it makes of the weights, over the same keys, is none of a softmax."""
+        out = func(*args, **kwargs)
+        form = self._first(args)
+        if form is not None and len(getattr(out, "shape", ())) >= 3 and form.n_keys in out.shape:
+            self._track(out, _changed_by(form, func))
+        return out
+
+    def _product(self, places: tuple[int, int], func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for place, contracted in zip(places, (-1, -2), strict=True):
+            tensor: Any = args[place] if place < len(args) else None
+            form = self._of(tensor)
+            if form is not None and (form.changed is None or form.n_keys == tensor.shape[contracted]):
+                return self._multiplied(func, args, kwargs, form, partial(factor, form, tensor, contracted))
+        return func(*args, **kwargs)
+
+    def _einsum(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else list(args[1:])
+        for place, tensor in enumerate(tensors):
+            form = self._of(tensor)
+            if form is not None and isinstance(args[0], str):
+                return self._multiplied(func, args, kwargs, form, partial(einsum_factor, form, args[0], tensors, place))
+        return self._changed(func, args, kwargs)
+
+    def _multiplied(
+        self,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        form: Form,
+        weights_of: Callable[[], torch.Tensor | None],
+    ) -> Any:
+        """A product with weights: attention, unless they were mixed or the sum is not over the keys."""
+        if form.changed is not None:
+            out = func(*args, **kwargs)
+            tell(lambda who: who.changed(form.changed or ""))
+            return self._forget(form, out)
+        weights = weights_of()
+        if weights is None:
+            return self._changed(func, args, kwargs)
+        weights = weights.detach()
+        weights = weights if weights.ndim > 2 else weights[None]
+
+        def read(n_heads: int | None) -> Weights:
+            batch, heads = batch_and_heads(tuple(weights.shape[:-2]), n_heads)
+            return Weights(weights.reshape(batch, heads, *weights.shape[-2:]), form.before is not None)
+
+        tell(lambda who: who.heard(Heard("softmax", None, tuple(weights.shape[:-2]), read)))
+        return self._forget(form, func(*args, **kwargs))
+
+    # ---- tensors on their way
+
+    def _track(self, tensor: torch.Tensor, form: Form) -> None:
+        key = id(tensor)
+        forms = self._forms
+        forms[key] = weakref.ref(tensor, lambda _: forms.pop(key, None)), form
+
+    def _of(self, tensor: Any) -> Form | None:
+        known = self._forms.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def _first(self, args: Any) -> Form | None:
+        for arg in args:
+            form = self._first(arg) if isinstance(arg, tuple | list) else self._of(arg)
+            if form is not None:
+                return form
+        return None
+
+    def _forget(self, form: Form, out: Any) -> Any:
+        """The way of a softmax is over: it is reported once."""
+        for key in [key for key, (_, other) in self._forms.items() if other.origin == form.origin]:
+            self._forms.pop(key, None)
+        return out
+
+
+def _changed_by(form: Form, func: Function) -> Form:
+    return form if form.changed is not None else replace(form, changed=getattr(func, "__name__", str(func)))
