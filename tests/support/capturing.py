@@ -40,9 +40,9 @@ from transformers import (
 
 from attncache import AttentionCache, capture
 from attncache.adapters.capture.calls import Call
+from attncache.adapters.capture.modules import interface_modules
 from attncache.adapters.capture.seams.listening import Heard as HeardCall
 from attncache.adapters.capture.seams.listening import listening
-from attncache.adapters.capture.modules import interface_modules
 from tests.support.patterns import SEED
 
 transformers.utils.logging.set_verbosity_error()
