@@ -97,14 +97,14 @@ def _outcome(row: Row, entry: Entry, built: Built, store: Literal["pattern", "qk
     except Exception as error:
         return "refused", line(error)
     sources: Sequence[Any] = cache.sources
-    comparison = compared(cache, [Source(_path(source), source.call) for source in sources], truth.heard)
+    comparison = compared(cache, [Source(_path(source, model), source.call) for source in sources], truth.heard)
     row.worst = max(row.worst, comparison.worst)
     row.changed = max(row.changed, _difference(output, truth.output))
     if store == "pattern":
         row.layers, row.heard = len(sources), dict(Counter(map(_words, sources)))
     else:
         row.factored = sum(_is_factored(cache, number) for number in range(len(sources)))
-    wrong = (*comparison.wrong, *_misplaced(cache, truth.heard))
+    wrong = (*comparison.wrong, *_misplaced(cache, model, truth.heard))
     comparison = replace(comparison, wrong=wrong, absent=(*comparison.absent, *entry.unheard))
     words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
     verdict, reason = verdict_of(comparison, row.changed <= (SAME if entry.fused else 0), truth.doubts, words)
@@ -119,7 +119,7 @@ def _difference(output: list[Any], plain: list[Any]) -> float:
     return max((float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
 
 
-def _misplaced(cache: Any, heard: list[Heard]) -> list[str]:
+def _misplaced(cache: Any, model: Any, heard: list[Heard]) -> list[str]:
     """Layers whose batch, heads and windows are not those of the truth; the sweep compares batch times heads alone."""
     axes: dict[str, set[tuple[int, ...]]] = {}
     for one in heard:
@@ -129,7 +129,7 @@ def _misplaced(cache: Any, heard: list[Heard]) -> list[str]:
     for number, source in enumerate(cache.sources):
         shape = cache.edges(None, None, layers=number, heads=None, batch=slice(None)).shape[:2]
         windows = shape[0] // BATCH if shape[0] > BATCH else None
-        if shape not in axes.get(_path(source), {shape}):
+        if shape not in axes.get(_path(source, model), {shape}):
             wrong.append(f"layer {number} ({source.module}) has batch and heads {list(shape)}")
         elif source.windows != windows:
             wrong.append(
@@ -146,9 +146,9 @@ def _is_factored(cache: Any, layer: int) -> bool:
     return True
 
 
-def _path(source: Any) -> str:
-    """The path of a module, without the one that torch.compile puts around a model."""
-    return str(source.module).removeprefix("_orig_mod.")
+def _path(source: Any, model: Any) -> str:
+    """The path of a module; the model itself, whose path is "", is called by its class."""
+    return "" if source.module == type(model).__name__ else str(source.module)
 
 
 def _words(source: Any) -> str:

@@ -60,10 +60,8 @@ def grouped(query: Any, key: Any, value: Any) -> Any:
 
 def own(how: Attend, key_heads: int = HEADS, hides: Any = None, compiled: bool = False) -> Built:
     """Two such layers."""
-    model, call = calling(
-        nn.Sequential(*(Attention(how, key_heads, hides) for _ in range(2))), random(BATCH, LENGTH, WIDTH)
-    )
-    return (model, torch.compile(call, backend="eager")) if compiled else (model, call)
+    model = nn.Sequential(*(Attention(how, key_heads, hides) for _ in range(2)))
+    return calling(torch.compile(model, backend="eager") if compiled else model, random(BATCH, LENGTH, WIDTH))
 
 
 def encoder(padding: Any = None) -> Built:
