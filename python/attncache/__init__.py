@@ -10,6 +10,7 @@
 from attncache import simd
 from attncache._core import __version__, get_num_threads, set_num_threads
 from attncache.adapters.capture import capture
+from attncache.adapters.capture.forwards import capture_runs
 from attncache.cache import AttentionCache
 from attncache.factored import pattern_from_qk
 from attncache.layer_source import LayerSource
@@ -28,6 +29,7 @@ __all__ = [
     "TopK",
     "__version__",
     "capture",
+    "capture_runs",
     "get_num_threads",
     "map_runs",
     "open_runs",

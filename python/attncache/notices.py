@@ -17,9 +17,17 @@ class CaptureWarning(UserWarning):
     """A capture ended without some of the attention that it was asked for."""
 
 
-def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn about the line of the user's own code that called this package, however deep in it we are."""
+def warn_user(message: str, category: type[Warning], through: tuple[str, ...] = ()) -> None:
+    """Warn about the line of the user's own code that called this package, however deep in it we are.
+
+    Args:
+        message, category: the warning.
+        through: files of others that stand between, each by the end of its path.
+    """
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_PACKAGE) and not path.endswith(through or "\0"):
+            break
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

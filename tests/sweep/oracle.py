@@ -1,20 +1,19 @@
 """Hears every softmax that becomes a factor of a matrix product, and every scaled_dot_product_attention, and computes the
 weights again in float64 from what each was really given; comparing.py takes them as the truth.
 
-It knows nothing of attncache, except to pass over what attncache itself computes while it listens beside it.
+It knows nothing of attncache.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from types import FunctionType
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,9 @@ HIDDEN = -9e3  # a query whose every score is at most this sees no key: models h
 
 _SDPA = F.scaled_dot_product_attention
 _MHA = F.multi_head_attention_forward
+_MHA_BODY = FunctionType(
+    _MHA.__code__, {**_MHA.__globals__, "has_torch_function": lambda *_: False}, "mha", _MHA.__defaults__
+)
 _SOFTMAX = {torch.softmax, F.softmax, torch.Tensor.softmax}
 _RETYPED = {F.dropout, torch.dropout, torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.float, torch.Tensor.half} | {
     torch.Tensor.bfloat16, torch.Tensor.contiguous, torch.Tensor.clone, torch.clone, torch.Tensor.type,
@@ -61,6 +63,17 @@ class _Shadow(NamedTuple):
     key: int
 
 
+def _alone(compute: Any) -> Any:
+    """What the oracle itself computes is heard by no other listener."""
+
+    @wraps(compute)
+    def computed_alone(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return compute(*args, **kwargs)
+
+    return computed_alone
+
+
 class Oracle(TorchFunctionMode):  # type: ignore[misc]
     """What one model computes while it runs; enter it with ``listening_to``, the last of all listeners."""
 
@@ -76,9 +89,9 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is _MHA:
-            with self._inside_mha():
-                return func(*args, **kwargs)
+        if func is _MHA:  # a Python function that PyTorch reports as a whole: its body is heard call by call
+            with self:
+                return _MHA_BODY(*args, **kwargs)
         if func in _PRODUCTS and self._shadows:
             self._product(func, args)
         before = self._of(args[0]) if func in _MOVED | _RETYPED and args else None
@@ -106,28 +119,8 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
         """The path of the innermost module that runs."""
         return self.stack[-1] if self.stack else ""
 
-    @contextmanager
-    def _inside_mha(self) -> Iterator[None]:
-        """A Python function that torch dispatches as a whole: its body is heard by the two names that it calls."""
-        softmax = F.softmax
-
-        def heard_sdpa(*args: Any, **kwargs: Any) -> Any:
-            out = _SDPA(*args, **kwargs)
-            self._sdpa(args, kwargs, out)
-            return out
-
-        def heard_softmax(scores: Tensor, *args: Any, **kwargs: Any) -> Any:
-            out = softmax(scores, *args, **kwargs)
-            double = scores.detach().double()
-            self._add(torch.softmax(double, -1), double, "softmax")
-            return out
-
-        with patch.multiple(F, scaled_dot_product_attention=heard_sdpa, softmax=heard_softmax):
-            yield
-
+    @_alone
     def _sdpa(self, args: Any, kwargs: Any, out: Tensor) -> None:
-        if _of_attncache():
-            return
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = dict(zip(names, args, strict=False)) | kwargs
         query, key, value = (given[name].detach().double() for name in names[:3])
@@ -148,14 +141,16 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
         if not difference <= 1e-4 * max(1.0, float(value.abs().max())):
             self.doubts.append(f"{self.module}: SDPA recomputed differs by {float(difference):.1e}")
 
+    @_alone
     def _softmax(self, scores: Tensor, args: Any, kwargs: Any, out: Tensor) -> None:
-        if out.dim() < 3 or _of_attncache():
+        if out.dim() < 3:
             return
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         dim = dim if isinstance(dim, int) else -1
         self._count += 1
         self._track(out, _Shadow(torch.softmax(scores, dim), scores.movedim(dim, -1), self._count))
 
+    @_alone
     def _follow(self, shadow: _Shadow, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         weights = shadow.weights
         if func in _MOVED:
@@ -163,6 +158,7 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
         if weights.shape == out.shape:
             self._track(out, shadow._replace(weights=weights))
 
+    @_alone
     def _product(self, func: Any, args: Any) -> None:
         for place in _PRODUCTS[func]:
             items = args[place] if place < len(args) else ()
@@ -191,17 +187,6 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
     def _of(self, tensor: Any) -> _Shadow | None:
         known = self._shadows.get(id(tensor)) if torch.is_tensor(tensor) else None
         return known[1] if known is not None and known[0]() is tensor else None
-
-
-def _of_attncache() -> bool:
-    """Whether attncache makes the call that is being heard, rather than the model."""
-    frame: Any = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch", __name__)):
-            return bool(name.partition(".")[0] == "attncache")
-        frame = frame.f_back
-    return False
 
 
 @contextmanager

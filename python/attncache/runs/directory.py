@@ -35,6 +35,10 @@ class Runs(Sequence[AttentionCache]):
         """The name of each run: that of its directory, or of its file with the suffix."""
         return self._names
 
+    def _add(self, name: str) -> None:
+        """There is another run, after those that there were."""
+        self._names = (*self._names, name)
+
     def path(self, name: str) -> Path:
         """Where a run is.
 

@@ -2,51 +2,30 @@
 
 seams/ hears attention, each as one value of calls.py. places.py says where in the model it was (running.py, modules.py, heads.py),
 chosen.py whether it is wanted. masks.py reads what queries see, weights.py computes whether that is what the model computed
-(checked.py). recorder.py decides which layer a call belongs to, growth.py how it goes on with it, and stores.py keeps it.
+(checked.py). recorder.py decides which layer a call belongs to (hooks.py tells it of forwards), growth.py how it goes on with it, and stores.py keeps it. opening.py holds the arguments,
+forwards.py captures run after run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import numpy.typing as npt
 
-from attncache.adapters.capture.chosen import ChosenLayers, Layers
-from attncache.adapters.capture.places import Places
-from attncache.adapters.capture.recorder import Recorder
+from attncache.adapters.capture.chosen import Layers
+from attncache.adapters.capture.hooks import Hooked
+from attncache.adapters.capture.opening import Capture, Settings
 from attncache.adapters.capture.seams.listening import listening
-from attncache.adapters.capture.stores import DenseLayers, FactoredLayers
 from attncache.array_input import StoredDType, stored_dtype
 from attncache.cache import AttentionCache
-from attncache.progress import Meter, Progress, checked_progress
+from attncache.progress import Meter, Progress
 from attncache.selections import Selector
 
 if TYPE_CHECKING:
     import torch
-
-
-class Capture(AbstractContextManager["AttentionCache"]):
-    """A capture that begins with its ``with`` statement and ends with it."""
-
-    def __init__(self, context: AbstractContextManager[AttentionCache]) -> None:
-        self._context = context
-
-    def __enter__(self) -> AttentionCache:
-        return self._context.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._context.__exit__(kind, error, traceback)  # which lets every exception pass
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(
-            f"a capture has no attribute {name!r} before it begins: with attncache.capture(model) as cache: model(..)"
-        )
 
 
 def capture(
@@ -60,7 +39,7 @@ def capture(
     check: bool = True,
     progress: Progress = False,
     into: str | PathLike[str] | None = None,
-) -> Capture:
+) -> Capture[AttentionCache]:
     """Capture the attention of a PyTorch model while it runs.
 
     Attention is heard in three places: transformers' attention interface, ``scaled_dot_product_attention``, and a softmax whose
@@ -122,19 +101,8 @@ def capture(
         cache.top_k(5, positions=-1)
     """
     settings = Settings(store, layers, heads, stored_dtype(dtype), n_heads, check)
-    _check_arguments(model, settings, progress)
+    settings.check_with(model, progress)
     return Capture(_captured(model, settings, progress=progress, into=into))
-
-
-class Settings(NamedTuple):
-    """What a capture keeps, and how: the arguments of ``capture`` of these names."""
-
-    store: Literal["pattern", "qk"]
-    layers: Layers
-    heads: Selector
-    dtype: StoredDType | None
-    n_heads: int | None
-    check: bool
 
 
 @contextmanager
@@ -142,16 +110,14 @@ def _captured(
     model: torch.nn.Module, settings: Settings, *, progress: Progress, into: str | PathLike[str] | None
 ) -> Iterator[AttentionCache]:
     """``capture`` with checked arguments."""
-    places = Places(model, settings.n_heads)
-    layers = ChosenLayers(settings.layers, places.paths, places.interface)
     shown = Meter(progress)
     with ExitStack() as after_failure:
         dtype = settings.dtype
         cache = AttentionCache(dtype) if into is None else _empty_directory(into, dtype, after_failure)
-        store = DenseLayers(cache, dtype) if settings.store == "pattern" else FactoredLayers(cache, into is not None)
-        recorder = Recorder(model, places, layers, settings.heads, store, meter=shown, check=settings.check)
+        hooked = Hooked.of(model, settings.n_heads)
+        recorder = hooked.hooks.watcher = settings.recorder(hooked, cache, shown, is_on_disk=into is not None)
         try:
-            with recorder.attached(), listening(recorder):
+            with hooked.hooks.attached(), listening(recorder):
                 yield cache
             recorder.finish()
         finally:
@@ -170,38 +136,3 @@ def _empty_directory(into: str | PathLike[str], dtype: StoredDType | None, after
     if not cache.is_empty:
         raise ValueError(f"into must be a directory without layers, got {into} with {cache.n_layers}")
     return cache
-
-
-def _check_arguments(model: Any, settings: Settings, progress: Any) -> None:
-    """Refuse arguments and packages that cannot be used.
-
-    Raises:
-        TypeError, ValueError: one of these arguments is not what it must be. ImportError: a package is missing.
-    """
-    try:
-        import torch  # noqa: PLC0415
-    except ImportError as error:
-        raise ImportError(f"capture needs torch ({error}): pip install torch") from error
-    if not hasattr(torch.compiler, "set_stance"):
-        raise ImportError(f"capture needs torch 2.6 or newer, got {torch.__version__}")
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_what_to_pass(model)}")
-    if settings.store not in ("pattern", "qk"):
-        raise ValueError(f"store must be 'pattern' or 'qk', got {settings.store!r}")
-    n_heads = settings.n_heads
-    if n_heads is not None and (isinstance(n_heads, bool) or not isinstance(n_heads, int)):
-        raise TypeError(f"n_heads must be None or an int, got {type(n_heads).__name__}")
-    if n_heads is not None and n_heads < 1:
-        raise ValueError(f"n_heads must be 1 or more, got {n_heads}")
-    if not isinstance(settings.check, bool):
-        raise TypeError(f"check must be True or False, got {type(settings.check).__name__}")
-    checked_progress(progress)
-
-
-def _what_to_pass(given: Any) -> str:
-    """The model inside what another library has wrapped around it, as the end of an error; "" if there is none."""
-    import torch  # noqa: PLC0415
-
-    names = ("original_model", "_model", "model", "module", "unet", "transformer")
-    inner = next((name for name in names if isinstance(getattr(given, name, None), torch.nn.Module)), None)
-    return "" if inner is None else f"; pass its .{inner}, and run that"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _REMEMBERED = 64  # keys and queries kept per layer to notice another text
-_RUNS = "open a new capture for each forward, or attncache.capture_runs, which keeps each as a run of its own"
+_RUNS = "open a new capture for each forward, or attncache.capture_runs, which keeps each as a run of its own; generate with use_cache=True"
 _NEARLY = 0.25  # how far keys of a compressed cache may move, relative to how far they lie from their mean
 
 
@@ -112,7 +112,7 @@ def next_step(layer: Growth, call: Call | Weights) -> Step:
     if n_old <= 0 or (n_old < layer.n_keys and not forgets_keys):
         raise ValueError(
             f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
-            f"continue the {layer.n_keys} before: {_RUNS}; generate with use_cache=True"
+            f"continue the {layer.n_keys} before: {_RUNS}"
         )
     n_known = min(n_old, layer.last_keys.shape[2])
     now, before = call.key[:, :, n_old - n_known : n_old], layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]

@@ -57,7 +57,7 @@ class Places:
         """Note how many items the model is given."""
         self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
 
-    def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...]) -> int | None:
+    def n_heads(self, leading: tuple[int, ...]) -> int | None:
         """How many heads the axes before query and key hold, where two of them do not say it already.
 
         Raises:
@@ -65,9 +65,8 @@ class Places:
         """
         if self._n_heads is not None or len(leading) == 2:
             return self._n_heads
-        own = heads_of(module)
-        if own is None and not any(True for _ in module.parameters()) and len(self._running) > 1:
-            own = heads_of(self._running[1].module)  # a helper of the module that calls it
+        told = (heads_of(running.module) for running in self._attention())
+        own = next((number for number in told if number is not None), None)
         if len(leading) == 1 and own is not None and leading[0] % own:
             own = None
         if len(leading) == 1 and own is None and self._items_in(leading[0]) is not None:
@@ -96,14 +95,24 @@ class Places:
         """Whether the modules that run were given another sequence, of as many positions as there are keys."""
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-        for running in self._running[:2]:
+        for running in self._attention():
             if isinstance(running.module, torch.nn.MultiheadAttention):
                 query, key = (running.argument(name) for name in ("query", "key"))
                 return key is not query
             others = [running.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
                 others += running.args[1:2]
-            for other in others:
-                if isinstance(other, torch.Tensor) and other.ndim > 2 and call.n_given in other.shape[:-1]:
-                    return True
+            if any(isinstance(other, torch.Tensor) and _is_read(other.shape, call) for other in others):
+                return True
         return False
+
+    def _attention(self) -> list[Running]:
+        """The innermost module that runs; if it has no weights, it helps the one that calls it."""
+        is_helper = bool(self._running) and not any(True for _ in self._running[0].module.parameters())
+        return self._running[: 2 if is_helper else 1]
+
+
+def _is_read(shape: Sequence[int], call: Call | Weights) -> bool:
+    """Whether a tensor [batch, position, item] or [position, batch, item] has as many positions as the call has keys."""
+    places = ((0, 1), (1, 0)) if len(shape) == 3 else ()
+    return any(shape[key] == call.n_given and call.n_batch % max(shape[batch], 1) == 0 for batch, key in places)

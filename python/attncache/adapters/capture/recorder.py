@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,13 +13,14 @@ from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.checked import checked_piece
 from attncache.adapters.capture.chosen import ChosenLayers
 from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
+from attncache.adapters.capture.hooks import Hooked
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import related
-from attncache.adapters.capture.places import Places, cross_arguments
+from attncache.adapters.capture.places import cross_arguments
 from attncache.adapters.capture.seams.listening import Heard
 from attncache.adapters.capture.stores import LayerStore
 from attncache.layer_source import LayerSource
-from attncache.notices import CaptureWarning
+from attncache.notices import CaptureWarning, warn_user
 from attncache.progress import Meter
 from attncache.selections import Selector
 
@@ -38,8 +38,7 @@ class Recorder:
     """Listens to the attention of its thread and hands that of one model's chosen layers and heads to a store.
 
     Args:
-        model: the model.
-        places: where its attention is, and what each is called.
+        hooked: the model, whose hooks tell this recorder.
         layers: which of its layers to keep.
         heads: which heads.
         store: where they go.
@@ -52,8 +51,7 @@ class Recorder:
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        places: Places,
+        hooked: Hooked,
         layers: ChosenLayers,
         heads: Selector,
         store: LayerStore,
@@ -63,19 +61,16 @@ class Recorder:
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
-        self._model = model
-        self._places = places
+        self._model, self._places, self._hooks = hooked
         self._chosen = layers
         self._heads = heads
         self._store = store
         self._meter = meter
         self._check = check
-        meter.begin("capturing", max(1, len(layers.chosen(places.interface or places.looks))))
+        meter.begin("capturing", max(1, len(layers.chosen(hooked.places.interface or hooked.places.looks))))
         self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
         self._heard: set[str] = set()  # paths of modules whose attention was heard
         self._heard_now: set[str] = set()  # those of the modules that run
-        self._watched: set[torch.nn.Module] = set()
-        self._hooks = ExitStack()  # holds what takes the hooks away
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
@@ -87,41 +82,21 @@ class Recorder:
 
     # ---- what happens in the model
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """See the forwards of the model, and of its modules that compute attention or look like it, until the context ends."""
-        with self._hooks:
-            self._hook(self._model.register_forward_pre_hook(self.before_model, with_kwargs=True))
-            for module in self._chosen.chosen(self._places.interface):
-                self._watch(module)
-                self._hook(module.register_forward_hook(self.after_forward))
-            for module in self._places.looks:
-                self._hook(module.register_forward_hook(self.after_lookalike))
-            self._hook(self._model.register_forward_hook(self.after_model, always_call=True))
-            yield
-
-    def _watch(self, module: torch.nn.Module) -> None:
-        self._watched.add(module)
-        self._hook(module.register_forward_pre_hook(self.before_forward, with_kwargs=True))
-
-    def _hook(self, handle: Any) -> None:
-        self._hooks.callback(handle.remove)
-
-    def before_model(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward hook before the whole model: calls of a module are counted from here."""
+    def before_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called: calls of a module are counted from here."""
         if threading.get_ident() == self._thread:
             self._calls, self._in_model = Counter(), True
             self._places.read_inputs((*args, *kwargs.values()))
         else:
             self._ran_elsewhere = True
 
-    def after_model(self, *_: Any) -> None:
-        """A forward hook after the whole model, also where it failed."""
+    def after_model(self) -> None:
+        """The model returns, or failed."""
         if threading.get_ident() == self._thread:
             self._in_model = False
 
     def before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward hook before every module that computes attention: its cache of keys, and whether it looks across."""
+        """A module that computes attention is called: with which cache of keys, and whether it looks across."""
         if threading.get_ident() != self._thread:
             return
         if not self._in_model:
@@ -133,31 +108,27 @@ class Recorder:
         if cross_arguments(kwargs):
             self._across.add(module)
 
-    def after_forward(self, module: torch.nn.Module, *_: Any) -> None:
-        """A forward hook of every chosen module that uses the interface.
+    def after_forward(self, module: torch.nn.Module) -> None:
+        """A module that uses the attention interface, or looks like attention, returns.
 
         Raises:
-            ValueError: the module computed attention that was heard nowhere.
+            ValueError: it uses the interface, and computed attention that was heard nowhere.
         """
         if threading.get_ident() != self._thread:
             self._ran_elsewhere = True
             return
-        self._caches.pop(module, None)
         path = self._places.paths[module]
+        if module not in self._places.interface:
+            self._ran.add(path)
+            return
+        self._caches.pop(module, None)
         found = {other for other in self._heard_now if related(path, other)}
-        if not found:
+        if not found and self._chosen.chosen([module]):
             raise ValueError(
                 f"{self._chosen.name(module)} cannot be captured: it computed its attention where it cannot be heard; choose "
                 'another backend, such as model.set_attn_implementation("sdpa")'
             )
         self._heard_now -= found
-
-    def after_lookalike(self, module: torch.nn.Module, *_: Any) -> None:
-        """A forward hook of every module that looks like attention and does not use the interface."""
-        if threading.get_ident() == self._thread:
-            self._ran.add(self._places.paths[module])
-        else:
-            self._ran_elsewhere = True
 
     def reordered(self) -> None:
         self._was_reordered = self._was_reordered or bool(self._layers)
@@ -182,11 +153,10 @@ class Recorder:
             paths.add(self._places.paths[module])
         if not self._chosen.wants(module):
             return
-        if module not in self._watched:
-            self._watch(module)
+        self._hooks.watch(module)
         with torch.no_grad(), _full_precision():
             try:
-                n_heads = self._places.n_heads(module, attention.leading)
+                n_heads = self._places.n_heads(attention.leading)
                 self._record(module, attention.read(n_heads), attention)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
@@ -200,6 +170,8 @@ class Recorder:
         self._calls[module] += 1
         layer = self._layers.get((module, turn))
         source = self._source_of(module, turn, call, attention)
+        if layer is not None:
+            source = replace(source, kind="cross" if layer.is_cross else "self")
         if layer is None:
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
@@ -324,9 +296,10 @@ class Recorder:
                 "with what the model computed; model.eval() switches dropout off"
             )
         if what:
-            warnings.warn(". ".join(what), CaptureWarning, stacklevel=7)
+            warn_user(". ".join(what), CaptureWarning, through=BETWEEN)
 
 
+BETWEEN = ("contextlib.py", "torch/nn/modules/module.py")  # files between the end of a capture and the user's line
 _WAY_OUT = (
     "Attention of flash_attn, xformers, flex attention and scripted code is not heard: choose another backend, or pass what "
     "the model returns with output_attentions=True to AttentionCache.from_attentions"
