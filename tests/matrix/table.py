@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.matrix.judging import Row
 
 NOT_INSTALLED = "not installed here"
+LONGEST = 160  # characters of a reason in a cell
 PAGE = Path(__file__).with_name("page.md")
 COLUMNS = ("library", "model", "heard", "as queries and keys", "largest difference", "truth", "output", "verdict")
 
@@ -23,7 +25,7 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 def section(rows: list[Row]) -> str:
     """The part of the page: how the table was made, and the table."""
-    used: dict[str, list[str]] = {}
+    used: dict[str, list[str]] = {}  # libraries by the version of torch
     for row in rows:
         if row.torch and row.library != "torch":
             libraries = used.setdefault(row.torch, [])
@@ -57,5 +59,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _words(row: Row) -> str:
-    reason = row.reason.replace("|", "/")
+    reason = re.sub(r"^\w+Error: ", "", row.reason).replace("|", "/")
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…"
     return f"{row.verdict}: {reason}" if reason and row.verdict != "right" else row.verdict
