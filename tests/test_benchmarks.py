@@ -18,6 +18,7 @@ import pytest
 
 from attncache import reference
 from benchmarks import figures, hot_loops, instructions
+from benchmarks.capturing.suite import CapturingSuite
 from benchmarks.core import limits
 from benchmarks.core.answers import Expected
 from benchmarks.core.case import OURS, Case, Goal
@@ -36,8 +37,10 @@ from benchmarks.files import contenders as files_contenders
 from benchmarks.files.suite import FilesSuite
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES: dict[str, Suite] = {suite.module: suite for suite in (DenseSuite(), FactoredSuite(), FilesSuite())}
-DENSE, FACTORED, FILES = SUITES.values()
+SUITES: dict[str, Suite] = {
+    suite.module: suite for suite in (DenseSuite(), FactoredSuite(), FilesSuite(), CapturingSuite())
+}
+DENSE, FACTORED, FILES, CAPTURING = SUITES.values()
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +83,22 @@ def test_direct_cases_run_without_an_index_and_indexed_ones_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "only"), [("benchmarks", "head_mean"), ("benchmarks.factored", "lse"), (FILES.module, "")]
+    ("module", "only"),
+    [
+        ("benchmarks", "head_mean"),
+        ("benchmarks.factored", "lse"),
+        (FILES.module, ""),
+        pytest.param(
+            CAPTURING.module, "a ", marks=pytest.mark.skipif(CAPTURING.why_not() is not None, reason="needs torch")
+        ),
+    ],
 )
 def test_a_quick_run_prints_and_writes_its_report(
     module: str, only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite, files, folder = SUITES[module], [tmp_path / "numbers.json", tmp_path / "report.md"], tmp_path / "work"
     folder.mkdir()
-    chosen = ["--only", only] if only else ["--folder", str(folder)]
+    chosen = {FILES.module: ["--folder", str(folder)], CAPTURING.module: []}.get(module, ["--only", only])
     assert main(suite, ["--quick", "--json", str(files[0]), "--write", str(files[1]), *chosen]) == 0
     assert f"command: python -m {module} --quick --json FILE" in capsys.readouterr().out
     assert list(folder.iterdir()) == []
