@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import sys
@@ -56,7 +55,7 @@ def _judged(entry: Entry) -> Row:
     row = Row(entry.library, "", entry.name)
     try:
         row = judge(entry)
-    except importlib.metadata.PackageNotFoundError:
+    except ModuleNotFoundError:  # the library, or one that it needs
         row.verdict = NOT_INSTALLED
     except Exception as error:
         row.verdict, row.reason = "failed", line(error)
