@@ -14,6 +14,7 @@ from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.checked import checked_piece
 from attncache.adapters.capture.chosen import ChosenLayers
 from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
+from attncache.adapters.capture.hooks import Hooks
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import related
 from attncache.adapters.capture.places import Places, cross_arguments
@@ -76,7 +77,7 @@ class Recorder:
         self._heard: set[str] = set()  # paths of modules whose attention was heard
         self._heard_now: set[str] = set()  # those of the modules that run
         self._watched: set[torch.nn.Module] = set()
-        self._hooks = ExitStack()  # holds what takes the hooks away
+        self._hooks = Hooks()
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
@@ -91,22 +92,19 @@ class Recorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """See the forwards of the model, and of its modules that compute attention or look like it, until the context ends."""
-        with self._hooks:
-            self._hook(self._model.register_forward_pre_hook(self.before_model, with_kwargs=True))
+        with self._hooks as hooks:
+            hooks.add("forward_pre_hook", self._model, self.before_model, with_kwargs=True)
             for module in self._chosen.chosen(self._places.interface):
                 self._watch(module)
-                self._hook(module.register_forward_hook(self.after_forward))
+                hooks.add("forward_hook", module, self.after_forward)
             for module in self._places.looks:
-                self._hook(module.register_forward_hook(self.after_lookalike))
-            self._hook(self._model.register_forward_hook(self.after_model, always_call=True))
+                hooks.add("forward_hook", module, self.after_lookalike)
+            hooks.add("forward_hook", self._model, self.after_model, always_call=True)
             yield
 
     def _watch(self, module: torch.nn.Module) -> None:
         self._watched.add(module)
-        self._hook(module.register_forward_pre_hook(self.before_forward, with_kwargs=True))
-
-    def _hook(self, handle: Any) -> None:
-        self._hooks.callback(handle.remove)
+        self._hooks.add("forward_pre_hook", module, self.before_forward, with_kwargs=True)
 
     def before_model(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward hook before the whole model: calls of a module are counted from here."""
