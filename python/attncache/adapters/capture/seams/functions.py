@@ -102,9 +102,10 @@ class Functions:
         for name in (
             "to", "type_as", "type", "float", "half", "bfloat16", "double", "cpu", "cuda", "contiguous", "clone",
             "detach", "masked_fill", "masked_fill_", "nan_to_num", "nan_to_num_", "div", "div_", "divide",
-            "true_divide", "__truediv__", "__itruediv__", "requires_grad_", "where",
+            "true_divide", "__truediv__", "__itruediv__", "requires_grad_",
         ):  # fmt: skip
-            self._at(goes_on, name, self._elementwise)
+            self._at(goes_on, name, partial(self._elementwise, 1))
+        self._at(goes_on, "where", partial(self._elementwise, 3))
         for name in ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"):
             self._at(goes_on, name, self._scaled)
         for name in ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as"):
@@ -165,14 +166,14 @@ class Functions:
     def _scaled(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A product, number by number: with hidden states the softmax was a gate, and its way ends."""
         is_gate = not are_shares(arg for arg in (*args, *kwargs.values()) if self._of(arg) is None)
-        out = self._elementwise(func, args, kwargs)
+        out = self._elementwise(2, func, args, kwargs)
         if is_gate:
             self._forms.pop(id(out), None)
         return out
 
-    def _elementwise(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function of numbers in the same places, of which one is the weight; so it is of those before dropout."""
-        ways = [(arg, form) for arg in args if (form := self._of(arg)) is not None and form.changed is None]
+    def _elementwise(self, n_first: int, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of numbers in the same places, of which one among the first is the weight; so of those before dropout."""
+        ways = [(arg, form) for arg in args[:n_first] if (form := self._of(arg)) is not None and form.changed is None]
         if len(ways) != 1:
             return self._changed(func, args, kwargs)
         ((tensor, form),) = ways
