@@ -60,10 +60,28 @@ def test_axes_before_queries_are_batch_and_heads(
     assert (cache.sources[0].seam, cache.sources[0].windows, cache.sources[0].module) == ("sdpa", windows, "attn")
 
 
-@pytest.mark.parametrize("told", [{}, {"num_heads": 3}])
-def test_heads_in_the_batch_axis_that_nobody_counts_are_asked_for(told: Any) -> None:
+def test_heads_in_the_batch_axis_that_nobody_counts_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"attn.* cannot be captured: .* 8, holds batch items.*n_heads= must say it"):
-        captured(*qkv(B * H), told=told)
+        captured(*qkv(B * H))
+
+
+def test_some_heads_alone_are_no_batch_items() -> None:
+    """As where a model computes its heads slice by slice."""
+    with pytest.raises(ValueError, match="8, must hold a whole number of batch items of 3 heads, as the module says"):
+        captured(*qkv(B * H), told={"num_heads": 3})
+
+
+def test_tensors_without_batch_and_heads_are_one_of_each() -> None:
+    query, key, value = qkv()
+    for told in ({}, {"num_heads": 4}):
+        assert_is(captured(query, key, value, told=told), by_hand(query, key)[None, None])
+
+
+def test_attention_inside_a_transform_of_torch_func_is_refused() -> None:
+    query, key, value = qkv(B, H)
+    each = torch.func.vmap(torch.nn.functional.scaled_dot_product_attention)
+    with pytest.raises(ValueError, match=r"it runs inside a transform of torch\.func, such as vmap"):
+        captured(query, key, value, by=each)
 
 
 def test_an_axis_that_may_be_the_batch_or_hold_heads_is_asked_about() -> None:

@@ -132,6 +132,7 @@ BETWEEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Any, float]] = 
     "half": (lambda w: w.to(torch.float16).float(), 1, 1e-3),
     "bfloat16": (lambda w: w.bfloat16().to(dtype=torch.float32), 1, 1e-2),
     "type_as": (lambda w: w.type_as(VALUES), 1, 0),
+    "type_as what it became": (lambda w: w.type_as(w.clone()), 1, 0),
     "type": (lambda w: w.type(torch.float32), 1, 0),
     "contiguous and clone": (lambda w: w.contiguous().clone(), 1, 0),
     "masked_fill": (lambda w: w.masked_fill(HIDDEN, 0.0), SHOWN, 0),

@@ -74,7 +74,10 @@ class Places:
         if len(leading) != 1 or (running and isinstance(running[0].module, torch.nn.MultiheadAttention)):
             return own
         if own is not None and leading[0] % own:
-            own = None
+            raise ValueError(
+                f"the first of its three axes, {leading[0]}, must hold a whole number of batch items of {own} heads, as the module "
+                "says it has; n_heads= must say how many it holds, 1 where there are none"
+            )
         may_be_items = leading[0] in self._sizes
         if (may_be_items and (own or 1) > 1) or (own is None and self._items_in(leading[0]) is not None):
             raise ValueError(
@@ -114,7 +117,9 @@ class Places:
             others = [inner.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
                 others += inner.args[1:2]
-            if any(isinstance(other, torch.Tensor) and _is_read(other.shape, call) for other in others):
+            own = next((arg for arg in (*inner.args, *inner.kwargs.values()) if isinstance(arg, torch.Tensor)), None)
+            tensors = (other for other in others if isinstance(other, torch.Tensor) and other is not own)
+            if any(_is_read(other.shape, call) for other in tensors):
                 return True
         return False
 

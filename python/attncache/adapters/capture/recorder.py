@@ -157,6 +157,10 @@ class Recorder:
         self._hooks.watch(module)
         with torch.no_grad(), _full_precision():
             try:
+                if torch._C._functorch.peek_interpreter_stack() is not None:
+                    raise ValueError(
+                        "it runs inside a transform of torch.func, such as vmap, whose tensors have hidden axes"
+                    )
                 n_heads = self._places.n_heads(attention.leading, running)
                 self._record(module, attention.read(n_heads), attention, running)
             except ValueError as error:
