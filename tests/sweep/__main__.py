@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.sweep.building import model_types
-from tests.sweep.report import Record, markdown, summary, verdict_of
+from tests.sweep.report import Record, markdown, matrix_of, summary, verdict_of
 from tests.sweep.workers import judge_all
 
 
@@ -42,7 +42,8 @@ def main() -> int:
         arguments.json.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     if arguments.markdown:
         versions = {name: importlib.metadata.version(name) for name in ("attncache", "transformers", "torch")}
-        arguments.markdown.write_text(markdown(records, versions))
+        old = arguments.markdown.read_text() if arguments.markdown.exists() else ""
+        arguments.markdown.write_text(markdown(records, versions, matrix_of(old)))
     print(f"\n{summary(records)}\n\n{len(records)} model types in {time.perf_counter() - began:.0f} s")
     return int(any(verdict_of(record) in {"wrong", "silent"} for record in records))
 

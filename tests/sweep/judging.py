@@ -14,11 +14,12 @@ import torch
 
 import attncache
 from tests.sweep.building import Built, NotBuiltError, build
-from tests.sweep.comparing import Comparison, Source, compared
+from tests.sweep.comparing import Source, compared
 from tests.sweep.inputs import Inputs, Padding
 from tests.sweep.oracle import Heard, listening_to
-from tests.sweep.settings import BATCH, STEPS, VARIANTS
+from tests.sweep.settings import STEPS, VARIANTS
 from tests.sweep.shrinking import Level
+from tests.sweep.verdicts import line, tensors, verdict_of
 
 Store = Literal["pattern", "qk"]
 STORES: tuple[Store, ...] = ("pattern", "qk")
@@ -151,9 +152,9 @@ def _runs(built: Built, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Any]
 def _judge_run(model: Any, run: str, call: Callable[[], Any]) -> list[Outcome]:
     """One way to run a model, captured in both stores at once; each alone where one of them refuses."""
     try:
-        plain = _tensors(call())
+        plain = tensors(call())
     except Exception as error:
-        return [Outcome(run, store, "failed", _line(error)) for store in STORES]
+        return [Outcome(run, store, "failed", line(error)) for store in STORES]
     together = _captured(model, run, STORES, call, plain)
     if all(outcome.verdict != "refused" for outcome in together):
         return together
@@ -173,34 +174,19 @@ def _captured(
             caches = [stack.enter_context(attncache.capture(model, store, dtype="float32")) for store in stores]
             with listening_to(model) as oracle:
                 heard = oracle.heard
-                output = _tensors(call())
+                output = tensors(call())
     except Exception as error:
-        return [Outcome(run, store, "refused", _line(error), heard=_count(model, call)) for store in stores]
+        return [Outcome(run, store, "refused", line(error), heard=_count(model, call)) for store in stores]
     pairs = zip(output, plain, strict=False)
     same = len(output) == len(plain) and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
     words = " ".join(str(one.message) for one in told if one.category.__name__ == "CaptureWarning")
     outcomes = []
     for store, cache in zip(stores, caches, strict=True):
         comparison = compared(cache, [Source(source.module, source.call) for source in cache.sources], heard)
-        verdict, reason = _verdict(comparison, same, oracle.doubts, words)
+        verdict, reason = verdict_of(comparison, same, oracle.doubts, words)
         figures = (comparison.n_layers, comparison.worst, len(heard), comparison.absent)
         outcomes.append(Outcome(run, store, verdict, reason, *figures))
     return outcomes
-
-
-def _verdict(comparison: Comparison, same: bool, doubts: list[str], words: str) -> tuple[str, str]:
-    if doubts:
-        return "wrong", f"the oracle: {doubts[0]}"
-    if comparison.wrong:
-        return "wrong", "; ".join(comparison.wrong[:3])
-    if not same:
-        return "wrong", "the model computed something else while it was captured"
-    unnamed = [path for path in comparison.absent if path not in words]
-    if unnamed:
-        return "silent", f"no layer and no word of {', '.join(unnamed[:4])}"
-    if not comparison.n_layers:
-        return "none", ""
-    return "right", "" if not comparison.absent else f"told that it leaves out {', '.join(comparison.absent[:4])}"
 
 
 def _count(model: Any, call: Callable[[], Any]) -> int:
@@ -208,15 +194,3 @@ def _count(model: Any, call: Callable[[], Any]) -> int:
     with listening_to(model) as oracle:
         call()
     return len(oracle.heard)
-
-
-def _tensors(output: Any) -> list[Any]:
-    """The floating point tensors of an output, however deep."""
-    if isinstance(output, torch.Tensor):
-        return [output] if output.is_floating_point() or output.dim() == BATCH else []
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]

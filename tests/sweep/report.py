@@ -9,6 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 PAGE = Path(__file__).with_name("page.md")
+MATRIX = ("<!-- matrix -->", "<!-- end of matrix -->")  # around the part of the page that tests/matrix writes
 ORDER = ("wrong", "silent", "refused", "failed", "none", "right", "not built")  # the worst comes first
 VERDICTS = {
     "right": "right",
@@ -63,8 +64,21 @@ def summary(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def markdown(records: list[Record], versions: dict[str, str]) -> str:
-    """docs/models.md."""
+def matrix_of(page: str) -> str:
+    """The part of a page that tests/matrix writes, between its marks; "" in a page without."""
+    found = re.search(rf"{MATRIX[0]}.*{MATRIX[1]}", page, re.DOTALL)
+    return found[0] if found else ""
+
+
+def matrix_replaced(page: str, text: str) -> str:
+    """A page whose part of the matrix is this text, at its end if there was none."""
+    part = f"{MATRIX[0]}\n\n{text}\n\n{MATRIX[1]}"
+    old = matrix_of(page)
+    return page.replace(old, part) if old else f"{page.rstrip()}\n\n{part}\n"
+
+
+def markdown(records: list[Record], versions: dict[str, str], matrix: str = "") -> str:
+    """docs/models.md, with the part that ``matrix_of`` found in it before."""
     counts = Counter(verdict_of(record) for record in records)
     numbers = _numbered(records)
     heard = [_row(record, numbers) for record in records if verdict_of(record) not in {"not built", "none"}]
@@ -85,7 +99,7 @@ def markdown(records: list[Record], versions: dict[str, str]) -> str:
     contents = {"Reasons": numbers, "No attention to hear": "none" in counts, "Not built": missing}
     head, *sections = page.split("\n\n## ")
     kept = [each.rstrip("\n") for each in sections if contents.get(each.partition("\n")[0], True)]
-    return "\n\n## ".join([head, *kept]) + "\n"
+    return "\n\n".join(filter(None, ["\n\n## ".join([head, *kept]), matrix])) + "\n"
 
 
 def _numbered(records: list[Record]) -> dict[str, int]:

@@ -36,10 +36,12 @@ def batch_and_heads(leading: tuple[int, ...], n_heads: int | None) -> tuple[int,
     >>> batch_and_heads((2, 3, 4), None), batch_and_heads((2, 2, 4), 8)  # windows; heads in groups
     ((6, 4), (2, 8))
     """
+    if not leading:
+        return 1, 1
     if len(leading) == 2:
         return leading[0], leading[1]
     total = prod(leading)
-    if len(leading) < 2:
+    if len(leading) == 1:
         heads = n_heads or 1
         if total % heads:
             raise ValueError(f"n_heads must divide the first of three axes, {total}, got {n_heads}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from attncache.adapters.capture.handles import Handles
 from attncache.adapters.capture.places import Places
 
 if TYPE_CHECKING:
@@ -40,28 +41,25 @@ class Hooks:
         self._model = model
         self._places = places
         self._watched: set[torch.nn.Module] = set()
-        self._handles = ExitStack()
+        self._handles = Handles()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Tell until the context ends."""
         with self._handles:
-            self._keep(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+            self._handles.add("forward_pre_hook", self._model, self._before_model, with_kwargs=True)
             for module in self._places.interface:
                 self.watch(module)
             for module in (*self._places.interface, *self._places.looks):
-                self._keep(module.register_forward_hook(self._after_forward))
-            self._keep(self._model.register_forward_hook(self._after_model, always_call=True))
+                self._handles.add("forward_hook", module, self._after_forward)
+            self._handles.add("forward_hook", self._model, self._after_model, always_call=True)
             yield
 
     def watch(self, module: torch.nn.Module) -> None:
         """Tell before each call of a module that was found to compute attention, from its next one on."""
         if module not in self._watched:
             self._watched.add(module)
-            self._keep(module.register_forward_pre_hook(self._before_forward, with_kwargs=True))
-
-    def _keep(self, handle: Any) -> None:
-        self._handles.callback(handle.remove)
+            self._handles.add("forward_pre_hook", module, self._before_forward, with_kwargs=True)
 
     def _before_model(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.watcher is not None:

@@ -45,44 +45,56 @@ class Places:
         self.interface = interface_modules(model)
         self.looks = attention_by_name(self.paths, self.interface)
         self._sources = sources_of(model, self.interface, self.looks)
-        self._running: list[Running] = []
         self._sizes: list[int] = []  # the first axis of each tensor that the model was given
 
-    def running(self) -> torch.nn.Module | None:
-        """The innermost module of the model that runs now; None if none does."""
-        self._running = list(running_modules(self.paths))
-        return self._running[0].module if self._running else None
+    def running(self) -> list[Running]:
+        """The modules of the model that run now, from the innermost outwards, with what they were given: not to be kept."""
+        return list(running_modules(self.paths))
 
     def read_inputs(self, values: Sequence[Any]) -> None:
         """Note how many items the model is given."""
         self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
 
-    def n_heads(self, leading: tuple[int, ...]) -> int | None:
+    def n_heads(self, leading: tuple[int, ...], running: Sequence[Running]) -> int | None:
         """How many heads the axes before query and key hold, where two of them do not say it already.
+
+        Args:
+            leading: the sizes of these axes.
+            running: the modules of the model that run, from the innermost outwards.
 
         Raises:
             ValueError: one axis holds more than batch items, and nothing says how many heads.
         """
+        import torch  # noqa: PLC0415 (loaded already: it made the model)
+
         if self._n_heads is not None or len(leading) == 2:
             return self._n_heads
-        told = (heads_of(running.module) for running in self._attention())
+        told = (heads_of(inner.module) for inner in _attention(running))
         own = next((number for number in told if number is not None), None)
-        if len(leading) == 1 and own is not None and leading[0] % own:
-            own = None
-        if len(leading) == 1 and own is None and self._items_in(leading[0]) is not None:
+        if len(leading) != 1 or (running and isinstance(running[0].module, torch.nn.MultiheadAttention)):
+            return own
+        if own is not None and leading[0] % own:
             raise ValueError(
-                f"the first of its three axes, {leading[0]}, holds batch items and heads or windows, and the module does "
-                "not say how many heads: n_heads= must say it, 1 where there are none"
+                f"the first of its three axes, {leading[0]}, must hold a whole number of batch items of {own} heads, as the module "
+                "says it has; n_heads= must say how many it holds, 1 where there are none"
+            )
+        may_be_items = leading[0] in self._sizes
+        if (may_be_items and (own or 1) > 1) or (own is None and self._items_in(leading[0]) is not None):
+            raise ValueError(
+                f"the first of its three axes, {leading[0]}, holds batch items and {'perhaps ' * may_be_items}heads or windows, "
+                "and the module does not say how many heads: n_heads= must say it, 1 where there are none"
             )
         return own
 
-    def source_of(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> LayerSource:
+    def source_of(
+        self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
+    ) -> LayerSource:
         """What the layer of a call is called."""
         if module not in self._sources:
             others = {**self.interface, **self.looks, **{m: self.paths[m] for m in self._sources}}
             self._sources[module] = source_of(self._model, module, self.paths, others)
         source = replace(self._sources[module], seam=attention.seam, windows=self._items_in(call.n_batch))
-        is_across = attention.seam != "interface" and self._is_across(call)
+        is_across = attention.seam != "interface" and self._is_across(call, running)
         return replace(source, kind="cross") if is_across else source
 
     def _items_in(self, n_batch: int) -> int | None:
@@ -91,25 +103,31 @@ class Places:
             return None
         return next((n_batch // size for size in self._sizes if size and n_batch % size == 0), None)
 
-    def _is_across(self, call: Call | Weights) -> bool:
-        """Whether the modules that run were given another sequence, of as many positions as there are keys."""
+    @staticmethod
+    def _is_across(call: Call | Weights, running: Sequence[Running]) -> bool:
+        """Whether there are less keys than queries, or the modules that run were given another sequence, as long as the keys."""
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-        for running in self._attention():
-            if isinstance(running.module, torch.nn.MultiheadAttention):
-                query, key = (running.argument(name) for name in ("query", "key"))
+        if call.n_given < call.n_queries:
+            return True
+        for inner in _attention(running):
+            if isinstance(inner.module, torch.nn.MultiheadAttention):
+                query, key = (inner.argument(name) for name in ("query", "key"))
                 return key is not query
-            others = [running.argument(name) for name in _OF_OTHERS]
+            others = [inner.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
-                others += running.args[1:2]
-            if any(isinstance(other, torch.Tensor) and _is_read(other.shape, call) for other in others):
+                others += inner.args[1:2]
+            own = next((arg for arg in (*inner.args, *inner.kwargs.values()) if isinstance(arg, torch.Tensor)), None)
+            tensors = (other for other in others if isinstance(other, torch.Tensor) and other is not own)
+            if any(_is_read(other.shape, call) for other in tensors):
                 return True
         return False
 
-    def _attention(self) -> list[Running]:
-        """The innermost module that runs; if it has no weights, it helps the one that calls it."""
-        is_helper = bool(self._running) and not any(True for _ in self._running[0].module.parameters())
-        return self._running[: 2 if is_helper else 1]
+
+def _attention(running: Sequence[Running]) -> Sequence[Running]:
+    """The innermost module that runs; if it has no weights, it helps the one that calls it, which follows."""
+    is_helper = bool(running) and not any(True for _ in running[0].module.parameters())
+    return running[: 2 if is_helper else 1]
 
 
 def _is_read(shape: Sequence[int], call: Call | Weights) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from attncache.adapters.capture.hooks import Hooked
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
 from attncache.adapters.capture.modules import related
 from attncache.adapters.capture.places import cross_arguments
+from attncache.adapters.capture.running import Running
 from attncache.adapters.capture.seams.listening import Heard
 from attncache.adapters.capture.stores import LayerStore
 from attncache.layer_source import LayerSource
@@ -134,9 +135,8 @@ class Recorder:
         self._was_reordered = self._was_reordered or bool(self._layers)
 
     def changed(self, by: str) -> None:
-        module = self._places.running()
-        if module is not None:
-            self._mixed[self._places.paths[module]] = by
+        for inner in self._places.running()[:1]:
+            self._mixed[self._places.paths[inner.module]] = by
 
     def heard(self, attention: Heard) -> None:
         """Record one attention.
@@ -146,8 +146,9 @@ class Recorder:
         """
         import torch  # noqa: PLC0415 (loaded already: it made the model)
 
-        module = attention.module if attention.module is not None else self._places.running()
-        if module not in self._places.paths:
+        running = self._places.running() if attention.module is None else []
+        module = running[0].module if running else attention.module
+        if module is None or module not in self._places.paths:
             return
         for paths in (self._heard, self._heard_now):
             paths.add(self._places.paths[module])
@@ -156,22 +157,28 @@ class Recorder:
         self._hooks.watch(module)
         with torch.no_grad(), _full_precision():
             try:
-                n_heads = self._places.n_heads(attention.leading)
-                self._record(module, attention.read(n_heads), attention)
+                if torch._C._functorch.peek_interpreter_stack() is not None:
+                    raise ValueError(
+                        "it runs inside a transform of torch.func, such as vmap, whose tensors have hidden axes"
+                    )
+                n_heads = self._places.n_heads(attention.leading, running)
+                self._record(module, attention.read(n_heads), attention, running)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
 
     # ---- what it adds
 
-    def _record(self, module: torch.nn.Module, call: Call | Weights, attention: Heard) -> None:
+    def _record(
+        self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
+    ) -> None:
         if self._was_reordered:
             raise ValueError(_BEAM_SEARCH)
         turn = self._calls[module]
         self._calls[module] += 1
         layer = self._layers.get((module, turn))
-        source = self._source_of(module, turn, call, attention)
-        if layer is not None:
-            source = replace(source, kind="cross" if layer.is_cross else "self")
+        source = self._places.source_of(module, call, attention, running)
+        is_cross = layer.is_cross if layer is not None else module in self._across or source.kind == "cross"
+        source = replace(source, call=turn, kind="cross" if is_cross else "self")
         if layer is None:
             step = self._first_step(module, call, source)
         elif not self._in_model and is_repeated(layer, call):  # a backward pass runs a checkpointed layer anew
@@ -186,13 +193,9 @@ class Recorder:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
         self._layers[module, turn] = Growth(
-            number, step.n_keys, call.n_queries, step.sight, source.kind == "cross", *remembered(call, step)
+            number, step.n_keys, call.n_queries, step.sight, is_cross, *remembered(call, step)
         )
         self._meter.advance()
-
-    def _source_of(self, module: torch.nn.Module, turn: int, call: Call | Weights, attention: Heard) -> LayerSource:
-        source = self._places.source_of(module, call, attention)
-        return replace(source, call=turn, kind="cross" if module in self._across else source.kind)
 
     def _first_step(self, module: torch.nn.Module, call: Call | Weights, source: LayerSource) -> Step:
         """What the first call of a layer sees, and where its keys begin."""
@@ -232,16 +235,16 @@ class Recorder:
         mask = call.mask if call.mask_object is None else call.mask_object
         known = self._sights.setdefault(mask, {})
         version = 0 if mask.is_inference() else mask._version  # inference mode does not count changes
-        key = (version, call.query.shape[2], call.key.shape[2], call.window, call.causal, is_cross)
+        key = (version, call.mask.shape, call.n_queries, call.n_given, call.window, call.causal, is_cross)
         if key not in known:
             try:
                 known[key] = read_sight(call, is_cross=is_cross)
             except ValueError as error:
-                known[key] = error
-        if isinstance(known[key], ValueError):
-            raise known[key]
-        found: Sight = known[key]
-        return found
+                known[key] = str(error)  # the error itself would keep the call
+        found: Sight | str = known[key]
+        if isinstance(found, Sight):
+            return found
+        raise ValueError(found)
 
     # ---- the end
 

@@ -17,9 +17,11 @@ from attncache.adapters.capture.seams.listening import Heard, is_inside, tell
 from attncache.adapters.capture.seams.sdpa import leading_axes, read_sdpa
 from attncache.adapters.capture.seams.softmax import (
     Form,
+    are_shares,
     einsum_factor,
     factor,
-    kept,
+    is_dropping,
+    mixed,
     moved,
     reshaped,
     softmax_axis,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 Function = Callable[..., Any]
-Follow = Callable[[Form, "torch.Tensor", "torch.Tensor"], Form | None]
+Follow = Callable[[Form, Callable[[Any], Any], "torch.Tensor", "torch.Tensor"], Form | None]
 Reaction = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -86,6 +88,7 @@ class Functions:
         begins: dict[Function, Reaction] = {F.multi_head_attention_forward: self._body}
         for sdpa in (
             F.scaled_dot_product_attention,
+            torch._C._nn.scaled_dot_product_attention,  # the same, unless somebody put another in its place
             aten.scaled_dot_product_attention,
             aten.scaled_dot_product_attention.default,
         ):
@@ -98,11 +101,13 @@ class Functions:
         goes_on = dict(begins)
         for name in (
             "to", "type_as", "type", "float", "half", "bfloat16", "double", "cpu", "cuda", "contiguous", "clone",
-            "detach", "masked_fill", "masked_fill_", "nan_to_num", "nan_to_num_", "mul", "mul_", "multiply", "div",
-            "div_", "divide", "true_divide", "__mul__", "__rmul__", "__imul__", "__truediv__", "__itruediv__",
-            "requires_grad_", "where",
+            "detach", "masked_fill", "masked_fill_", "nan_to_num", "nan_to_num_", "div", "div_", "divide",
+            "true_divide", "__truediv__", "__itruediv__", "requires_grad_",
         ):  # fmt: skip
-            self._at(goes_on, name, self._elementwise)
+            self._at(goes_on, name, partial(self._elementwise, 1))
+        self._at(goes_on, "where", partial(self._elementwise, 3))
+        for name in ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"):
+            self._at(goes_on, name, self._scaled)
         for name in ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as"):
             self._at(goes_on, name, partial(self._followed, reshaped))
         for name in (
@@ -112,9 +117,8 @@ class Functions:
             self._at(goes_on, name, partial(self._followed, moved))
         for getter in (tensor.mT, tensor.T, tensor.mH, tensor.H):
             goes_on[getter.__get__] = partial(self._followed, moved)
-        for dropout in (F.dropout, torch.dropout):
+        for dropout in (F.dropout, torch.dropout, torch.dropout_, torch.native_dropout):
             goes_on[dropout] = self._dropped
-        goes_on[torch.native_dropout] = self._dropped
         for name in ("matmul", "__matmul__", "bmm"):
             self._at(goes_on, name, partial(self._product, (0, 1)))
         self._at(goes_on, "__rmatmul__", partial(self._product, (1, 0)))
@@ -156,87 +160,101 @@ class Functions:
         out = func(*args, **kwargs)
         if out.ndim >= 3 and not is_inside():
             axis = softmax_axis(args, kwargs, out.ndim)
-            self._track(out, Form(next(self._origins), axis, out.shape[axis], tuple(out.shape)))
+            self._track(out, Form(next(self._origins), axis, tuple(out.shape)))
         return out
 
-    def _elementwise(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A function of numbers in the same places, of which one is the weight."""
-        ways = [(arg, form) for arg in args if (form := self._of(arg)) is not None and form.changed is None]
+    def _scaled(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A product, number by number: with hidden states the softmax was a gate, and its way ends."""
+        is_gate = not are_shares(arg for arg in (*args, *kwargs.values()) if self._of(arg) is None)
+        out = self._elementwise(2, func, args, kwargs)
+        if is_gate:
+            self._forms.pop(id(out), None)
+        return out
+
+    def _elementwise(self, n_first: int, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of numbers in the same places, of which one among the first is the weight; so of those before dropout."""
+        ways = [(arg, form) for arg in args[:n_first] if (form := self._of(arg)) is not None and form.changed is None]
         if len(ways) != 1:
             return self._changed(func, args, kwargs)
+        ((tensor, form),) = ways
+        if form.before is not None:
+            own = form.before.clone()  # which the function may change
+            form = replace(form, before=func(*(own if arg is tensor else arg for arg in args), **kwargs))
         out = func(*args, **kwargs)
-        tensor, form = ways[0]
-        self._track(out, kept(form, tensor, out) or _changed_by(form, func))
+        self._track(out, form if out.shape == tensor.shape else None)
         return out
 
     def _dropped(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Dropout, whose weights are those before it."""
         tensor: Any = args[0] if args else kwargs.get("input")
         form = self._of(tensor)
-        if form is None:
-            return func(*args, **kwargs)
-        is_inplace = kwargs.get("inplace") or (len(args) > 3 and args[3])
-        before = tensor.detach().clone() if is_inplace else tensor.detach()
+        if form is not None and form.before is None and is_dropping(args, kwargs):
+            is_inplace = kwargs.get("inplace") or (len(args) > 3 and args[3]) or func.__name__.endswith("_")
+            form = replace(form, before=tensor.detach().clone() if is_inplace else tensor.detach())
         out = func(*args, **kwargs)
-        result = out[0] if isinstance(out, tuple) else out
-        if result.data_ptr() != before.data_ptr() and form.before is None:
-            form = replace(form, before=before)
-        self._track(result, form)
+        if form is not None:
+            self._track(out[0] if isinstance(out, tuple) else out, form)
         return out
 
     def _followed(self, follow: Follow, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view: the weights before dropout take the same."""
         form = self._of(args[0]) if args else None
-        if form is None or form.changed is not None:
-            return self._changed(func, args, kwargs)
         out = func(*args, **kwargs)
-        after = follow(form, args[0], out) if hasattr(out, "ndim") else None
+        if form is None or not hasattr(out, "ndim"):
+            return out
+
+        def view(tensor: Any) -> Any:
+            return func(tensor, *args[1:], **kwargs)
+
+        after = follow(form, view, args[0], out)
         if after is not None and form.before is not None:
-            after = replace(after, before=func(form.before, *args[1:], **kwargs))
-        if hasattr(out, "ndim"):
-            self._track(out, after or _changed_by(form, func))
+            after = replace(after, before=view(form.before))
+        self._track(out, after)
         return out
 
     def _changed(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other function: what it makes of the weights, over the same keys, is none of a softmax."""
+        way = self._first((*args, *kwargs.values()))
         out = func(*args, **kwargs)
-        form = self._first(args)
-        if form is not None and len(getattr(out, "shape", ())) >= 3 and form.n_keys in out.shape:
-            self._track(out, _changed_by(form, func))
+        if way is not None:
+            self._track(out, mixed(way[1], way[0], out, getattr(func, "__name__", str(func))))
         return out
 
     def _product(self, places: tuple[int, int], func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = (kwargs[name] for name in ("input", "batch1", "other", "mat2", "batch2") if name in kwargs)
+        factors: list[Any] = [*args, *named]
         for place, contracted in zip(places, (-1, -2), strict=True):
-            tensor: Any = args[place] if place < len(args) else None
-            form = self._of(tensor)
-            if form is not None and (form.changed is None or form.n_keys == tensor.shape[contracted]):
-                return self._multiplied(func, args, kwargs, form, partial(factor, form, tensor, contracted))
+            form = self._of(factors[place])
+            if form is not None:
+                weights = factor(form, factors[place], contracted)
+                if weights is not None:
+                    return self._multiplied(func, args, kwargs, form, weights)
+                if any(factors[other].ndim == 2 for other in places):  # as a learned mixing of heads is
+                    return self._changed(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _einsum(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else list(args[1:])
         for place, tensor in enumerate(tensors):
             form = self._of(tensor)
-            if form is not None and isinstance(args[0], str):
-                return self._multiplied(func, args, kwargs, form, partial(einsum_factor, form, args[0], tensors, place))
-        return self._changed(func, args, kwargs)
+            found = None if form is None else einsum_factor(form, args[0], tensors, place)
+            if form is None or found is None:
+                continue
+            if not isinstance(found, int):
+                return self._multiplied(func, args, kwargs, form, found)
+            out = func(*args, **kwargs)
+            if all(other is tensor or other.ndim == 2 for other in tensors):
+                self._track(
+                    out, replace(form, key_axis=found, shape=tuple(out.shape), changed=form.changed or "einsum")
+                )
+            return out
+        return func(*args, **kwargs)
 
     def _multiplied(
-        self,
-        func: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        form: Form,
-        weights_of: Callable[[], torch.Tensor | None],
+        self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form, weights: torch.Tensor
     ) -> Any:
-        """A product with weights: attention, unless they were mixed or the sum is not over the keys."""
-        if form.changed is not None:
-            out = func(*args, **kwargs)
-            tell(lambda who: who.changed(form.changed or ""))
-            return self._forget(form, out)
-        weights = weights_of()
-        if weights is None:
-            return self._changed(func, args, kwargs)
+        """A product with weights over their keys: attention, unless they were mixed."""
+        out = func(*args, **kwargs)
         weights = weights.detach()
         weights = weights if weights.ndim > 2 else weights[None]
 
@@ -244,33 +262,34 @@ class Functions:
             batch, heads = batch_and_heads(tuple(weights.shape[:-2]), n_heads)
             return Weights(weights.reshape(batch, heads, *weights.shape[-2:]), form.before is not None)
 
-        tell(lambda who: who.heard(Heard("softmax", None, tuple(weights.shape[:-2]), read)))
-        return self._forget(form, func(*args, **kwargs))
+        if form.changed is not None:
+            tell(lambda who: who.changed(form.changed or ""))
+        else:
+            tell(lambda who: who.heard(Heard("softmax", None, tuple(weights.shape[:-2]), read)))
+        for key in [key for key, (_, other) in self._forms.items() if other.origin == form.origin]:
+            self._forms.pop(key, None)  # its way is over: it is reported once
+        return out
 
     # ---- tensors on their way
 
-    def _track(self, tensor: torch.Tensor, form: Form) -> None:
+    def _track(self, tensor: torch.Tensor, form: Form | None) -> None:
+        """Note what a tensor is now; None if it is nothing of a softmax."""
         key = id(tensor)
         forms = self._forms
-        forms[key] = weakref.ref(tensor, lambda _: forms.pop(key, None)), form
+        if form is None:
+            forms.pop(key, None)
+        else:
+            forms[key] = weakref.ref(tensor, lambda _: forms.pop(key, None)), form
 
     def _of(self, tensor: Any) -> Form | None:
         known = self._forms.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
-    def _first(self, args: Any) -> Form | None:
+    def _first(self, args: Any) -> tuple[torch.Tensor, Form] | None:
+        """The first tensor among the arguments, and in lists of them, that is on its way."""
         for arg in args:
-            form = self._first(arg) if isinstance(arg, tuple | list) else self._of(arg)
-            if form is not None:
-                return form
+            form = self._of(arg)
+            way = (arg, form) if form is not None else self._first(arg) if isinstance(arg, tuple | list) else None
+            if way is not None:
+                return way
         return None
-
-    def _forget(self, form: Form, out: Any) -> Any:
-        """The way of a softmax is over: it is reported once."""
-        for key in [key for key, (_, other) in self._forms.items() if other.origin == form.origin]:
-            self._forms.pop(key, None)
-        return out
-
-
-def _changed_by(form: Form, func: Function) -> Form:
-    return form if form.changed is not None else replace(form, changed=getattr(func, "__name__", str(func)))

@@ -1,11 +1,12 @@
 """Follows the result of a softmax through whatever leaves each weight in its place, up to the product that uses it.
 
 A form is what is known of one tensor on the way. Views move its axes; casts, masks, dropout and products with numbers keep
-them; any other function ends the way: then the weights that multiply are not those of a softmax.
+them; what any other function makes of the weights, over the same keys, are not those of a softmax: its form is changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ class Form:
     Attributes:
         origin: the number of the softmax.
         key_axis: its axis over which the softmax was taken.
-        n_keys: how long that axis is.
         shape: the longest shape that it was seen in with its items in this order, which shows batch and heads best.
         before: the same as it was before dropout; None if there was none.
         changed: the function that mixed its weights; None if none did.
@@ -29,7 +29,6 @@ class Form:
 
     origin: int
     key_axis: int
-    n_keys: int
     shape: tuple[int, ...]
     before: torch.Tensor | None = None
     changed: str | None = None
@@ -43,12 +42,19 @@ def softmax_axis(args: tuple[Any, ...], kwargs: dict[str, Any], n_axes: int) -> 
     return axis % n_axes
 
 
-def kept(form: Form, before: torch.Tensor, after: torch.Tensor) -> Form | None:
-    """The form after a function of each weight; None if the shape is another."""
-    return form if after.shape == before.shape else None
+def is_dropping(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a dropout function, (input, p, training), drops anything."""
+    chance = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+    return chance > 0 and training is not False
 
 
-def reshaped(form: Form, before: torch.Tensor, after: torch.Tensor) -> Form | None:
+def are_shares(factors: Iterable[Any]) -> bool:
+    """Whether weights times these are weights still: numbers, and tensors of masks or gates, from 0 to 1; no hidden states."""
+    return all(bool(((each >= 0) & (each <= 1)).all()) for each in factors if hasattr(each, "ndim"))
+
+
+def reshaped(form: Form, _: Callable[[Any], Any], before: torch.Tensor, after: torch.Tensor) -> Form | None:
     """The form after a reshape, which keeps the order of the items; None if the keys are no axis of their own then."""
     n_outer, n_keys = prod(before.shape[: form.key_axis]), before.shape[form.key_axis]
     axes = [axis for axis, size in enumerate(after.shape) if size == n_keys and prod(after.shape[:axis]) == n_outer]
@@ -58,18 +64,27 @@ def reshaped(form: Form, before: torch.Tensor, after: torch.Tensor) -> Form | No
     return replace(form, key_axis=axes[-1], shape=shape)
 
 
-def moved(form: Form, before: torch.Tensor, after: torch.Tensor) -> Form | None:
-    """The form after a view that moves, drops or shortens axes, told by their strides; None if it is none, or the keys are gone."""
+def moved(form: Form, view: Callable[[Any], Any], before: torch.Tensor, after: torch.Tensor) -> Form | None:
+    """The form after a view that moves, drops or shortens axes; None if it is none, or the keys are gone."""
     if after.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
         return None
-    stride = before.stride(form.key_axis)
-    n_keys = before.shape[form.key_axis]
-    axes = [axis for axis in range(after.ndim) if after.stride(axis) == stride and after.shape[axis] <= n_keys]
-    if not axes:
+    strides = [
+        int(axis == form.key_axis) for axis in range(before.ndim)
+    ]  # of a tensor in which only the keys' axis moves
+    marked = view(before.new_empty(before.shape[form.key_axis], device="meta").as_strided(before.shape, strides))
+    axes = [(marked.shape[axis], axis) for axis in range(marked.ndim) if marked.stride(axis)]
+    return replace(form, key_axis=max(axes)[1], shape=tuple(after.shape)) if axes else None
+
+
+def mixed(form: Form, before: torch.Tensor, after: Any, by: str) -> Form | None:
+    """The form after any other function; None if its result is nothing like weights over the same keys."""
+    if not hasattr(after, "ndim") or after.ndim != before.ndim or not after.is_floating_point():
         return None
-    whole = [axis for axis in axes if after.shape[axis] == n_keys]
-    axis = (whole or axes)[-1]
-    return replace(form, key_axis=axis, n_keys=after.shape[axis], shape=tuple(after.shape))
+    others = [axis for axis in range(after.ndim) if after.shape[axis] != before.shape[axis]]
+    sums_over = {"linear": before.ndim - 1, "conv1d": 1, "conv2d": 1, "conv3d": 1}.get(by)
+    if form.key_axis in (*others, sums_over) or len(others) > 1:
+        return None
+    return replace(form, shape=tuple(after.shape), changed=form.changed or by)
 
 
 def factor(form: Form, tensor: torch.Tensor, contracted: int) -> torch.Tensor | None:
@@ -92,18 +107,15 @@ def factor(form: Form, tensor: torch.Tensor, contracted: int) -> torch.Tensor | 
     return weights.reshape(form.shape) if is_longer else weights
 
 
-def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> torch.Tensor | None:
-    """The weights [.., query, key] of a factor of ``torch.einsum``; None if the sum is not over the keys."""
-    terms, _, out = equation.replace(" ", "").partition("->")
-    inputs = _spelled(terms.split(","), tensors)
-    if "->" not in equation:
-        letters = "".join(inputs)
-        out = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    out = out.replace("...", _ELLIPSIS)
+def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> torch.Tensor | int | None:
+    """The weights [.., query, key] of a factor of ``torch.einsum``; or if it keeps the keys, their axis in its result; or None."""
+    inputs, out = _spelled(equation, tensors)
     own = inputs[place]
     others = "".join(term for number, term in enumerate(inputs) if number != place)
     keys = own[form.key_axis]
-    if keys in out or keys not in others:
+    if keys in out:
+        return out.index(keys)
+    if keys not in others:
         return None
     weights = tensors[place] if form.before is None else form.before
     free = [letter for letter in own if letter not in others]
@@ -116,10 +128,15 @@ def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> 
 _ELLIPSIS = "αβγδεζηθ"  # letters that no equation has
 
 
-def _spelled(terms: list[str], tensors: list[Any]) -> list[str]:
-    """The terms of an equation with a letter for each axis; those of an ellipsis are aligned at its end."""
-    spelled = []
-    for term, tensor in zip(terms, tensors, strict=True):
-        n_hidden = tensor.ndim - len(term.replace("...", ""))
-        spelled.append(term.replace("...", _ELLIPSIS[len(_ELLIPSIS) - n_hidden :] if n_hidden else ""))
-    return spelled
+def _spelled(equation: str, tensors: list[Any]) -> tuple[list[str], str]:
+    """The inputs and the output of an equation with a letter for each axis; those of an ellipsis are aligned at its end."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    inputs, hidden = [], ""
+    for term, tensor in zip(terms.split(","), tensors, strict=True):
+        n_hidden = tensor.ndim - len(term.replace("...", "")) if "..." in term else 0
+        own = _ELLIPSIS[len(_ELLIPSIS) - n_hidden :]
+        hidden = max(hidden, own, key=len)
+        inputs.append(term.replace("...", own))
+    letters = "".join(inputs)
+    once = sorted(letter for letter in set(letters) - set(hidden) if letters.count(letter) == 1)
+    return inputs, out.replace("...", hidden) if arrow else hidden + "".join(once)
