@@ -61,6 +61,8 @@ class Places:
         Raises:
             ValueError: one axis holds more than batch items, and nothing says how many heads.
         """
+        import torch  # noqa: PLC0415 (loaded already: it made the model)
+
         if self._n_heads is not None or len(leading) == 2:
             return self._n_heads
         own = heads_of(module)
@@ -70,7 +72,8 @@ class Places:
             return own
         if own is not None and leading[0] % own:
             own = None
-        may_be_items = leading[0] in self._sizes
+        is_told = isinstance(module, torch.nn.MultiheadAttention)  # whose heads are always in this axis
+        may_be_items = leading[0] in self._sizes[:1] and not is_told
         if (may_be_items and (own or 1) > 1) or (own is None and self._items_in(leading[0]) is not None):
             raise ValueError(
                 f"the first of its three axes, {leading[0]}, holds batch items and {'perhaps ' * may_be_items}heads or windows, "
