@@ -167,6 +167,8 @@ def _next_across(layer: Growth, call: Call) -> Step:
             f"one capture holds one run, got {n_given} keys of the other sequence that are not the {layer.n_keys} "
             f"before: {_RUNS}"
         )
+    if call.n_queries == layer.n_queries > 1:  # the next run over the same words, as of a diffusion model
+        raise ValueError(f"one capture holds one run, got {call.n_queries} queries over the same keys again: {_RUNS}")
     try:
         sight = read_sight(call, is_cross=True)
     except ValueError as error:
