@@ -29,7 +29,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.past: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def forward(self, x: torch.Tensor, keeps: bool = False, times: int = 1) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keeps: bool = False) -> torch.Tensor:
         query, key, value = self.split(x)
         if keeps and self.past is not None:
             key, value = (torch.cat([old, new], 2) for old, new in zip(self.past, (key, value), strict=True))

@@ -78,7 +78,8 @@ def moved(form: Form, view: Callable[[Any], Any], before: torch.Tensor, after: t
 
 def mixed(form: Form, before: torch.Tensor, after: Any, by: str) -> Form | None:
     """The form after any other function; None if its result is nothing like weights over the same keys."""
-    if not hasattr(after, "ndim") or after.ndim != before.ndim or not after.is_floating_point():
+    is_like = isinstance(after, type(before)) and after.ndim == before.ndim and after.is_floating_point()
+    if not is_like:
         return None
     others = [axis for axis in range(after.ndim) if after.shape[axis] != before.shape[axis]]
     sums_over = {"linear": before.ndim - 1, "conv1d": 1, "conv2d": 1, "conv3d": 1}.get(by)
