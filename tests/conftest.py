@@ -183,3 +183,21 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
     from tests.support.asked_of_runs import Opened
 
     return Opened(monkeypatch)
+
+
+@pytest.fixture
+def everything_is_as_it_was() -> Iterator[None]:
+    """Captures of the test must leave no mode of torch open, no function replaced, and nothing that listens."""
+    import torch
+    import torch.nn.functional as F
+
+    from attncache.adapters.capture.seams import listening
+
+    before = [F.scaled_dot_product_attention, F.softmax, F.multi_head_attention_forward, torch.softmax]
+    yield
+    assert torch._C._len_torch_function_stack() == 0
+    assert before == [F.scaled_dot_product_attention, F.softmax, F.multi_head_attention_forward, torch.softmax]
+    assert not listening.of_thread()
+    assert not listening._listeners
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch._dynamo.eval_frame._stance.stance == "default"

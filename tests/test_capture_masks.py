@@ -43,7 +43,7 @@ def test_queries_and_keys_cannot_carry_chunked_attention_but_whole_layers_beside
         "no_rope_layers": [1, 1, 1, 0],
     }
     model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**HEAD_DIM, **options)).eval()
-    assert "attention_mask must be causal or bidirectional" in refused(model, store="qk")
+    assert "its mask must be causal or bidirectional" in refused(model, store="qk")
     with capture(model, "qk", layers=3) as cache:
         model(inputs()["input_ids"])
     assert cache.n_layers == 1
@@ -130,7 +130,7 @@ def test_a_mask_that_differs_in_one_place_is_refused(what: str) -> None:
         mask = mask.long()
     else:
         mask = torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(1)) < 0.5
-    with pytest.raises(ValueError, match="attention_mask must be causal or bidirectional"):
+    with pytest.raises(ValueError, match="its mask must be causal or bidirectional"):
         read_sight(call(mask))
 
 

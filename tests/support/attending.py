@@ -16,6 +16,7 @@ pytest.importorskip("torch", reason="capture needs torch")
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 Array = npt.NDArray[Any]
 B, H, Q, K, D = 2, 4, 5, 7, 8  # all different, so that no axis passes for another
@@ -94,3 +95,61 @@ def assert_is(cache: AttentionCache, expected: Array, within: float = 2e-6) -> N
 
 
 STORES = pytest.mark.parametrize("store", ["pattern", "qk"])
+
+
+WIDTH = H * D
+X = drawn(B, K, WIDTH)
+
+
+class Attention(torch.nn.Module):
+    """Attention as it is, or run again in the backward pass."""
+
+    def __init__(self, by: str = "sdpa", again: bool | None = None) -> None:
+        super().__init__()
+        self.num_heads, self.by, self.again = H, by, again
+        self.qkv, self.out = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+    def split(self, x: torch.Tensor) -> Any:
+        return self.qkv(x).unflatten(-1, (3, H, D)).permute(2, 0, 3, 1, 4)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.split(x)
+        if self.by == "softmax":
+            found = (query @ key.mT * D**-0.5).softmax(-1) @ value
+        else:
+            found = F.scaled_dot_product_attention(query, key, value)
+        return self.out(found.transpose(1, 2).flatten(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attend(x) if self.again is None else checkpoint(self.attend, x, use_reentrant=self.again)
+
+
+def model_of(by: str = "sdpa", **options: Any) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(Attention(by, **options) for _ in range(2)))
+
+
+def expected(model: torch.nn.Module, x: torch.Tensor = X) -> list[Array]:
+    """The patterns of its modules, by hand."""
+    found = []
+    with torch.no_grad():
+        for module in model:
+            query, key, _ = module.split(x)
+            found.append(by_hand(query, key))
+            x = module.attend(x)
+    return found
+
+
+def assert_captured(cache: AttentionCache, model: torch.nn.Module, x: torch.Tensor = X) -> None:
+    found = patterns(cache)
+    assert len(found) == 2
+    for ours, theirs in zip(found, expected(model, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+def hooks_of(model: torch.nn.Module) -> int:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
+    return sum(len(getattr(module, name)) for module in model.modules() for name in names)
+
+
+BYS = pytest.mark.parametrize("by", ["sdpa", "softmax"])

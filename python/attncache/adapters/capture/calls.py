@@ -78,10 +78,12 @@ class Weights:
 
     Attributes:
         weights: tensor of shape [batch, head, query, key], as they multiply.
+        values: what they multiply, [.., key, item]: who goes on with a layer has the same ones for the same keys.
         has_dropout: whether dropout came after the softmax; then they are those before it.
     """
 
     weights: torch.Tensor
+    values: torch.Tensor
     has_dropout: bool = False
 
     @property

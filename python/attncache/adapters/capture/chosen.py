@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
 
 from attncache.adapters.capture.modules import related
 from attncache.selections import Selector
@@ -39,7 +40,7 @@ class ChosenLayers:
     ) -> None:
         self._paths = paths
         self.is_all = layers is None
-        self.is_none = not isinstance(layers, int | slice | None) and len(layers) == 0
+        self.is_none = np.size(cast("Any", layers)) == 0
         self._numbers = {module: number for number, module in enumerate(known)}
         self._counts = not known
         self._names = _names(layers)
@@ -125,10 +126,9 @@ def _counted(layers: Any) -> tuple[Callable[[int], bool], list[int]]:
         if min(given) >= 0:
             return range(*given).__contains__, []
     else:
-        numbers = [layers] if hasattr(layers, "__index__") else list(layers)
-        if all(hasattr(n, "__index__") and not isinstance(n, bool) and operator.index(n) >= 0 for n in numbers):
-            whole = [operator.index(number) for number in numbers]
-            return set(whole).__contains__, whole
+        numbers = list(indices(layers, sys.maxsize, "layers", "n_layers"))
+        if max(numbers, default=0) < sys.maxsize // 2:  # those below 0 come from the end
+            return set(numbers).__contains__, numbers
     raise ValueError(
         f"layers must count from 0, or name modules, in a model whose number of layers shows only when it runs, got "
         f"{layers!r}; a name is the path of a module, where * stands for any part, such as '*.11.attn'"

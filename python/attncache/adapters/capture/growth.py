@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _REMEMBERED = 64  # keys and queries kept per layer to notice another text
-_RUNS = "open a new capture for each forward, or attncache.capture_runs, which keeps each as a run of its own; generate with use_cache=True"
+_RUNS = "open a new capture for each forward, or attncache.capture_runs, which keeps each as a run of its own"
 _NEARLY = 0.25  # how far keys of a compressed cache may move, relative to how far they lie from their mean
 
 
@@ -26,8 +26,9 @@ class Growth:
         n_queries: how many of them have asked, in the last call.
         sight: what its queries see; None if causal, window and hidden keys cannot say it.
         is_cross: whether its keys are of another sequence, and stay.
-        last_keys, last_queries: the last of them, [batch, head, position, head_dim]; of weights alone, the last rows
-            [batch, head, row, key] stand for both.
+        has_keys: whether its queries and keys were heard, or its weights alone.
+        last_keys, last_queries: the last of them, [batch, head, position, head_dim]; of weights alone, the values of the
+            last keys, and the last row of weights.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Growth:
     n_queries: int
     sight: Sight | None
     is_cross: bool
+    has_keys: bool
     last_keys: torch.Tensor
     last_queries: torch.Tensor
 
@@ -74,24 +76,26 @@ ONLY_WEIGHTS = "they pass where only its weights can be heard, the result of a s
 
 def remembered(call: Call | Weights, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """The last keys and queries of a call, kept to compare the next with."""
+    first, end = max(step.n_given - _REMEMBERED, 0), step.n_given
     if isinstance(call, Weights):
-        last = call.weights[:, :, -1:].clone()
-        return last, last
-    keys = call.key[:, :, max(step.n_given - _REMEMBERED, 0) : step.n_given].clone()
-    return keys, call.query[:, :, -_REMEMBERED:].clone()
+        return call.values[..., first:end, :].clone(), call.weights[:, :, -1:].clone()
+    return call.key[:, :, first:end].clone(), call.query[:, :, -_REMEMBERED:].clone()
 
 
 def is_repeated(layer: Growth, call: Call | Weights) -> bool:
     """Whether the call is the layer's last one again, as where a backward pass runs a checkpointed layer anew."""
-    if call.n_queries != layer.n_queries:
+    n_known = layer.last_keys.shape[-2]
+    if (
+        isinstance(call, Weights) == layer.has_keys
+        or call.n_queries != layer.n_queries
+        or not n_known <= call.n_given <= layer.n_keys
+    ):
         return False
     if isinstance(call, Weights):
-        return _same(call.weights[:, :, -1:], layer.last_queries)
-    if not layer.last_keys.shape[2] <= call.n_given <= layer.n_keys:
-        return False
-    return _same(call.query[:, :, -_REMEMBERED:], layer.last_queries) and _same(
-        call.key[:, :, -layer.last_keys.shape[2] :], layer.last_keys
-    )
+        pairs = (call.weights[:, :, -1:], layer.last_queries), (call.values[..., -n_known:, :], layer.last_keys)
+    else:
+        pairs = (call.query[:, :, -_REMEMBERED:], layer.last_queries), (call.key[:, :, -n_known:], layer.last_keys)
+    return all(_same(now, before) for now, before in pairs)
 
 
 def next_step(layer: Growth, call: Call | Weights) -> Step:
@@ -101,8 +105,14 @@ def next_step(layer: Growth, call: Call | Weights) -> Step:
         ValueError: it does not go on with it.
     """
     n_new, n_given = call.n_queries, call.n_given
-    if call.n_batch != layer.last_keys.shape[0]:
-        raise ValueError(f"a layer must keep its batch size, got {call.n_batch} after {layer.last_keys.shape[0]}")
+    if isinstance(call, Weights) == layer.has_keys:
+        heard = "its queries and keys" if layer.has_keys else "only its weights"
+        raise ValueError(f"a layer must be heard in one place, got a call of another than before, where {heard} passed")
+    n_batch = layer.last_queries.shape[0]
+    if call.n_batch != n_batch:
+        raise ValueError(f"a layer must keep its batch size, got {call.n_batch} after {n_batch}")
+    if layer.is_cross and n_new == layer.n_queries > 1:  # the next run over the same words, as of a diffusion model
+        raise ValueError(f"one capture holds one run, got {n_new} queries over the same keys again: {_RUNS}")
     if isinstance(call, Weights):
         return _next_weights(layer, call)
     if layer.is_cross:
@@ -110,10 +120,7 @@ def next_step(layer: Growth, call: Call | Weights) -> Step:
     n_old = min(n_given, layer.n_keys + n_new) - n_new
     forgets_keys = layer.sight is None or layer.sight.window is not None
     if n_old <= 0 or (n_old < layer.n_keys and not forgets_keys):
-        raise ValueError(
-            f"one capture holds one run over a text, got {n_new} more queries over {n_given} keys that do not "
-            f"continue the {layer.n_keys} before: {_RUNS}"
-        )
+        raise _other_text(layer, call)
     n_known = min(n_old, layer.last_keys.shape[2])
     now, before = call.key[:, :, n_old - n_known : n_old], layer.last_keys[:, :, layer.last_keys.shape[2] - n_known :]
     how = _likeness(now, before)
@@ -140,15 +147,27 @@ def _next_weights(layer: Growth, call: Weights) -> Step:
     """More rows of weights, whose keys must be those before and the new queries' own; across, those before.
 
     Raises:
-        ValueError: there are other keys.
+        ValueError: there are other keys, or they have other values.
     """
     n_keys = layer.n_keys if layer.is_cross else layer.n_keys + call.n_queries
-    if call.n_given != n_keys or (layer.is_cross and call.n_queries == layer.n_queries > 1):
+    if call.n_given != n_keys:
+        raise _other_text(layer, call)
+    n_known = layer.last_keys.shape[-2]
+    now = call.values[..., layer.n_keys - n_known : layer.n_keys, :]
+    if now.shape != layer.last_keys.shape or _likeness(now, layer.last_keys) == "other":
         raise ValueError(
-            f"one capture holds one run over a text, got {call.n_queries} more queries over {call.n_given} keys that do "
-            f"not continue the {layer.n_keys} before: {_RUNS}"
+            f"one capture holds one run over a text, got other values before position {layer.n_keys} than there were: {_RUNS}"
         )
     return Step(n_keys, 0, None, ONLY_WEIGHTS)
+
+
+def _other_text(layer: Growth, call: Call | Weights) -> ValueError:
+    """The error where a call has not the keys to go on with its layer."""
+    is_whole = call.n_queries == call.n_given == layer.n_keys + 1  # the text so far, and one more
+    return ValueError(
+        f"one capture holds one run over a text, got {call.n_queries} more queries over {call.n_given} keys that do not "
+        f"continue the {layer.n_keys} before: {'generate with use_cache=True' if is_whole else _RUNS}"
+    )
 
 
 def _next_across(layer: Growth, call: Call) -> Step:
@@ -194,5 +213,5 @@ def _likeness(now: torch.Tensor, before: torch.Tensor) -> Literal["same", "near"
     if torch.equal(now.nan_to_num(), before.nan_to_num()):
         return "same"
     moved, before = (now.float() - before.float()).norm(), before.float()
-    spread = (before - before.mean(dim=2, keepdim=True)).norm()
+    spread = (before - before.mean(dim=-2, keepdim=True)).norm()
     return "near" if float(moved) < _NEARLY * float(spread) else "other"

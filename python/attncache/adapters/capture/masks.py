@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 22  # items of a mask looked at together: a few megabytes
 HIDES = -1e4  # additive masks hide with this or less: exp of it is zero in every dtype
 _RULE = (
-    "attention_mask must be causal or bidirectional, optionally with a sliding window, and hide whole keys (padding), "
-    "alike in all heads, for queries and keys to carry it; got {got}: capture with store='pattern', which takes any mask"
+    "its mask must be causal or bidirectional, optionally with a sliding window, and hide whole keys (padding), "
+    "alike in all heads, for queries and keys to carry it; got {got}"
 )
 
 

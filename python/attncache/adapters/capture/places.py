@@ -78,7 +78,7 @@ class Places:
                 f"the first of its three axes, {leading[0]}, must hold a whole number of batch items of {own} heads, as the module "
                 "says it has; n_heads= must say how many it holds, 1 where there are none"
             )
-        may_be_items = leading[0] in self._sizes
+        may_be_items = leading[0] in self._sizes[:1]
         if (may_be_items and (own or 1) > 1) or (own is None and self._items_in(leading[0]) is not None):
             raise ValueError(
                 f"the first of its three axes, {leading[0]}, holds batch items and {'perhaps ' * may_be_items}heads or windows, "
@@ -131,6 +131,7 @@ def _attention(running: Sequence[Running]) -> Sequence[Running]:
 
 
 def _is_read(shape: Sequence[int], call: Call | Weights) -> bool:
-    """Whether a tensor [batch, position, item] or [position, batch, item] has as many positions as the call has keys."""
-    places = ((0, 1), (1, 0)) if len(shape) == 3 else ()
-    return any(shape[key] == call.n_given and call.n_batch % max(shape[batch], 1) == 0 for batch, key in places)
+    """Whether a tensor [batch, .., position, item] or [position, batch, item] has as many positions as the call has keys."""
+    if len(shape) == 3 and shape[0] == call.n_given and call.n_batch % max(shape[1], 1) == 0:
+        return True
+    return len(shape) > 2 and shape[-2] == call.n_given and call.n_batch % max(shape[0], 1) == 0

@@ -193,7 +193,7 @@ class Recorder:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
         self._layers[module, turn] = Growth(
-            number, step.n_keys, call.n_queries, step.sight, is_cross, *remembered(call, step)
+            number, step.n_keys, call.n_queries, step.sight, is_cross, isinstance(call, Call), *remembered(call, step)
         )
         self._meter.advance()
 
@@ -258,7 +258,7 @@ class Recorder:
         if self._was_reordered:
             raise ValueError(f"the capture is not of one text in each item of the batch: {_BEAM_SEARCH}")
         missing = self._chosen.missing(self._heard)
-        if not self._chosen.is_all and self._layers and missing:
+        if not self._chosen.is_all and self._heard and missing:
             raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
         self._meter.begin("joining", len(self._layers))
         self._store.finish(self._meter.advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from attncache.adapters.capture.seams.listening import Heard, is_inside, tell
 from attncache.adapters.capture.seams.sdpa import leading_axes, read_sdpa
 from attncache.adapters.capture.seams.softmax import (
     Form,
+    Product,
     are_shares,
     einsum_factor,
     factor,
@@ -38,8 +40,7 @@ Reaction = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
 @contextmanager
 def hear_functions() -> Iterator[None]:
     """Report every attention function that this thread calls until the context ends."""
-    import torch  # noqa: PLC0415 (loaded already: it made the model)
-    from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode  # noqa: PLC0415
+    from torch.overrides import TorchFunctionMode  # noqa: PLC0415
 
     functions = Functions()
 
@@ -49,15 +50,26 @@ def hear_functions() -> Iterator[None]:
 
     mode = Hearing()
     functions.mode = mode
+    thread = threading.get_ident()
     mode.__enter__()
     try:
         yield
     finally:
-        others = []  # whatever was opened later and is still open stays so
-        while torch._C._len_torch_function_stack() and (top := _pop_mode()) is not mode:
-            others.append(top)
-        for other in reversed(others):
-            _push_mode(other)
+        if thread == threading.get_ident():
+            _close(mode)
+
+
+def _close(mode: Any) -> None:
+    """Take a mode off this thread's stack; those that others opened later and have not closed stay."""
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+    from torch.overrides import _pop_mode, _push_mode  # noqa: PLC0415
+
+    opened = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]  # the last comes first
+    place = (
+        opened.index(mode) if mode in opened else 0
+    )  # PyTorch closes whichever is on top: then it was ours, for another
+    for other in reversed([*opened[:place], *opened[place + 1 :]]):
+        _push_mode(other)
 
 
 class Functions:
@@ -134,8 +146,6 @@ class Functions:
             if hasattr(owner, name):
                 table[getattr(owner, name)] = reaction
 
-    # ---- attention of one call
-
     def _body(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A Python function that PyTorch reports as a whole: its body runs as one that does not, with the mode on."""
         settings = {**func.__globals__, "has_torch_function": lambda *_: False}
@@ -153,8 +163,6 @@ class Functions:
 
             tell(lambda who: who.heard(Heard("sdpa", None, leading_axes(args, kwargs), read)))
         return out
-
-    # ---- a softmax, and where its result goes
 
     def _softmax(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
@@ -223,12 +231,12 @@ class Functions:
     def _product(self, places: tuple[int, int], func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         named = (kwargs[name] for name in ("input", "batch1", "other", "mat2", "batch2") if name in kwargs)
         factors: list[Any] = [*args, *named]
-        for place, contracted in zip(places, (-1, -2), strict=True):
+        for (place, other), contracted in zip((places, places[::-1]), (-1, -2), strict=True):
             form = self._of(factors[place])
             if form is not None:
-                weights = factor(form, factors[place], contracted)
-                if weights is not None:
-                    return self._multiplied(func, args, kwargs, form, weights)
+                product = factor(form, factors[place], factors[other], contracted)
+                if product is not None:
+                    return self._multiplied(func, args, kwargs, form, product)
                 if any(factors[other].ndim == 2 for other in places):  # as a learned mixing of heads is
                     return self._changed(func, args, kwargs)
         return func(*args, **kwargs)
@@ -251,16 +259,16 @@ class Functions:
         return func(*args, **kwargs)
 
     def _multiplied(
-        self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form, weights: torch.Tensor
+        self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form, product: Product
     ) -> Any:
         """A product with weights over their keys: attention, unless they were mixed."""
         out = func(*args, **kwargs)
-        weights = weights.detach()
+        weights, values = (tensor.detach() for tensor in product)
         weights = weights if weights.ndim > 2 else weights[None]
 
         def read(n_heads: int | None) -> Weights:
             batch, heads = batch_and_heads(tuple(weights.shape[:-2]), n_heads)
-            return Weights(weights.reshape(batch, heads, *weights.shape[-2:]), form.before is not None)
+            return Weights(weights.reshape(batch, heads, *weights.shape[-2:]), values, form.before is not None)
 
         if form.changed is not None:
             tell(lambda who: who.changed(form.changed or ""))
@@ -269,8 +277,6 @@ class Functions:
         for key in [key for key, (_, other) in self._forms.items() if other.origin == form.origin]:
             self._forms.pop(key, None)  # its way is over: it is reported once
         return out
-
-    # ---- tensors on their way
 
     def _track(self, tensor: torch.Tensor, form: Form | None) -> None:
         """Note what a tensor is now; None if it is nothing of a softmax."""

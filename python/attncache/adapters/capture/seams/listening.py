@@ -46,6 +46,7 @@ class Listener(Protocol):
 _lock = threading.Lock()
 _listeners: list[tuple[int, Listener]] = []  # each with the thread that it listens to
 _undo = ExitStack()  # holds what closes the seams of the process while there are listeners
+_functions: dict[int, ExitStack] = {}  # of each thread with listeners: what closes the seam of its tensor functions
 _here = threading.local()  # of each thread: how deep it is inside attention that another seam reports
 
 
@@ -59,18 +60,19 @@ def listening(listener: Listener) -> Iterator[None]:
     with _lock:
         if not _listeners:
             _open_process()
-        is_first = not of_thread(thread)
         _listeners.append(entry)
-    with ExitStack() as functions:
-        try:
-            if is_first:
-                functions.enter_context(hear_functions())
-            yield
-        finally:
-            with _lock:
-                _listeners.remove(entry)
-                if not _listeners:
-                    _undo.close()
+    try:
+        if thread not in _functions:
+            _functions[thread] = ExitStack()
+            _functions[thread].enter_context(hear_functions())
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(entry)
+            if not of_thread(thread):
+                _functions.pop(thread, ExitStack()).close()
+            if not _listeners:
+                _undo.close()
 
 
 def _open_process() -> None:

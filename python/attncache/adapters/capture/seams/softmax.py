@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,8 @@ def moved(form: Form, view: Callable[[Any], Any], before: torch.Tensor, after: t
 
 def mixed(form: Form, before: torch.Tensor, after: Any, by: str) -> Form | None:
     """The form after any other function; None if its result is nothing like weights over the same keys."""
-    if not hasattr(after, "ndim") or after.ndim != before.ndim or not after.is_floating_point():
+    is_like = isinstance(after, type(before)) and after.ndim == before.ndim and after.is_floating_point()
+    if not is_like:
         return None
     others = [axis for axis in range(after.ndim) if after.shape[axis] != before.shape[axis]]
     sums_over = {"linear": before.ndim - 1, "conv1d": 1, "conv2d": 1, "conv3d": 1}.get(by)
@@ -87,28 +88,35 @@ def mixed(form: Form, before: torch.Tensor, after: Any, by: str) -> Form | None:
     return replace(form, shape=tuple(after.shape), changed=form.changed or by)
 
 
-def factor(form: Form, tensor: torch.Tensor, contracted: int) -> torch.Tensor | None:
-    """The weights [.., query, key] of a factor of a matrix product whose axis ``contracted`` is summed over.
+class Product(NamedTuple):
+    """A product of weights, as they multiply or before dropout, [.., query, key], and values [.., key, item]."""
+
+    weights: torch.Tensor
+    values: torch.Tensor
+
+
+def factor(form: Form, tensor: torch.Tensor, other: torch.Tensor, contracted: int) -> Product | None:
+    """The weights and values of a matrix product whose axis ``contracted`` of a factor is summed over.
 
     Args:
         form: what is known of the factor.
-        tensor: the factor, [.., rows, columns].
+        tensor, other: the factor, [.., rows, columns], and the other one.
         contracted: -1 for a left factor, -2 for a right one.
 
     Returns:
-        The weights as they multiply, or before dropout; None if the sum is not over the keys.
+        What multiplies; None if the sum is not over the keys.
     """
     if form.key_axis != tensor.ndim + contracted:
         return None
     weights = tensor if form.before is None else form.before
     if contracted == -2:
-        return weights.mT
+        return Product(weights.mT, other.mT if other.ndim > 1 else other[:, None])
     is_longer = len(form.shape) > tensor.ndim and form.shape[-1] == tensor.shape[-1]
-    return weights.reshape(form.shape) if is_longer else weights
+    return Product(weights.reshape(form.shape) if is_longer else weights, other if other.ndim > 1 else other[:, None])
 
 
-def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> torch.Tensor | int | None:
-    """The weights [.., query, key] of a factor of ``torch.einsum``; or if it keeps the keys, their axis in its result; or None."""
+def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> Product | int | None:
+    """The weights and values of a factor of ``torch.einsum``; or if it keeps the keys, their axis in its result; or None."""
     inputs, out = _spelled(equation, tensors)
     own = inputs[place]
     others = "".join(term for number, term in enumerate(inputs) if number != place)
@@ -117,12 +125,14 @@ def einsum_factor(form: Form, equation: str, tensors: list[Any], place: int) -> 
         return out.index(keys)
     if keys not in others:
         return None
+    term, other = next((t, o) for n, (t, o) in enumerate(zip(inputs, tensors, strict=True)) if n != place and keys in t)
+    values = other.movedim(term.index(keys), -1).flatten(0, -2).mT
     weights = tensors[place] if form.before is None else form.before
     free = [letter for letter in own if letter not in others]
     if not free:  # one query for each item of the other axes
-        return weights.movedim(form.key_axis, -1).unsqueeze(-2)
+        return Product(weights.movedim(form.key_axis, -1).unsqueeze(-2), values)
     outer = [axis for axis, letter in enumerate(own) if letter not in (keys, free[-1])]
-    return weights.permute(*outer, own.index(free[-1]), form.key_axis)
+    return Product(weights.permute(*outer, own.index(free[-1]), form.key_axis), values)
 
 
 _ELLIPSIS = "αβγδεζηθ"  # letters that no equation has
