@@ -53,7 +53,8 @@ class Places:
 
     def read_inputs(self, values: Sequence[Any]) -> None:
         """Note how many items the model is given."""
-        self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
+        shaped = (each for each in values if getattr(each, "ndim", 0) > 0 and not getattr(each, "is_nested", False))
+        self._sizes = [int(each.shape[0]) for each in shaped]
 
     def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...], running: Sequence[Running]) -> int | None:
         """How many heads the axes before query and key hold, where two of them do not say it already.
