@@ -66,6 +66,14 @@ def test_heads_in_the_batch_axis_that_nobody_counts_are_asked_for(told: Any) -> 
         captured(*qkv(B * H), told=told)
 
 
+@pytest.mark.parametrize("given", [[torch.zeros(B, 3)], {"x": torch.zeros(B, 3)}, ({"x": (torch.zeros(B, 3),)}, 1)])
+def test_items_in_lists_and_dicts_are_counted(given: Any) -> None:
+    query, key, value = qkv(B * H)
+    model = Model(attn=Attends(lambda: F.scaled_dot_product_attention(query, key, value)))
+    with pytest.raises(ValueError, match="n_heads= must say it"), capture(model):
+        model(given)
+
+
 def test_an_axis_that_may_be_the_batch_or_hold_heads_is_asked_about() -> None:
     """Four items, and a module of four heads: one head after another, or one item."""
     query, key, value = qkv(4)

@@ -53,7 +53,10 @@ class Places:
 
     def read_inputs(self, values: Sequence[Any]) -> None:
         """Note how many items the model is given."""
-        shaped = (each for each in values if getattr(each, "ndim", 0) > 0 and not getattr(each, "is_nested", False))
+        found: list[Any] = list(values)
+        for each in found:  # which grows by what lists and dicts of them hold
+            found += each.values() if isinstance(each, Mapping) else each if isinstance(each, tuple | list) else ()
+        shaped = (each for each in found if getattr(each, "ndim", 0) > 0 and not getattr(each, "is_nested", False))
         self._sizes = [int(each.shape[0]) for each in shaped]
 
     def n_heads(self, module: torch.nn.Module, leading: tuple[int, ...], running: Sequence[Running]) -> int | None:
@@ -108,12 +111,20 @@ class Places:
             return True
         for inner in running[:2]:
             if isinstance(inner.module, torch.nn.MultiheadAttention):
-                query, key = (inner.argument(name) for name in ("query", "key"))
-                return key is not query
+                return not _are_same(inner.argument("query"), inner.argument("key"))
             others = [inner.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
                 others += inner.args[1:2]
             for other in others:
-                if isinstance(other, torch.Tensor) and other.ndim > 2 and call.n_given in other.shape[:-1]:
+                is_sequence = isinstance(other, torch.Tensor) and other.ndim > 2 and call.n_given in other.shape[:-1]
+                if is_sequence and not _are_same(other, inner.first):
                     return True
         return False
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two tensors are one, or hold the same."""
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+    is_alike = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape
+    return one is other or (is_alike and torch.equal(one, other))
