@@ -84,6 +84,20 @@ def test_an_axis_that_may_be_the_batch_or_hold_heads_is_asked_about() -> None:
     assert_is(captured(query, key, value, **options, n_heads=4), by_hand(query, key)[None])
 
 
+@STORES
+@pytest.mark.parametrize("of_key", [(H, B), (H, 1), (B,)])
+@pytest.mark.parametrize("mask", [None, (B, 1, 1), (H, B, Q, 1), (1, B, 1, 1)])
+def test_heads_before_the_batch_are_heads(of_key: Any, mask: Any, store: Any) -> None:
+    query, key, value = drawn(H, B, Q, D), drawn(*of_key, K, D, seed=1), drawn(*of_key, K, D, seed=2)
+    shown = torch.ones(1, K, dtype=torch.bool)
+    if mask is not None:
+        shown = torch.rand(*mask[:-1], K, generator=torch.Generator().manual_seed(0)) < 0.7
+    if store == "qk" and shown.shape[-2] > 1:
+        pytest.skip("no mask that queries and keys carry")
+    cache = captured(query, key, value, shown, told={"num_heads": H}, store=store)
+    assert_is(cache, by_hand(query, key, shown).swapaxes(0, 1))
+
+
 def test_n_heads_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="n_heads must divide the first of three axes, 8, got 3"):
         captured(*qkv(B * H), n_heads=3)

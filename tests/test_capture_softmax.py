@@ -118,6 +118,12 @@ def test_a_softmax_over_an_axis_within_is_heard_where_einsum_sums_over_it() -> N
     assert_heard(lambda: torch.einsum("bijh,bjhd->bihd", of_folding.softmax(2), VALUES.transpose(1, 2)))
 
 
+def test_heads_before_the_batch_are_heads() -> None:
+    scores, values = SCORES.transpose(0, 1), VALUES.transpose(0, 1)
+    assert_heard(lambda: scores.softmax(-1) @ values)
+    assert_heard(lambda: torch.einsum("hbqk,bhkd->bqhd", scores.softmax(-1), VALUES))
+
+
 def test_one_query_of_each_head_is_heard_without_an_axis_of_its_own() -> None:
     scores = SCORES[:, :, 0]
     assert_heard(lambda: torch.einsum("bhk,bhkd->bhd", scores.softmax(-1), VALUES), WEIGHTS[:, :, :1])

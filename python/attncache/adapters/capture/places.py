@@ -85,6 +85,11 @@ class Places:
             )
         return own
 
+    def has_heads_first(self, module: torch.nn.Module, leading: tuple[int, ...]) -> bool:
+        """Whether two axes are [head, batch]: as many as the module has heads, and as the model was given items."""
+        own = self._n_heads or heads_of(module)
+        return len(leading) == 2 and own == leading[0] != leading[1] and leading[1] in self._sizes[:1]
+
     def source_of(
         self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
     ) -> LayerSource:

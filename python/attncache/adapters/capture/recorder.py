@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncache.adapters.capture.calls import Call, Weights
+from attncache.adapters.capture.calls import Call, Weights, with_batch_first
 from attncache.adapters.capture.checked import checked_piece
 from attncache.adapters.capture.chosen import ChosenLayers
 from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
@@ -186,7 +186,10 @@ class Recorder:
         with torch.no_grad(), _full_precision():
             try:
                 n_heads = self._places.n_heads(module, attention.leading, running)
-                self._record(module, attention.read(n_heads), attention, running)
+                call = attention.read(n_heads)
+                if attention.seam != "interface" and self._places.has_heads_first(module, attention.leading):
+                    call = with_batch_first(call)
+                self._record(module, call, attention, running)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
 
