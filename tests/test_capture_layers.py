@@ -229,7 +229,7 @@ def test_a_second_forward_over_the_same_words_says_so(by: str, store: Any, lengt
     """A diffusion model's next step."""
     if (by, store) == ("softmax", "qk"):
         pytest.skip("a softmax alone has no queries")
-    model, words = Looks(by), drawn(B, H, 5, D)
+    model, words = Looks(by), drawn(B, H, 5, D, seed=9)
     with capture(model, store, dtype="float32") as cache:
         model(drawn(B, H, length, D), context=words)
         with pytest.raises(ValueError, match=r"one capture holds one run.*attncache\.capture_runs"):
@@ -244,6 +244,22 @@ def test_queries_that_look_at_the_same_words_one_by_one_are_one_pattern(store: A
         for part in x.split([4, 1, 1, 1], dim=2):
             model(part, context=words)
     np.testing.assert_allclose(patterns(cache)[0], by_hand(x, words), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (lambda x, words: {"x": x, "context": words}, "cross"),
+        (lambda x, _: {"context": x, "x": x}, "self"),
+        (lambda x, words: {"context": words, "x": x}, "cross"),
+    ],
+)
+def test_another_sequence_is_told_from_the_same(given: Any, kind: str) -> None:
+    x, words = drawn(B, H, 5, D), drawn(B, H, 5, D, seed=1)
+    model = Looks("sdpa")
+    with capture(model) as cache:
+        model(**given(x, words))
+    assert cache.sources[0].kind == kind
 
 
 def test_a_model_that_is_the_attention_has_its_kind_for_a_name() -> None:

@@ -188,3 +188,17 @@ def test_a_second_forward_in_a_plain_capture_names_capture_runs() -> None:
         model(text(3))
         with pytest.raises(ValueError, match=r"or attncache\.capture_runs, which keeps each as a run"):
             model(text(3) + 1)
+
+
+def test_runs_name_what_they_do_not_hear() -> None:
+    class Talks(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            heads = x.unflatten(-1, (2, -1)).transpose(1, 2)
+            return (heads @ heads.mT).softmax(-1).flip(1).add(0.5) @ heads
+
+    model = Model()
+    model.layers[1] = Talks()
+    words = r"layers\.1 passes its softmax through flip before it multiplies"
+    with pytest.warns(CaptureWarning, match=words), capture_runs(model) as runs:
+        model(text(3))
+    assert [source.module for source in runs[0].sources if source] == ["layers.0"]

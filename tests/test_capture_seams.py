@@ -77,11 +77,12 @@ def test_tensors_without_batch_and_heads_are_one_of_each() -> None:
         assert_is(captured(query, key, value, told=told), by_hand(query, key)[None, None])
 
 
-def test_attention_inside_a_transform_of_torch_func_is_refused() -> None:
-    query, key, value = qkv(B, H)
-    each = torch.func.vmap(torch.nn.functional.scaled_dot_product_attention)
-    with pytest.raises(ValueError, match=r"it runs inside a transform of torch\.func, such as vmap"):
-        captured(query, key, value, by=each)
+@pytest.mark.parametrize("given", [[torch.zeros(B, 3)], {"x": torch.zeros(B, 3)}, ({"x": (torch.zeros(B, 3),)}, 1)])
+def test_items_in_lists_and_dicts_are_counted(given: Any) -> None:
+    query, key, value = qkv(B * H)
+    model = Model(attn=Attends(lambda: F.scaled_dot_product_attention(query, key, value)))
+    with pytest.raises(ValueError, match="n_heads= must say it"), capture(model):
+        model(given)
 
 
 def test_an_axis_that_may_be_the_batch_or_hold_heads_is_asked_about() -> None:
@@ -92,6 +93,20 @@ def test_an_axis_that_may_be_the_batch_or_hold_heads_is_asked_about() -> None:
         captured(query, key, value, **options)
     assert_is(captured(query, key, value, **options, n_heads=1), by_hand(query, key)[:, None])
     assert_is(captured(query, key, value, **options, n_heads=4), by_hand(query, key)[None])
+
+
+@STORES
+@pytest.mark.parametrize("of_key", [(H, B), (H, 1), (B,)])
+@pytest.mark.parametrize("mask", [None, (B, 1, 1), (H, B, Q, 1), (1, B, 1, 1)])
+def test_heads_before_the_batch_are_heads(of_key: Any, mask: Any, store: Any) -> None:
+    query, key, value = drawn(H, B, Q, D), drawn(*of_key, K, D, seed=1), drawn(*of_key, K, D, seed=2)
+    shown = torch.ones(1, K, dtype=torch.bool)
+    if mask is not None:
+        shown = torch.rand(*mask[:-1], K, generator=torch.Generator().manual_seed(0)) < 0.7
+    if store == "qk" and shown.shape[-2] > 1:
+        pytest.skip("no mask that queries and keys carry")
+    cache = captured(query, key, value, shown, told={"num_heads": H}, store=store)
+    assert_is(cache, by_hand(query, key, shown).swapaxes(0, 1))
 
 
 def test_n_heads_that_does_not_divide_is_refused() -> None:

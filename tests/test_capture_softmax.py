@@ -118,6 +118,12 @@ def test_a_softmax_over_an_axis_within_is_heard_where_einsum_sums_over_it() -> N
     assert_heard(lambda: torch.einsum("bijh,bjhd->bihd", of_folding.softmax(2), VALUES.transpose(1, 2)))
 
 
+def test_heads_before_the_batch_are_heads() -> None:
+    scores, values = SCORES.transpose(0, 1), VALUES.transpose(0, 1)
+    assert_heard(lambda: scores.softmax(-1) @ values)
+    assert_heard(lambda: torch.einsum("hbqk,bhkd->bqhd", scores.softmax(-1), VALUES))
+
+
 def test_one_query_of_each_head_is_heard_without_an_axis_of_its_own() -> None:
     scores = SCORES[:, :, 0]
     assert_heard(lambda: torch.einsum("bhk,bhkd->bhd", scores.softmax(-1), VALUES), WEIGHTS[:, :, :1])
@@ -254,3 +260,32 @@ def test_the_module_is_the_one_that_multiplies() -> None:
     with capture(model, dtype="float32") as cache:
         model(SCORES)
     assert [source.module for source in cache.sources] == ["product"]
+
+
+PARTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "slices": lambda weights: weights[..., :3] @ VALUES[:, :, :3] + weights[..., 3:] @ VALUES[:, :, 3:],
+    "split": lambda weights: sum(
+        part @ values for part, values in zip(weights.split([3, 4], -1), VALUES.split([3, 4], -2), strict=True)
+    ),
+    "tensor_split": lambda weights: sum(
+        part @ values
+        for part, values in zip(torch.tensor_split(weights, [3], -1), VALUES.tensor_split([3], -2), strict=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_the_keys_that_multiply_each_for_itself_are_patterns_each(name: str) -> None:
+    first, second = heard(lambda: PARTS[name](SCORES.softmax(-1)))
+    np.testing.assert_allclose(first, WEIGHTS[..., :3], rtol=0, atol=2e-7)
+    np.testing.assert_allclose(second, WEIGHTS[..., 3:], rtol=0, atol=2e-7)
+
+
+def test_heads_that_multiply_one_by_one_are_patterns_each() -> None:
+    def attend() -> torch.Tensor:
+        heads = SCORES.softmax(-1).unbind(1)
+        return torch.stack([head @ values for head, values in zip(heads, VALUES.unbind(1), strict=True)], 1)
+
+    found = heard(attend, n_heads=1)
+    assert len(found) == H
+    np.testing.assert_allclose(np.concatenate(found, axis=1), WEIGHTS, rtol=0, atol=2e-7)

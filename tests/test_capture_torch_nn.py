@@ -86,6 +86,14 @@ def test_another_sequence_makes_it_cross_attention(n_keys: int, need_weights: bo
     np.testing.assert_allclose(patterns(cache)[0], expected.detach(), rtol=0, atol=1e-6)
 
 
+def test_keys_that_are_the_queries_made_anew_are_of_one_sequence() -> None:
+    """As where positions are added to each."""
+    module, x = made(batch_first=True), drawn(B, K, WIDTH)
+    with torch.no_grad(), capture(module) as cache:
+        module(x + 1, x + 1, x)
+    assert cache.sources[0].kind == "self"
+
+
 def test_queries_first_and_as_many_as_items_and_heads() -> None:
     module, x = made(), drawn(B * H, B, WIDTH)
     with torch.no_grad(), capture(module, dtype="float32") as cache:

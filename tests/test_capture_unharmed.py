@@ -14,6 +14,7 @@ from attncache import capture
 pytest.importorskip("torch", reason="capture needs torch")
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,8 @@ from tests.support.attending import (
     BYS,
     WIDTH,
     B,
+    D,
+    H,
     K,
     X,
     assert_captured,
@@ -205,3 +208,31 @@ def test_a_model_under_functional_call_is_heard() -> None:
     doubled = copy.deepcopy(model)
     doubled.load_state_dict(weights)
     assert_captured(cache, doubled)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@BYS
+def test_a_transform_of_torch_func_is_left_alone_and_told(by: str) -> None:
+    model = model_of(by)
+    several = torch.stack([X, X + 1])
+    with torch.no_grad():
+        plain = torch.vmap(model)(several)
+        with pytest.raises(ValueError, match=r"torch\.func|no softmax .* was heard"), capture(model):
+            assert torch.equal(torch.vmap(model)(several), plain)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    model = Nested()
+    for x in (
+        torch.nested.nested_tensor([drawn(H, 5, D), drawn(H, 3, D)]),
+        torch.nested.nested_tensor([drawn(5, H, D), drawn(3, H, D)], layout=torch.jagged).transpose(1, 2),
+    ):
+        model(x)
+        told = "cannot be captured: its queries and keys are nested tensors"
+        with pytest.raises(ValueError, match=told), capture(model):
+            model(x)

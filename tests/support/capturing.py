@@ -143,7 +143,7 @@ def hearing(model: Any) -> Iterator[list[Heard]]:
                 query, key = (tensor.double().numpy() for tensor in (call.query, call.key))
                 calls.append(Heard(query, np.repeat(key, query.shape[1] // key.shape[1], axis=1), call.scale))
 
-        def changed(self, by: str) -> None:
+        def unheard(self, what: str) -> None:
             pass
 
         def reordered(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,3 +106,18 @@ class Weights:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights.dtype
+
+
+def with_batch_first(call: Call | Weights) -> Call | Weights:
+    """The same call of tensors [head, batch, ..]."""
+    if isinstance(call, Weights):
+        return replace(call, weights=call.weights.transpose(0, 1))
+    key, value = (each.expand(*call.query.shape[:2], *each.shape[2:]) for each in (call.key, call.value))
+    return replace(
+        call,
+        query=call.query.transpose(0, 1),
+        key=key.transpose(0, 1),
+        value=value.transpose(0, 1),
+        mask=None if call.mask is None else call.mask.transpose(0, 1),
+        output=None if call.output is None else call.output.transpose(0, 2),
+    )

@@ -186,9 +186,9 @@ class _Forwards:
         if self._recorder is not None:
             self._recorder.heard(attention)
 
-    def changed(self, by: str) -> None:
+    def unheard(self, what: str) -> None:
         if self._recorder is not None:
-            self._recorder.changed(by)
+            self._recorder.unheard(what)
 
     def reordered(self) -> None:
         if self._recorder is not None:

@@ -53,7 +53,11 @@ class Places:
 
     def read_inputs(self, values: Sequence[Any]) -> None:
         """Note how many items the model is given."""
-        self._sizes = [int(value.shape[0]) for value in values if getattr(value, "ndim", 0) > 0]
+        found: list[Any] = list(values)
+        for each in found:  # which grows by what lists and dicts of them hold
+            found += each.values() if isinstance(each, Mapping) else each if isinstance(each, tuple | list) else ()
+        shaped = (each for each in found if getattr(each, "ndim", 0) > 0 and not getattr(each, "is_nested", False))
+        self._sizes = [int(each.shape[0]) for each in shaped]
 
     def n_heads(self, leading: tuple[int, ...], running: Sequence[Running]) -> int | None:
         """How many heads the axes before query and key hold, where two of them do not say it already.
@@ -86,6 +90,11 @@ class Places:
             )
         return own
 
+    def has_heads_first(self, module: torch.nn.Module, leading: tuple[int, ...]) -> bool:
+        """Whether two axes are [head, batch]: as many as the module has heads, and as the model was given items."""
+        own = self._n_heads or heads_of(module)
+        return len(leading) == 2 and own == leading[0] != leading[1] and leading[1] in self._sizes[:1]
+
     def source_of(
         self, module: torch.nn.Module, call: Call | Weights, attention: Heard, running: Sequence[Running]
     ) -> LayerSource:
@@ -112,15 +121,14 @@ class Places:
             return True
         for inner in _attention(running):
             if isinstance(inner.module, torch.nn.MultiheadAttention):
-                query, key = (inner.argument(name) for name in ("query", "key"))
-                return key is not query
+                return not _are_same(inner.argument("query"), inner.argument("key"))
             others = [inner.argument(name) for name in _OF_OTHERS]
             if call.n_given != call.n_queries:
                 others += inner.args[1:2]
-            own = next((arg for arg in (*inner.args, *inner.kwargs.values()) if isinstance(arg, torch.Tensor)), None)
-            tensors = (other for other in others if isinstance(other, torch.Tensor) and other is not own)
-            if any(_is_read(other.shape, call) for other in tensors):
-                return True
+            for other in others:
+                is_sequence = isinstance(other, torch.Tensor) and _is_read(other.shape, call)
+                if is_sequence and not _are_same(other, inner.first):
+                    return True
         return False
 
 
@@ -135,3 +143,11 @@ def _is_read(shape: Sequence[int], call: Call | Weights) -> bool:
     if len(shape) == 3 and shape[0] == call.n_given and call.n_batch % max(shape[1], 1) == 0:
         return True
     return len(shape) > 2 and shape[-2] == call.n_given and call.n_batch % max(shape[0], 1) == 0
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two tensors are one, or hold the same."""
+    import torch  # noqa: PLC0415 (loaded already: it made the model)
+
+    is_alike = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape
+    return one is other or (is_alike and torch.equal(one, other))

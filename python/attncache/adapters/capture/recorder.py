@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncache.adapters.capture.calls import Call, Weights
+from attncache.adapters.capture.calls import Call, Weights, with_batch_first
 from attncache.adapters.capture.checked import checked_piece
 from attncache.adapters.capture.chosen import ChosenLayers
 from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
@@ -76,7 +76,7 @@ class Recorder:
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
         self._ran: set[str] = set()  # paths of those that look like attention
-        self._mixed: dict[str, str] = {}  # paths of modules whose softmax was mixed before it multiplied, and by what
+        self._passed: dict[str, str] = {}  # paths of modules whose attention cannot be heard, and what they do
         self._in_model = self._ran_elsewhere = self._had_dropout = self._was_reordered = False
         self._sights: Any = WeakIdKeyDictionary()  # a mask is read once, though every layer brings it
         self._thread = threading.get_ident()
@@ -134,9 +134,9 @@ class Recorder:
     def reordered(self) -> None:
         self._was_reordered = self._was_reordered or bool(self._layers)
 
-    def changed(self, by: str) -> None:
+    def unheard(self, what: str) -> None:
         for inner in self._places.running()[:1]:
-            self._mixed[self._places.paths[inner.module]] = by
+            self._passed[self._places.paths[inner.module]] = what
 
     def heard(self, attention: Heard) -> None:
         """Record one attention.
@@ -157,12 +157,11 @@ class Recorder:
         self._hooks.watch(module)
         with torch.no_grad(), _full_precision():
             try:
-                if torch._C._functorch.peek_interpreter_stack() is not None:
-                    raise ValueError(
-                        "it runs inside a transform of torch.func, such as vmap, whose tensors have hidden axes"
-                    )
                 n_heads = self._places.n_heads(attention.leading, running)
-                self._record(module, attention.read(n_heads), attention, running)
+                call = attention.read(n_heads)
+                if attention.seam != "interface" and self._places.has_heads_first(module, attention.leading):
+                    call = with_batch_first(call)
+                self._record(module, call, attention, running)
             except ValueError as error:
                 raise ValueError(f"{self._chosen.name(module)} cannot be captured: {error}") from error
 
@@ -269,10 +268,8 @@ class Recorder:
 
     def _unheard(self) -> str:
         """What looks like attention, ran, and was not heard, and why; "" if there is nothing."""
-        told = []
-        for path, by in self._mixed.items():
-            told.append(f"{path} passes its softmax through {by} before it multiplies")
-        silent = [p for p in sorted(self._ran) if not any(related(p, q) for q in (*self._heard, *self._mixed))]
+        told = [f"{path or type(self._model).__name__} {what}" for path, what in self._passed.items()]
+        silent = [p for p in sorted(self._ran) if not any(related(p, q) for q in (*self._heard, *self._passed))]
         if silent:
             told.append(
                 f"{_listed(silent)} ran, and no softmax or scaled_dot_product_attention of {'it' if len(silent) == 1 else 'them'} was heard"

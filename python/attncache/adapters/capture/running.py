@@ -19,11 +19,20 @@ class Running(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what it takes by place."""
+        code = getattr(self.module.forward, "__code__", None)
+        return code.co_varnames[1 : code.co_argcount] if code is not None else ()
+
     def argument(self, name: str) -> Any:
         """What it was given under a name, by place too; None if it was given nothing."""
-        code = getattr(self.module.forward, "__code__", None)
-        names = code.co_varnames[1 : code.co_argcount] if code is not None else ()
-        return dict(zip(names, self.args, strict=False)).get(name, self.kwargs.get(name))
+        return dict(zip(self.names, self.args, strict=False)).get(name, self.kwargs.get(name))
+
+    @property
+    def first(self) -> Any:
+        """What it was given first, as a rule the sequence that its queries are of."""
+        return self.args[0] if self.args else self.kwargs.get(next(iter(self.names), ""))
 
 
 def running_modules(of: Mapping[torch.nn.Module, str]) -> Iterator[Running]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attncache.adapters.capture.calls import Call, Weights
 from attncache.adapters.capture.heads import batch_and_heads
 from attncache.adapters.capture.seams.listening import Heard, is_inside, tell
+from attncache.adapters.capture.seams.modes import close_mode
 from attncache.adapters.capture.seams.sdpa import leading_axes, read_sdpa
 from attncache.adapters.capture.seams.softmax import (
     Form,
@@ -56,20 +57,7 @@ def hear_functions() -> Iterator[None]:
         yield
     finally:
         if thread == threading.get_ident():
-            _close(mode)
-
-
-def _close(mode: Any) -> None:
-    """Take a mode off this thread's stack; those that others opened later and have not closed stay."""
-    import torch  # noqa: PLC0415 (loaded already: it made the model)
-    from torch.overrides import _pop_mode, _push_mode  # noqa: PLC0415
-
-    opened = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]  # the last comes first
-    place = (
-        opened.index(mode) if mode in opened else 0
-    )  # PyTorch closes whichever is on top: then it was ours, for another
-    for other in reversed([*opened[:place], *opened[place + 1 :]]):
-        _push_mode(other)
+            close_mode(mode)
 
 
 class Functions:
@@ -82,9 +70,12 @@ class Functions:
     mode: Any
 
     def __init__(self) -> None:
+        import torch  # noqa: PLC0415 (loaded already: it made the model)
+
         self._forms: dict[int, tuple[weakref.ref[torch.Tensor], Form]] = {}  # by the id of each tensor on its way
         self._origins = count()
         self._begins, self._goes_on = self._reactions()
+        self._is_of_transform: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
     def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call; the one place that every tensor function passes, so that it does little."""
@@ -124,7 +115,7 @@ class Functions:
             self._at(goes_on, name, partial(self._followed, reshaped))
         for name in (
             "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "__getitem__", "narrow",
-            "select", "adjoint", "expand", "expand_as",
+            "select", "adjoint", "expand", "expand_as", "split", "chunk", "unbind", "tensor_split", "split_with_sizes",
         ):  # fmt: skip
             self._at(goes_on, name, partial(self._followed, moved))
         for getter in (tensor.mT, tensor.T, tensor.mH, tensor.H):
@@ -156,7 +147,9 @@ class Functions:
 
     def _sdpa(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if not is_inside():
+        if hasattr(out, "ndim") and self._is_of_transform(out):
+            tell(lambda who: who.unheard("attends inside a transform of torch.func, where tensors cannot be read"))
+        elif not is_inside():
 
             def read(n_heads: int | None) -> Call:
                 return read_sdpa(args, kwargs, out, n_heads)
@@ -166,7 +159,7 @@ class Functions:
 
     def _softmax(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if out.ndim >= 3 and not is_inside():
+        if out.ndim >= 3 and not is_inside() and not self._is_of_transform(out):
             axis = softmax_axis(args, kwargs, out.ndim)
             self._track(out, Form(next(self._origins), axis, tuple(out.shape)))
         return out
@@ -208,16 +201,21 @@ class Functions:
         """A view: the weights before dropout take the same."""
         form = self._of(args[0]) if args else None
         out = func(*args, **kwargs)
-        if form is None or not hasattr(out, "ndim"):
+        if form is None:
             return out
+        parts = out if isinstance(out, tuple | list) else (out,)
+        for number, part in enumerate(parts):
 
-        def view(tensor: Any) -> Any:
-            return func(tensor, *args[1:], **kwargs)
+            def view(tensor: Any, number: int = number) -> Any:
+                found = func(tensor, *args[1:], **kwargs)
+                return found if parts is not out else found[number]
 
-        after = follow(form, view, args[0], out)
-        if after is not None and form.before is not None:
-            after = replace(after, before=view(form.before))
-        self._track(out, after)
+            after = follow(form, view, args[0], part)
+            if after is not None and after.before is not None:
+                after = replace(after, before=view(after.before))
+            if after is not None and part.numel() < args[0].numel():
+                after = replace(after, origin=next(self._origins))  # parts multiply each for itself
+            self._track(part, after)
         return out
 
     def _changed(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -271,7 +269,7 @@ class Functions:
             return Weights(weights.reshape(batch, heads, *weights.shape[-2:]), values, form.before is not None)
 
         if form.changed is not None:
-            tell(lambda who: who.changed(form.changed or ""))
+            tell(lambda who: who.unheard(f"passes its softmax through {form.changed} before it multiplies"))
         else:
             tell(lambda who: who.heard(Heard("softmax", None, tuple(weights.shape[:-2]), read)))
         for key in [key for key, (_, other) in self._forms.items() if other.origin == form.origin]:

@@ -36,8 +36,8 @@ class Listener(Protocol):
     def heard(self, attention: Heard) -> None:
         """Attention was computed."""
 
-    def changed(self, by: str) -> None:
-        """The result of a softmax multiplies, but another function mixed its weights before: ``by``."""
+    def unheard(self, what: str) -> None:
+        """The module that runs does this, so that its attention cannot be heard."""
 
     def reordered(self) -> None:
         """A cache of keys was put into another order along the batch."""

@@ -18,6 +18,8 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 def leading_axes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     """The sizes of the axes of its scores before [query, key]: those of the queries, with which those of the keys broadcast."""
     given = dict(zip(_NAMES, args, strict=False)) | kwargs
+    if given["query"].is_nested:
+        return ()
     of_query, of_key = (tuple(given[name].shape[:-2]) for name in ("query", "key"))
     shared = len(of_key) > 1 and len(of_query) > 1 and 1 not in (of_query[-1], of_key[-1])  # heads in groups
     of_key = (*of_key[:-1], of_query[-1]) if shared else of_key
