@@ -139,6 +139,7 @@ BETWEEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Any, float]] = 
     "bfloat16": (lambda w: w.bfloat16().to(dtype=torch.float32), 1, 1e-2),
     "type_as": (lambda w: w.type_as(VALUES), 1, 0),
     "type": (lambda w: w.type(torch.float32), 1, 0),
+    "data": (lambda w: w.data, 1, 0),
     "contiguous and clone": (lambda w: w.contiguous().clone(), 1, 0),
     "masked_fill": (lambda w: w.masked_fill(HIDDEN, 0.0), SHOWN, 0),
     "masked_fill_": (lambda w: w.masked_fill_(HIDDEN, 0.0), SHOWN, 0),

@@ -221,6 +221,18 @@ def test_a_transform_of_torch_func_is_left_alone_and_told(by: str) -> None:
             assert torch.equal(torch.vmap(model)(several), plain)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@BYS
+def test_a_trace_is_left_alone_and_told(by: str) -> None:
+    model = model_of(by)
+    with torch.no_grad():
+        plain = torch.jit.trace(model, X, check_trace=False)
+        with pytest.raises(ValueError, match=r"torch\.jit\.trace|no softmax .* was heard"), capture(model):
+            traced = torch.jit.trace(model, X, check_trace=False)
+        assert str(traced.inlined_graph).count("aten::") == str(plain.inlined_graph).count("aten::")
+        assert torch.equal(traced(X + 1), model(X + 1))
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_refused() -> None:
     class Nested(nn.Module):

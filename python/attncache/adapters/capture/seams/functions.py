@@ -74,7 +74,8 @@ class Functions:
         self._forms: dict[int, tuple[weakref.ref[torch.Tensor], Form]] = {}  # by the id of each tensor on its way
         self._origins = count()
         self._begins, self._goes_on = self._reactions()
-        self._is_of_transform: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+        self._is_wrapped: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+        self._is_tracing: Callable[[], bool] = torch.jit.is_tracing
 
     def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call; the one place that every tensor function passes, so that it does little."""
@@ -107,6 +108,7 @@ class Functions:
             "true_divide", "__truediv__", "__itruediv__", "requires_grad_", "where",
         ):  # fmt: skip
             self._at(goes_on, name, self._elementwise)
+        goes_on[tensor.data.__get__] = self._elementwise
         for name in ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"):
             self._at(goes_on, name, self._scaled)
         for name in ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as"):
@@ -145,8 +147,8 @@ class Functions:
 
     def _sdpa(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if hasattr(out, "ndim") and self._is_of_transform(out):
-            tell(lambda who: who.unheard("attends inside a transform of torch.func, where tensors cannot be read"))
+        if hasattr(out, "ndim") and (self._is_wrapped(out) or self._is_tracing()):
+            tell(lambda who: who.unheard("attends inside torch.func or torch.jit.trace, where tensors cannot be read"))
         elif not is_inside():
 
             def read(n_heads: int | None) -> Call:
@@ -157,7 +159,7 @@ class Functions:
 
     def _softmax(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if out.ndim >= 3 and not is_inside() and not self._is_of_transform(out):
+        if out.ndim >= 3 and not is_inside() and not self._is_wrapped(out) and not self._is_tracing():
             axis = softmax_axis(args, kwargs, out.ndim)
             self._track(out, Form(next(self._origins), axis, tuple(out.shape)))
         return out
