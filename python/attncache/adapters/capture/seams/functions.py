@@ -122,8 +122,9 @@ class Functions:
             goes_on[getter.__get__] = partial(self._followed, moved)
         for dropout in (F.dropout, torch.dropout, torch.dropout_, torch.native_dropout):
             goes_on[dropout] = self._dropped
-        for name in ("matmul", "__matmul__", "bmm"):
+        for name in ("matmul", "__matmul__", "bmm", "mm"):
             self._at(goes_on, name, partial(self._product, (0, 1)))
+        goes_on[torch.linalg.matmul] = partial(self._product, (0, 1))
         self._at(goes_on, "__rmatmul__", partial(self._product, (1, 0)))
         self._at(goes_on, "baddbmm", partial(self._product, (1, 2)))
         goes_on[torch.einsum] = self._einsum
@@ -177,7 +178,7 @@ class Functions:
         ways = [(arg, form) for arg in args if (form := self._of(arg)) is not None and form.changed is None]
         if len(ways) != 1:
             return self._changed(func, args, kwargs)
-        ((tensor, form),) = ways
+        tensor, form = ways[0]
         if form.before is not None:
             own = form.before.clone()  # which the function may change
             form = replace(form, before=func(*(own if arg is tensor else arg for arg in args), **kwargs))
@@ -215,7 +216,7 @@ class Functions:
                 after = replace(after, before=view(after.before))
             if after is not None and part.numel() < args[0].numel():
                 after = replace(after, origin=next(self._origins))  # parts multiply each for itself
-            self._track(part, after)
+            self._track(part, after or mixed(form, args[0], part, func.__name__))
         return out
 
     def _changed(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,12 +224,12 @@ class Functions:
         way = self._first((*args, *kwargs.values()))
         out = func(*args, **kwargs)
         if way is not None:
-            self._track(out, mixed(way[1], way[0], out, getattr(func, "__name__", str(func))))
+            self._track(out, mixed(*way, out, getattr(func, "__name__", str(func))))
         return out
 
     def _product(self, places: tuple[int, int], func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        named = (kwargs[name] for name in ("input", "batch1", "other", "mat2", "batch2") if name in kwargs)
-        factors: list[Any] = [*args, *named]
+        names = ("input", "batch1", "other", "mat2", "batch2")
+        factors: list[Any] = [*args, *(kwargs[name] for name in names if name in kwargs)]
         for place, contracted in zip(places, (-1, -2), strict=True):
             form = self._of(factors[place])
             if form is not None:
@@ -289,11 +290,11 @@ class Functions:
         known = self._forms.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
-    def _first(self, args: Any) -> tuple[torch.Tensor, Form] | None:
+    def _first(self, args: Any) -> tuple[Form, torch.Tensor] | None:
         """The first tensor among the arguments, and in lists of them, that is on its way."""
         for arg in args:
             form = self._of(arg)
-            way = (arg, form) if form is not None else self._first(arg) if isinstance(arg, tuple | list) else None
+            way = (form, arg) if form is not None else self._first(arg) if isinstance(arg, tuple | list) else None
             if way is not None:
                 return way
         return None
