@@ -111,6 +111,7 @@ MIXES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "einsum, weights first": ("einsum", lambda m, w: torch.einsum("bgqk,gh->bhqk", w, m.matrix)),
     "matmul": ("matmul", lambda m, w: (w.permute(0, 2, 3, 1) @ m.matrix).permute(0, 3, 1, 2)),
     "matmul in front": ("matmul", lambda m, w: (m.matrix @ w.transpose(1, 2)).transpose(1, 2)),
+    "heads in another order": ("getitem", lambda _, w: w[:, [1, 0, 3, 2]]),
     "a difference": ("sub", lambda _, w: w - 0.5 * w.flip(1)),
     "a sum in place": ("add_", lambda m, w: w.add_(m.matrix[0, 0])),
     "the best alone": ("topk|zeros_like|scatter", lambda _, w: torch.zeros_like(w).scatter(3, *w.topk(2, 3)[::-1])),

@@ -157,6 +157,18 @@ def test_any_number_of_queries_and_keys(n_queries: int, n_keys: int, store: Any)
     assert_is(captured(query, key, value, store=store), by_hand(query, key))
 
 
+@pytest.mark.parametrize(("n_batch", "n_queries", "n_keys"), [(0, Q, K), (B, 0, K), (B, Q, 0)])
+def test_sizes_may_be_zero(n_batch: int, n_queries: int, n_keys: int) -> None:
+    key = drawn(n_batch, H, n_keys, D)
+    cache = captured(drawn(n_batch, H, n_queries, D), key, key)
+    assert cache.shapes == ((n_batch, H, n_queries, n_keys),)
+
+
+def test_queries_without_items_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot be captured: .* number of items, at least 1, got 0"):
+        captured(drawn(B, H, Q, 0), drawn(B, H, K, 0), drawn(B, H, K, D))
+
+
 @STORES
 def test_values_have_a_size_of_their_own(store: Any) -> None:
     query, key, _ = qkv(B, H)

@@ -72,6 +72,7 @@ PRODUCTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "matmul, keywords": lambda weights: torch.matmul(input=weights, other=VALUES),
     "tensor": lambda weights: weights.matmul(VALUES),
     "tensor, keyword": lambda weights: weights.matmul(other=VALUES),
+    "linalg": lambda weights: torch.linalg.matmul(weights, VALUES),
     "one value for all": lambda weights: weights @ VALUES[0, 0],
     "bmm": lambda weights: torch.bmm(folded(weights), VALUES.flatten(0, 1)),
     "bmm, keywords": lambda weights: torch.bmm(input=folded(weights), mat2=VALUES.flatten(0, 1)),
@@ -140,6 +141,7 @@ BETWEEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Any, float]] = 
     "type_as": (lambda w: w.type_as(VALUES), 1, 0),
     "type_as what it became": (lambda w: w.type_as(w.clone()), 1, 0),
     "type": (lambda w: w.type(torch.float32), 1, 0),
+    "data": (lambda w: w.data, 1, 0),
     "contiguous and clone": (lambda w: w.contiguous().clone(), 1, 0),
     "masked_fill": (lambda w: w.masked_fill(HIDDEN, 0.0), SHOWN, 0),
     "masked_fill_": (lambda w: w.masked_fill_(HIDDEN, 0.0), SHOWN, 0),
@@ -179,11 +181,6 @@ def test_a_renormalised_mask_is_what_multiplies() -> None:
 
     masked = WEIGHTS * SHOWN
     assert_heard(attend, masked / masked.sum(-1, keepdims=True), within=5e-7)
-
-
-def test_a_softmax_under_a_mask_is_renormalised_by_itself() -> None:
-    expected = SCORES.double().masked_fill(HIDDEN, -torch.inf).softmax(-1).numpy()
-    assert_heard(lambda: SCORES.masked_fill(HIDDEN, -torch.inf).softmax(-1) @ VALUES, expected)
 
 
 @pytest.mark.parametrize("shape", [(B, 2, 2, Q, K), (B, 2, 2 * Q, K), (B, 1, 1, H, Q, K)])
@@ -279,6 +276,17 @@ def test_parts_of_the_keys_that_multiply_each_for_itself_are_patterns_each(name:
     first, second = heard(lambda: PARTS[name](SCORES.softmax(-1)))
     np.testing.assert_allclose(first, WEIGHTS[..., :3], rtol=0, atol=2e-7)
     np.testing.assert_allclose(second, WEIGHTS[..., 3:], rtol=0, atol=2e-7)
+
+
+def test_items_that_multiply_one_by_one_are_patterns_each() -> None:
+    def attend() -> None:
+        weights = SCORES.softmax(-1)
+        for item, head in np.ndindex(B, H):
+            torch.mm(weights[item, head], VALUES[item, head])
+
+    found = heard(attend)
+    assert len(found) == B * H
+    np.testing.assert_allclose(np.concatenate(found).reshape(WEIGHTS.shape), WEIGHTS, rtol=0, atol=2e-7)
 
 
 def test_heads_that_multiply_one_by_one_are_patterns_each() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,6 +224,18 @@ def test_a_transform_of_torch_func_is_left_alone_and_told(by: str) -> None:
             assert torch.equal(torch.vmap(model)(several), plain)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@BYS
+def test_a_trace_is_left_alone_and_told(by: str) -> None:
+    model = model_of(by)
+    with torch.no_grad():
+        plain = torch.jit.trace(model, X, check_trace=False)
+        with pytest.raises(ValueError, match=r"torch\.jit\.trace|no softmax .* was heard"), capture(model):
+            traced = torch.jit.trace(model, X, check_trace=False)
+        assert str(traced.inlined_graph).count("aten::") == str(plain.inlined_graph).count("aten::")
+        assert torch.equal(traced(X + 1), model(X + 1))
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_refused() -> None:
     class Nested(nn.Module):
@@ -236,3 +251,26 @@ def test_nested_tensors_are_refused() -> None:
         told = "cannot be captured: its queries and keys are nested tensors"
         with pytest.raises(ValueError, match=told), capture(model):
             model(x)
+
+
+FIRST_IN_A_PROCESS = """
+import sys, warnings, torch
+from attncache import capture
+from tests.test_capture_layers import Attention, X
+warnings.simplefilter("ignore")
+model = Attention()
+with torch.no_grad(), capture(model):
+    model(X)
+assert "torch._dynamo" not in sys.modules, "a capture loads the compiler, which takes seconds"
+before = torch.compile
+with torch.no_grad(), capture(model, dtype="float32") as cache:
+    compiled = torch.compile(model, backend="eager")
+    compiled(X)
+assert cache.shapes == ((2, 4, 7, 7),), cache.shapes
+assert torch.compile is before
+assert torch._dynamo.eval_frame._stance.stance == "default"
+"""
+
+
+def test_a_capture_loads_no_compiler_and_hears_what_is_compiled_in_it() -> None:
+    subprocess.run([sys.executable, "-c", FIRST_IN_A_PROCESS], check=True, cwd=Path(__file__).parent.parent)

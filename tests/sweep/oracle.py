@@ -156,7 +156,9 @@ class Oracle(TorchFunctionMode):  # type: ignore[misc]
         if func in _MOVED:
             weights = func(weights.clone(), *args[1:], **kwargs)
         if weights.shape == out.shape:
-            self._track(out, shadow._replace(weights=weights))
+            is_part = out.numel() < shadow.weights.numel()  # parts multiply each for itself
+            self._count += is_part
+            self._track(out, shadow._replace(weights=weights, key=self._count if is_part else shadow.key))
 
     @_alone
     def _product(self, func: Any, args: Any) -> None:

@@ -73,6 +73,8 @@ class Places:
 
         if self._n_heads is not None or len(leading) == 2:
             return self._n_heads
+        if leading == (1,):
+            return 1
         told = (heads_of(inner.module) for inner in _attention(running))
         own = next((number for number in told if number is not None), None)
         if len(leading) != 1 or (running and isinstance(running[0].module, torch.nn.MultiheadAttention)):

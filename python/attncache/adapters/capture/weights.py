@@ -82,7 +82,9 @@ def rows_of(call: Call, sight: Sight | None, rows: torch.Tensor, n_keys: int, *,
         heads = slice(first * group, last * group)
         query = call.query[:, heads][:, :, rows].float()
         key = call.key[:, first:last, :n_keys].float()
-        scores = (query.reshape(n_batch, last - first, -1, query.shape[3]) @ key.mT).view(*query.shape[:3], n_keys)
+        scores = (query.reshape(n_batch, last - first, group * len(rows), query.shape[3]) @ key.mT).view(
+            *query.shape[:3], n_keys
+        )
         scores *= call.scale
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
@@ -181,7 +183,7 @@ def _grouped(value: torch.Tensor, heads: slice, call: Call) -> torch.Tensor:
 def _product(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Weights [batch, head, row, key] times values [batch, key head, key, item]."""
     n_batch, n_heads, n_rows, n_keys = weights.shape
-    product = weights.reshape(n_batch, value.shape[1], -1, n_keys) @ value
+    product = weights.reshape(n_batch, value.shape[1], n_heads // value.shape[1] * n_rows, n_keys) @ value
     return product.view(n_batch, n_heads, n_rows, value.shape[3])
 
 

@@ -75,7 +75,8 @@ class Functions:
         self._forms: dict[int, tuple[weakref.ref[torch.Tensor], Form]] = {}  # by the id of each tensor on its way
         self._origins = count()
         self._begins, self._goes_on = self._reactions()
-        self._is_of_transform: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+        self._is_wrapped: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+        self._is_tracing: Callable[[], bool] = torch.jit.is_tracing
 
     def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call; the one place that every tensor function passes, so that it does little."""
@@ -109,6 +110,7 @@ class Functions:
         ):  # fmt: skip
             self._at(goes_on, name, partial(self._elementwise, 1))
         self._at(goes_on, "where", partial(self._elementwise, 3))
+        goes_on[tensor.data.__get__] = partial(self._elementwise, 1)
         for name in ("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"):
             self._at(goes_on, name, self._scaled)
         for name in ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as"):
@@ -122,8 +124,9 @@ class Functions:
             goes_on[getter.__get__] = partial(self._followed, moved)
         for dropout in (F.dropout, torch.dropout, torch.dropout_, torch.native_dropout):
             goes_on[dropout] = self._dropped
-        for name in ("matmul", "__matmul__", "bmm"):
+        for name in ("matmul", "__matmul__", "bmm", "mm"):
             self._at(goes_on, name, partial(self._product, (0, 1)))
+        goes_on[torch.linalg.matmul] = partial(self._product, (0, 1))
         self._at(goes_on, "__rmatmul__", partial(self._product, (1, 0)))
         self._at(goes_on, "baddbmm", partial(self._product, (1, 2)))
         goes_on[torch.einsum] = self._einsum
@@ -147,8 +150,8 @@ class Functions:
 
     def _sdpa(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if hasattr(out, "ndim") and self._is_of_transform(out):
-            tell(lambda who: who.unheard("attends inside a transform of torch.func, where tensors cannot be read"))
+        if hasattr(out, "ndim") and (self._is_wrapped(out) or self._is_tracing()):
+            tell(lambda who: who.unheard("attends inside torch.func or torch.jit.trace, where tensors cannot be read"))
         elif not is_inside():
 
             def read(n_heads: int | None) -> Call:
@@ -159,7 +162,7 @@ class Functions:
 
     def _softmax(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if out.ndim >= 3 and not is_inside() and not self._is_of_transform(out):
+        if out.ndim >= 3 and not is_inside() and not self._is_wrapped(out) and not self._is_tracing():
             axis = softmax_axis(args, kwargs, out.ndim)
             self._track(out, Form(next(self._origins), axis, tuple(out.shape)))
         return out
@@ -177,7 +180,7 @@ class Functions:
         ways = [(arg, form) for arg in args[:n_first] if (form := self._of(arg)) is not None and form.changed is None]
         if len(ways) != 1:
             return self._changed(func, args, kwargs)
-        ((tensor, form),) = ways
+        tensor, form = ways[0]
         if form.before is not None:
             own = form.before.clone()  # which the function may change
             form = replace(form, before=func(*(own if arg is tensor else arg for arg in args), **kwargs))
@@ -215,7 +218,7 @@ class Functions:
                 after = replace(after, before=view(after.before))
             if after is not None and part.numel() < args[0].numel():
                 after = replace(after, origin=next(self._origins))  # parts multiply each for itself
-            self._track(part, after)
+            self._track(part, after or mixed(form, args[0], part, func.__name__))
         return out
 
     def _changed(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,12 +226,12 @@ class Functions:
         way = self._first((*args, *kwargs.values()))
         out = func(*args, **kwargs)
         if way is not None:
-            self._track(out, mixed(way[1], way[0], out, getattr(func, "__name__", str(func))))
+            self._track(out, mixed(*way, out, getattr(func, "__name__", str(func))))
         return out
 
     def _product(self, places: tuple[int, int], func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        named = (kwargs[name] for name in ("input", "batch1", "other", "mat2", "batch2") if name in kwargs)
-        factors: list[Any] = [*args, *named]
+        names = ("input", "batch1", "other", "mat2", "batch2")
+        factors: list[Any] = [*args, *(kwargs[name] for name in names if name in kwargs)]
         for (place, other), contracted in zip((places, places[::-1]), (-1, -2), strict=True):
             form = self._of(factors[place])
             if form is not None:
@@ -289,11 +292,11 @@ class Functions:
         known = self._forms.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
-    def _first(self, args: Any) -> tuple[torch.Tensor, Form] | None:
+    def _first(self, args: Any) -> tuple[Form, torch.Tensor] | None:
         """The first tensor among the arguments, and in lists of them, that is on its way."""
         for arg in args:
             form = self._of(arg)
-            way = (arg, form) if form is not None else self._first(arg) if isinstance(arg, tuple | list) else None
+            way = (form, arg) if form is not None else self._first(arg) if isinstance(arg, tuple | list) else None
             if way is not None:
                 return way
         return None

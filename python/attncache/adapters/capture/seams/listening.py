@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from attncache.adapters.capture.calls import Call, Weights
+from attncache.adapters.capture.seams.compiling import open_compiled
 from attncache.layer_source import Seam
 
 if TYPE_CHECKING:
@@ -77,11 +78,9 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def _open_process() -> None:
     """Open what is the same for all threads: the interface, and the graphs of compiled code, which would pass seams by."""
-    import torch  # noqa: PLC0415
-
     from attncache.adapters.capture.seams.interface import open_interface  # noqa: PLC0415 (it reports to this module)
 
-    _undo.enter_context(torch.compiler.set_stance("force_eager"))
+    _undo.enter_context(open_compiled())
     _undo.enter_context(open_interface())
 
 

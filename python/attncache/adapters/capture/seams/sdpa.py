@@ -61,7 +61,7 @@ def read_sdpa(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, n_head
         causal=causal,
         window=None,
         applies_window=False,
-        scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
+        scale=float(max(query.shape[-1], 1) ** -0.5 if scale is None else scale),
         output=axes.of(output.detach()).transpose(1, 2),
         has_dropout=(given.get("dropout_p") or 0) > 0,
         mask_object=mask,
