@@ -169,7 +169,8 @@ class Functions:
 
     def _scaled(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A product, number by number: with hidden states the softmax was a gate, and its way ends."""
-        is_gate = not are_shares(arg for arg in (*args, *kwargs.values()) if self._of(arg) is None)
+        others = [arg for arg in (*args, *kwargs.values()) if self._of(arg) is None]
+        is_gate = len(others) < len(args) and not are_shares(others)  # which looks at no product of others
         out = self._elementwise(2, func, args, kwargs)
         if is_gate:
             self._forms.pop(id(out), None)

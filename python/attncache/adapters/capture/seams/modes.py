@@ -11,8 +11,7 @@ def close_mode(mode: Any) -> None:
     from torch.overrides import _pop_mode, _push_mode  # noqa: PLC0415
 
     opened = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]  # the last comes first
-    place = (
-        opened.index(mode) if mode in opened else 0
-    )  # PyTorch closes whichever is on top: then it was ours, for another
+    # PyTorch closes whichever is on top: where ours is gone, it went for another, which is on top now.
+    place = opened.index(mode) if mode in opened else 0
     for other in reversed([*opened[:place], *opened[place + 1 :]]):
         _push_mode(other)

@@ -46,9 +46,7 @@ def read_sdpa(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, n_head
     axes = _Axes(leading, *batch_and_heads(leading, n_heads))
     mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
     n_queries, n_keys = query.shape[-2], key.shape[-2]
-    if mask is not None and hasattr(
-        mask, "_materialize"
-    ):  # torch.nn.attention.bias, which is a rule rather than a tensor
+    if mask is not None and hasattr(mask, "_materialize"):  # a rule of torch.nn.attention.bias
         causal, mask = (True, None) if n_queries == n_keys else (False, mask._materialize(query.device))
     if causal and n_queries != n_keys:
         causal, mask = False, _from_the_first(n_queries, n_keys, query.device)

@@ -70,7 +70,7 @@ def moved(form: Form, view: Callable[[Any], Any], before: torch.Tensor, after: t
         return None
     strides = [
         int(axis == form.key_axis) for axis in range(before.ndim)
-    ]  # of a tensor in which only the keys' axis moves
+    ]  # of a tensor that only the keys' axis moves in
     marked = view(before.new_empty(before.shape[form.key_axis], device="meta").as_strided(before.shape, strides))
     axes = [(marked.shape[axis], axis) for axis in range(marked.ndim) if marked.stride(axis)]
     return replace(form, key_axis=max(axes)[1], shape=tuple(after.shape)) if axes else None
