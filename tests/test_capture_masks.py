@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.capturing import refused
+from tests.support.capturing import became_patterns, dense
 
 pytest.importorskip("torch", reason="capture needs torch")
 pytest.importorskip("transformers", reason="capture needs transformers")
@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="capture needs transformers")
 import torch
 import transformers
 
-from attncache import capture
+from attncache import AttentionCache, capture
 from attncache.adapters.capture.calls import Call
 from attncache.adapters.capture.masks import continued, read_sight
 from tests.support.capturing import BATCH, HEAD_DIM, LENGTH, inputs, make
@@ -29,10 +29,19 @@ pytestmark = pytest.mark.usefixtures("without_gradients")
 def test_queries_and_keys_cannot_carry_a_position_bias() -> None:
     config = transformers.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
     encoder = transformers.T5ForConditionalGeneration(config).eval().get_encoder()
-    words = refused(encoder, store="qk")
-    assert words.startswith("layer 0 (block.0.layer.0.SelfAttention) cannot be captured: its queries and keys alone")
-    assert "it adds a position bias to the scores" in words
-    assert "store='pattern' keeps the weights themselves" in words
+    cache, words = became_patterns(encoder)
+    assert cache.kinds == ("dense", "dense")
+    assert words == (
+        "layer 0 (block.0.layer.0.SelfAttention), layer 1 (block.1.layer.0.SelfAttention) are patterns, since queries and keys "
+        "alone do not give the weights: it adds a position bias to the scores (position_bias)"
+    )
+    assert_same_as_patterns(cache, encoder)
+
+
+def assert_same_as_patterns(cache: AttentionCache, model: Any, **options: Any) -> None:
+    with capture(model, dtype="float32") as patterns:
+        model(inputs()["input_ids"], **options)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(dense(cache), dense(patterns), strict=True))
 
 
 def test_queries_and_keys_cannot_carry_chunked_attention_but_whole_layers_beside_it() -> None:
@@ -43,23 +52,27 @@ def test_queries_and_keys_cannot_carry_chunked_attention_but_whole_layers_beside
         "no_rope_layers": [1, 1, 1, 0],
     }
     model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**HEAD_DIM, **options)).eval()
-    assert "its mask must be causal or bidirectional" in refused(model, store="qk")
-    with capture(model, "qk", layers=3) as cache:
-        model(inputs()["input_ids"])
-    assert cache.n_layers == 1
+    cache, words = became_patterns(model)
+    assert "its mask must be causal or bidirectional" in words
+    assert cache.kinds == ("dense", "dense", "dense", "factored")
+    assert_same_as_patterns(cache, model)
 
 
 def test_queries_and_keys_cannot_carry_packed_texts() -> None:
-    positions = torch.arange(LENGTH).expand(BATCH, -1) % 5
-    words = refused(make("llama: grouped heads"), store="qk", position_ids=positions, use_cache=False)
-    assert "got another mask of shape [2, 1, 12, 12]" in words
+    packed = {"position_ids": torch.arange(LENGTH).expand(BATCH, -1) % 5, "use_cache": False}
+    model = make("llama: grouped heads")
+    cache, words = became_patterns(model, **packed)
+    assert words.endswith("got another mask of shape [2, 1, 12, 12]")
+    assert_same_as_patterns(cache, model, **packed)
 
 
 def test_queries_and_keys_cannot_carry_a_biased_mask() -> None:
     mask = torch.zeros(BATCH, 1, LENGTH, LENGTH)
     mask[..., 3] = -1.5
-    words = refused(make("llama: grouped heads"), store="qk", attention_mask=mask)
+    model = make("llama: grouped heads")
+    cache, words = became_patterns(model, attention_mask=mask)
     assert "got a mask that adds other numbers to the scores than 0 and -inf" in words
+    assert_same_as_patterns(cache, model, attention_mask=mask)
 
 
 def call(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncache import capture
+from attncache import CaptureWarning, capture
 
 pytest.importorskip("torch", reason="capture needs torch")
 
@@ -243,8 +243,9 @@ def test_masks_that_only_a_pattern_holds(name: str, form: Any) -> None:
     (found,) = patterns(captured(query, key, value, mask))
     expected = by_hand(query, key, NOT_CARRIED[name])
     np.testing.assert_allclose(found, expected[..., : found.shape[3]], rtol=0, atol=2e-6)
-    with pytest.raises(ValueError, match=r"do not give its weights: .*; store='pattern' keeps"):
-        captured(query, key, value, mask, store="qk")
+    assert_a_pattern_instead(
+        (query, key, value, mask), found, r"attn\) is a pattern, since .*: its mask must be causal or"
+    )
 
 
 def test_a_bias_is_added_to_the_scores() -> None:
@@ -253,8 +254,17 @@ def test_a_bias_is_added_to_the_scores() -> None:
     distance = torch.arange(Q)[:, None] - torch.arange(Q)
     bias = (-slopes[:, None, None] * distance).masked_fill(~CAUSAL, -torch.inf)
     assert_is(captured(query, key, value, bias), by_hand(query, key, bias))
-    with pytest.raises(ValueError, match="adds other numbers to the scores than 0 and -inf"):
-        captured(query, key, value, bias[0], store="qk")
+    assert_a_pattern_instead(
+        (query, key, value, bias[0]), by_hand(query, key, bias[0]), "adds other numbers to the scores than 0 and -inf"
+    )
+
+
+def assert_a_pattern_instead(given: Any, expected: Any, words: str) -> None:
+    """What queries and keys do not give is a pattern where they were asked for, and is named."""
+    with pytest.warns(CaptureWarning, match=words):
+        cache = captured(*given, store="qk")
+    assert cache.kinds == ("dense",)
+    np.testing.assert_allclose(patterns(cache)[0], expected, rtol=0, atol=2e-6)
 
 
 @STORES
@@ -269,8 +279,8 @@ def test_causal_rules_of_pytorch(how: str, n_queries: int, n_keys: int, store: A
     ahead = n_keys - n_queries if how == "lower_right" else 0
     expected = by_hand(query, key, torch.ones(n_queries, n_keys, dtype=torch.bool).tril(ahead))
     if store == "qk" and n_queries > n_keys:
-        with pytest.raises(ValueError, match="do not give its weights"):
-            captured(query, key, value, options=options, store=store)
+        with pytest.warns(CaptureWarning, match="is a pattern, since queries and keys alone do not give"):
+            assert captured(query, key, value, options=options, store=store).kinds == ("dense",)
         return
     (found,) = patterns(captured(query, key, value, options=options, store=store))
     np.testing.assert_allclose(found, expected[..., : found.shape[3]], rtol=0, atol=2e-6)

@@ -182,16 +182,12 @@ def test_small_configurations_keep_every_kind_of_layer_and_move_special_tokens_t
     assert config.text_config.hidden_size <= 64
 
 
-WITHOUT_QK = {"t5": "a position bias", "llama4_text": "chunks", "bloom": "no attention interface"}
-
-
 @pytest.mark.parametrize("model_type", FAMILIES, ids=[f"{name}: {what}" for name, what in FAMILIES.items()])
-def test_every_run_of_a_family_is_captured_right_or_refused_as_it_must(model_type: str) -> None:
+def test_every_run_of_a_family_is_captured_right(model_type: str) -> None:
     """Both backends, padded and not, and a generation: each weight against the oracle, each output to the bit."""
     if model_type not in model_types():
         pytest.skip("this transformers has no such models")
     judged = judge(model_type)
     assert judged.outcomes, judged.reason
-    for store, refuses in (("pattern", False), ("qk", model_type in WITHOUT_QK)):
-        found = {(outcome.verdict, outcome.reason) for outcome in judged.outcomes if outcome.store == store}
-        assert {verdict for verdict, _ in found} == {"refused" if refuses else "right"}, found
+    found = {(outcome.verdict, outcome.reason) for outcome in judged.outcomes}
+    assert {verdict for verdict, _ in found} == {"right"}, found

@@ -61,8 +61,9 @@ def capture(
         model: the model, or the part of one whose attention is wanted, such as ``model.get_encoder()``. Encoder-decoders and
             multimodal models are captured whole; ``cache.sources`` tells their layers apart.
         store: "pattern" computes dense layers as the model runs, one at a time, under any mask; "qk" keeps queries and
-            keys after rotary embedding, far fewer bytes for long texts, and the cache computes weights when asked. Its
-            masks must be causal, windows and hidden keys, and queries and keys must be heard (not a softmax alone).
+            keys after rotary embedding, far fewer bytes for long texts, and the cache computes weights when asked. A layer
+            whose weights these do not give (a mask other than causal, windows and hidden keys, a bias, a softmax alone)
+            becomes a pattern, and a warning names it.
         layers: which layers. Names of modules, or one name, choose these modules and all that they hold; ``*`` stands for any
             part of a path ("blocks.*.attn"). A selector chooses by number: over the modules that use transformers'
             interface where a model has some, otherwise from 0 on in the order in which modules compute attention.
@@ -86,13 +87,14 @@ def capture(
         IndexError: a layer or head is out of range.
         OSError: the directory cannot be written, or another writer has it open.
         ValueError: layers names no module, or into holds layers or other files. From the model's forward: its function did not
-            compute the softmax of its queries, keys and mask and returned no weights; they cannot be carried by queries and
-            keys; n_heads is needed; the call continues no run so far; or beam search reordered the batch.
+            compute the softmax of its queries, keys and mask and returned no weights; a later call of a layer of queries and keys
+            has weights that these do not give; n_heads is needed; the call continues no run so far; or beam search reordered the batch.
             At the end: chosen layers did not run, or attention ran and none of it was heard. After any exception the model
             is as it was, and the cache holds what came before, its steps not joined.
 
     Warns:
-        CaptureWarning: nothing ran, or not every layer, or attention ran that was not heard, or there was dropout.
+        CaptureWarning: nothing ran, or not every layer; attention ran that was not heard; layers are patterns where queries
+            and keys were asked for; or there was dropout.
 
     Example::
 

@@ -71,7 +71,7 @@ class Step:
         return replace(self.sight, n_keys=self.n_given, key_mask=None if mask is None else mask[:, self.first_key :])
 
 
-ONLY_WEIGHTS = "they pass where only its weights can be heard, the result of a softmax"
+ONLY_WEIGHTS = "only the result of a softmax was heard"
 
 
 def remembered(call: Call | Weights, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,7 +62,8 @@ class Settings(NamedTuple):
             IndexError, TypeError, ValueError: layers does not select from the model.
         """
         layers = ChosenLayers(self.layers, hooked.places.paths, hooked.places.interface)
-        store = DenseLayers(cache, self.dtype) if self.store == "pattern" else FactoredLayers(cache, is_on_disk)
+        dtype, is_dense = self.dtype, self.store == "pattern"
+        store = DenseLayers(cache, dtype) if is_dense else FactoredLayers(cache, dtype, is_on_disk)
         return Recorder(hooked, layers, self.heads, store, meter=meter, check=self.check)
 
     def check_with(self, model: Any, progress: Any) -> None:

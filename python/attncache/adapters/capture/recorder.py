@@ -70,6 +70,7 @@ class Recorder:
         self._check = check
         meter.begin("capturing", max(1, len(layers.chosen(hooked.places.interface or hooked.places.looks))))
         self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
+        self._names: list[str] = []  # of the layers, in their order
         self._heard: set[str] = set()  # paths of modules whose attention was heard
         self._heard_now: set[str] = set()  # those of the modules that run
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
@@ -188,6 +189,7 @@ class Recorder:
         piece = checked_piece(call, step, source, self._heads, check=self._check)
         if layer is None:
             self._store.begin(piece)
+            self._names.append(self._chosen.name(module))
         else:
             self._store.append(layer.number, piece)
         number = len(self._layers) if layer is None else layer.number
@@ -290,6 +292,10 @@ class Recorder:
         elif missing:
             n_missing = f"{len(missing)} of {len(self._places.interface)}"
             what.append(f"{n_missing} attention layers did not run in this capture: {_listed(missing)}")
+        for why in dict.fromkeys(self._store.patterns.values()):
+            names = [self._names[layer] for layer, reason in self._store.patterns.items() if reason == why]
+            they = "is a pattern" if len(names) == 1 else "are patterns"
+            what.append(f"{_listed(names)} {they}, since queries and keys alone do not give the weights: {why}")
         if self._had_dropout:
             what.append(
                 "the model ran with dropout: the capture holds the weights before dropout, which could not be compared "

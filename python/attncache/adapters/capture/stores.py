@@ -126,7 +126,13 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class LayerStore(Protocol):
-    """Takes the pieces of layers: one to begin a layer, more to append to it."""
+    """Takes the pieces of layers: one to begin a layer, more to append to it.
+
+    Attributes:
+        patterns: the numbers of layers that became patterns where queries and keys were wanted, each with the reason.
+    """
+
+    patterns: dict[int, str]
 
     def begin(self, piece: Piece) -> None:
         """Make a new layer."""
@@ -139,15 +145,18 @@ class LayerStore(Protocol):
 
 
 class FactoredLayers:
-    """Keeps queries and keys.
+    """Keeps queries and keys, and the pattern of a layer whose first call they do not give.
 
     Args:
         cache: where the layers go.
+        dtype: what patterns are stored as, as for ``DenseLayers``.
         joins_late: whether what is appended to a layer is kept in memory and joins it at the end: a layer on disk is
             written anew for it.
     """
 
-    def __init__(self, cache: AttentionCache, joins_late: bool = False) -> None:
+    def __init__(self, cache: AttentionCache, dtype: StoredDType | None, joins_late: bool = False) -> None:
+        self.patterns: dict[int, str] = {}
+        self._dense = DenseLayers(cache, dtype)
         self._cache = cache
         self._joins_late = joins_late
         self._later: dict[int, list[tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.bool_] | None]]] = {}
@@ -155,13 +164,23 @@ class FactoredLayers:
         self._first: dict[int, Piece] = {}
 
     def begin(self, piece: Piece) -> None:
-        _check_carries(piece)
+        if piece.why_not_factored is not None:
+            self._dense.begin(piece)
+            self.patterns[self._cache.n_layers - 1] = piece.why_not_factored
+            return
         options = piece.options(0)._asdict()
         self._cache.push_qk(piece.query(), piece.key(0), **options, source=piece.source)
         _give_back_after(piece)
 
     def append(self, layer: int, piece: Piece) -> None:
-        _check_carries(piece)
+        if layer in self.patterns:
+            self._dense.append(layer, piece)
+            return
+        if piece.why_not_factored is not None:
+            raise ValueError(
+                f"its queries and keys no longer give its weights: {piece.why_not_factored}; store='pattern' keeps the "
+                "weights themselves"
+            )
         if piece.source.kind == "cross":  # only queries are new; the layer is made anew at the end
             self._across.setdefault(layer, []).append(piece.query().clone())
             self._first.setdefault(layer, piece)
@@ -178,6 +197,7 @@ class FactoredLayers:
     def finish(self, advance: Callable[[], None]) -> None:
         import torch  # noqa: PLC0415 (loaded already: it made the tensors)
 
+        self._dense.finish(advance)
         for layer in sorted(self._later):
             queries, keys, masks = zip(*self._later.pop(layer), strict=True)
             shown = [np.ones((key.shape[0], key.shape[2]), np.bool_) for key in keys]
@@ -210,14 +230,6 @@ def _tensor_of(cache: AttentionCache, layer: int, dtype: torch.dtype) -> torch.T
     return found.to(dtype)
 
 
-def _check_carries(piece: Piece) -> None:
-    if piece.why_not_factored is not None:
-        raise ValueError(
-            f"its queries and keys alone do not give its weights: {piece.why_not_factored}; store='pattern' keeps the "
-            "weights themselves"
-        )
-
-
 class DenseLayers:
     """Computes each pattern as its queries and keys arrive; rows of later calls join their layer at the end.
 
@@ -227,6 +239,7 @@ class DenseLayers:
     """
 
     def __init__(self, cache: AttentionCache, dtype: StoredDType | None) -> None:
+        self.patterns: dict[int, str] = {}
         self._cache = cache
         self._dtype = dtype
         self._rows: dict[int, list[tuple[int, ArrayInput]]] = {}
