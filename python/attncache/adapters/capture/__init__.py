@@ -1,9 +1,9 @@
 """``attncache.capture``: the attention of any PyTorch model into a cache, while the model runs as it always does.
 
-seams/ hears attention, each as one value of calls.py. places.py says where in the model it was (running.py, modules.py, heads.py),
-chosen.py whether it is wanted. masks.py reads what queries see, weights.py computes whether that is what the model computed
-(checked.py). recorder.py decides which layer a call belongs to (hooks.py tells it of forwards), growth.py how it goes on with it, and stores.py keeps it. opening.py holds the arguments,
-forwards.py captures run after run.
+seams/ hears attention, each as one value of calls.py. places.py says where in the model it was (running.py, modules.py,
+heads.py), chosen.py whether it is wanted. masks.py reads what queries see, weights.py computes whether that is what the model
+computed (checked.py). recorder.py decides which layer a call belongs to (hooks.py tells it of forwards, missed.py what was not
+heard), growth.py how it goes on with it, and stores.py keeps it. opening.py holds the arguments, forwards.py captures run after run.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from attncache.adapters.capture.chosen import ChosenLayers
 from attncache.adapters.capture.growth import ONLY_WEIGHTS, Growth, Step, is_repeated, next_step, remembered
 from attncache.adapters.capture.hooks import Hooked
 from attncache.adapters.capture.masks import Sight, read_sight, used_keys
+from attncache.adapters.capture.missed import Missed, became_patterns, listed
 from attncache.adapters.capture.modules import related
 from attncache.adapters.capture.places import cross_arguments
 from attncache.adapters.capture.running import Running
@@ -32,7 +33,7 @@ _BEAM_SEARCH = (
     "the model's cache was reordered, as beam search does, so that an item of the batch is no longer one text: use "
     "num_beams=1, or capture one forward over the text that it chose"
 )
-_SHOWN = 5  # names in a warning
+BETWEEN = ("contextlib.py", "torch/nn/modules/module.py")  # files between the end of a capture and the user's line
 
 
 class Recorder:
@@ -62,7 +63,7 @@ class Recorder:
     ) -> None:
         from torch.utils.weak import WeakIdKeyDictionary  # noqa: PLC0415
 
-        self._model, self._places, self._hooks = hooked
+        _, self._places, self._hooks = hooked
         self._chosen = layers
         self._heads = heads
         self._store = store
@@ -71,14 +72,12 @@ class Recorder:
         meter.begin("capturing", max(1, len(layers.chosen(hooked.places.interface or hooked.places.looks))))
         self._layers: dict[tuple[torch.nn.Module, int], Growth] = {}
         self._names: list[str] = []  # of the layers, in their order
-        self._heard: set[str] = set()  # paths of modules whose attention was heard
-        self._heard_now: set[str] = set()  # those of the modules that run
+        self._missed = Missed(type(hooked.model).__name__)
+        self._heard_now: set[str] = set()  # paths of modules that run, and whose attention was heard
         self._caches: dict[torch.nn.Module, tuple[Any, int]] = {}  # of keys, and what each module's layer of it held
         self._across: set[torch.nn.Module] = set()  # modules that were given another sequence
         self._calls: Counter[torch.nn.Module] = Counter()  # in the forward that runs: the model's, or a module's own
-        self._ran: set[str] = set()  # paths of those that look like attention
-        self._passed: dict[str, str] = {}  # paths of modules whose attention cannot be heard, and what they do
-        self._in_model = self._ran_elsewhere = self._had_dropout = self._was_reordered = False
+        self._in_model = self._was_reordered = False
         self._sights: Any = WeakIdKeyDictionary()  # a mask is read once, though every layer brings it
         self._thread = threading.get_ident()
 
@@ -90,7 +89,7 @@ class Recorder:
             self._calls, self._in_model = Counter(), True
             self._places.read_inputs((*args, *kwargs.values()))
         else:
-            self._ran_elsewhere = True
+            self._missed.is_elsewhere = True
 
     def after_model(self) -> None:
         """The model returns, or failed."""
@@ -117,11 +116,11 @@ class Recorder:
             ValueError: it uses the interface, and computed attention that was heard nowhere.
         """
         if threading.get_ident() != self._thread:
-            self._ran_elsewhere = True
+            self._missed.is_elsewhere = True
             return
         path = self._places.paths[module]
         if module not in self._places.interface:
-            self._ran.add(path)
+            self._missed.ran.add(path)
             return
         self._caches.pop(module, None)
         found = {other for other in self._heard_now if related(path, other)}
@@ -137,7 +136,7 @@ class Recorder:
 
     def unheard(self, what: str) -> None:
         for inner in self._places.running()[:1]:
-            self._passed[self._places.paths[inner.module]] = what
+            self._missed.passed[self._places.paths[inner.module]] = what
 
     def heard(self, attention: Heard) -> None:
         """Record one attention.
@@ -151,7 +150,7 @@ class Recorder:
         module = running[0].module if running else attention.module
         if module is None or module not in self._places.paths:
             return
-        for paths in (self._heard, self._heard_now):
+        for paths in (self._missed.heard, self._heard_now):
             paths.add(self._places.paths[module])
         if not self._chosen.wants(module):
             return
@@ -185,7 +184,7 @@ class Recorder:
             return
         else:
             step = next_step(layer, call)
-        self._had_dropout = self._had_dropout or call.has_dropout
+        self._missed.has_dropout |= call.has_dropout
         piece = checked_piece(call, step, source, self._heads, check=self._check)
         if layer is None:
             self._store.begin(piece)
@@ -258,58 +257,22 @@ class Recorder:
         """
         if self._was_reordered:
             raise ValueError(f"the capture is not of one text in each item of the batch: {_BEAM_SEARCH}")
-        missing = self._chosen.missing(self._heard)
-        if not self._chosen.is_all and self._heard and missing:
-            raise ValueError(f"layers must name layers that the model runs, got none of {_listed(missing)}")
+        missing = self._chosen.missing(self._missed.heard)
+        if not self._chosen.is_all and self._missed.heard and missing:
+            raise ValueError(f"layers must name layers that the model runs, got none of {listed(missing)}")
         self._meter.begin("joining", len(self._layers))
         self._store.finish(self._meter.advance)
-        unheard = self._unheard() if self._chosen.is_all else ""
-        if unheard and not self._layers:
-            raise ValueError(f"{type(self._model).__name__} cannot be captured: {unheard}. {_WAY_OUT}")
-        self._warn(missing, unheard)
-
-    def _unheard(self) -> str:
-        """What looks like attention, ran, and was not heard, and why; "" if there is nothing."""
-        told = [f"{path or type(self._model).__name__} {what}" for path, what in self._passed.items()]
-        silent = [p for p in sorted(self._ran) if not any(related(p, q) for q in (*self._heard, *self._passed))]
-        if silent:
-            told.append(
-                f"{_listed(silent)} ran, and no softmax or scaled_dot_product_attention of {'it' if len(silent) == 1 else 'them'} was heard"
-            )
-        return "; ".join(told)
-
-    def _warn(self, missing: list[str], unheard: str) -> None:
-        """Say in one warning all that the capture did not hear; ``unheard`` says it of modules that ran."""
-        name = type(self._model).__name__
-        what = [unheard] if unheard else []
-        if not self._layers and self._ran_elsewhere:
-            what.append(f"the capture saw no attention of this {name}: it ran in another thread than the capture")
-        elif not self._layers and not self._chosen.is_none:
-            what.append(
-                f"the capture saw no attention of this {name}: was it another object than the one given that ran? A copy, "
-                "a compiled or wrapped model, or a pipeline's own model must be given to capture itself"
-            )
+        if self._chosen.is_all and not self._layers:
+            self._missed.check_any()
+        told = [self._missed.unheard()] if self._chosen.is_all else []
+        if not self._layers and not self._chosen.is_none:
+            told.append(self._missed.nothing())
         elif missing:
             n_missing = f"{len(missing)} of {len(self._places.interface)}"
-            what.append(f"{n_missing} attention layers did not run in this capture: {_listed(missing)}")
-        for why in dict.fromkeys(self._store.patterns.values()):
-            names = [self._names[layer] for layer, reason in self._store.patterns.items() if reason == why]
-            they = "is a pattern" if len(names) == 1 else "are patterns"
-            what.append(f"{_listed(names)} {they}, since queries and keys alone do not give the weights: {why}")
-        if self._had_dropout:
-            what.append(
-                "the model ran with dropout: the capture holds the weights before dropout, which could not be compared "
-                "with what the model computed; model.eval() switches dropout off"
-            )
-        if what:
-            warn_user(". ".join(what), CaptureWarning, through=BETWEEN)
-
-
-BETWEEN = ("contextlib.py", "torch/nn/modules/module.py")  # files between the end of a capture and the user's line
-_WAY_OUT = (
-    "Attention of flash_attn, xformers, flex attention and scripted code is not heard: choose another backend, or pass what "
-    "the model returns with output_attentions=True to AttentionCache.from_attentions"
-)
+            told.append(f"{n_missing} attention layers did not run in this capture: {listed(missing)}")
+        told += [*became_patterns(self._names, self._store.patterns), self._missed.dropout()]
+        if words := ". ".join(filter(None, told)):
+            warn_user(words, CaptureWarning, through=BETWEEN)
 
 
 @contextmanager
@@ -337,8 +300,3 @@ def _length(layer: Any) -> int:
         return int(layer.get_seq_length())
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return 0
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
