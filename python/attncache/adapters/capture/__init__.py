@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy.typing as npt
 
-from attncache.adapters.capture.chosen import Layers
-from attncache.adapters.capture.hooks import Hooked
 from attncache.adapters.capture.opening import Capture, Settings
-from attncache.adapters.capture.seams.listening import listening
 from attncache.array_input import StoredDType, stored_dtype
 from attncache.cache import AttentionCache
 from attncache.progress import Meter, Progress
@@ -26,6 +23,8 @@ from attncache.selections import Selector
 
 if TYPE_CHECKING:
     import torch
+
+    from attncache.adapters.capture.chosen import Layers
 
 
 def capture(
@@ -112,6 +111,9 @@ def _captured(
     model: torch.nn.Module, settings: Settings, *, progress: Progress, into: str | PathLike[str] | None
 ) -> Iterator[AttentionCache]:
     """``capture`` with checked arguments."""
+    from attncache.adapters.capture.hooks import Hooked  # noqa: PLC0415 (loaded by the first capture)
+    from attncache.adapters.capture.seams.listening import listening  # noqa: PLC0415 (loaded by the first capture)
+
     shown = Meter(progress)
     with ExitStack() as after_failure:
         dtype = settings.dtype

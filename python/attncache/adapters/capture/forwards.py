@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy.typing as npt
 
-from attncache.adapters.capture.chosen import Layers
-from attncache.adapters.capture.hooks import Hooked
 from attncache.adapters.capture.opening import Capture, Settings
-from attncache.adapters.capture.recorder import BETWEEN, Recorder
-from attncache.adapters.capture.seams.listening import Heard, listening
 from attncache.array_input import StoredDType, stored_dtype
 from attncache.cache import AttentionCache
 from attncache.notices import CaptureWarning, warn_user
@@ -28,6 +24,9 @@ from attncache.selections import Selector
 if TYPE_CHECKING:
     import torch
 
+    from attncache.adapters.capture.chosen import Layers
+    from attncache.adapters.capture.recorder import Recorder
+    from attncache.adapters.capture.seams.listening import Heard
     from attncache.files.directory import DiskCache
 
 _NAME = "forward-{}"
@@ -120,6 +119,9 @@ def _captured(
     model: torch.nn.Module, directory: str | PathLike[str] | None, every: int, settings: Settings, progress: Progress
 ) -> Iterator[Any]:
     """``capture_runs`` with checked arguments."""
+    from attncache.adapters.capture.recorder import BETWEEN  # noqa: PLC0415 (loaded by the first capture)
+    from attncache.adapters.capture.seams.listening import listening  # noqa: PLC0415 (loaded by the first capture)
+
     runs: list[AttentionCache] | Runs = [] if directory is None else _empty_runs(Path(directory).absolute())
     shown = Meter(progress)
     forwards = _Forwards(model, runs, every, settings, shown)
@@ -165,6 +167,8 @@ class _Forwards:
     def __init__(
         self, model: torch.nn.Module, runs: list[AttentionCache] | Runs, every: int, settings: Settings, meter: Meter
     ) -> None:
+        from attncache.adapters.capture.hooks import Hooked  # noqa: PLC0415 (loaded by the first capture)
+
         self.hooked = Hooked.of(model, settings.n_heads)
         self.n_begun = 0  # forwards
         self._runs = runs

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
-from attncache.adapters.capture.chosen import ChosenLayers, Layers
-from attncache.adapters.capture.hooks import Hooked
-from attncache.adapters.capture.recorder import Recorder
-from attncache.adapters.capture.stores import DenseLayers, FactoredLayers
 from attncache.array_input import StoredDType
 from attncache.cache import AttentionCache
 from attncache.progress import Meter, checked_progress
 from attncache.selections import Selector
+
+if TYPE_CHECKING:
+    from attncache.adapters.capture.chosen import Layers
+    from attncache.adapters.capture.hooks import Hooked
+    from attncache.adapters.capture.recorder import Recorder
 
 Captured = TypeVar("Captured")
 
@@ -61,6 +62,10 @@ class Settings(NamedTuple):
         Raises:
             IndexError, TypeError, ValueError: layers does not select from the model.
         """
+        from attncache.adapters.capture.chosen import ChosenLayers  # noqa: PLC0415 (loaded by the first capture)
+        from attncache.adapters.capture.recorder import Recorder  # noqa: PLC0415 (loaded by the first capture)
+        from attncache.adapters.capture.stores import DenseLayers, FactoredLayers  # noqa: PLC0415 (loaded by the first capture)
+
         layers = ChosenLayers(self.layers, hooked.places.paths, hooked.places.interface)
         dtype, is_dense = self.dtype, self.store == "pattern"
         store = DenseLayers(cache, dtype) if is_dense else FactoredLayers(cache, dtype, is_on_disk)
