@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import Any
 
 import attncache
 
@@ -27,8 +28,8 @@ def find_weights() -> Path:
     return next(Path(package.origin).parent.rglob("*.gguf"))
 
 
-def main() -> None:
-    """Let the model go on with the text, and ask what an induction head copied each word from."""
+def loaded() -> tuple[Any, Any]:
+    """The tokenizer and the model, with SDPA, its default."""
     try:
         import torch  # noqa: PLC0415
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -39,8 +40,12 @@ def main() -> None:
     weights = find_weights()
     where = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()  # SDPA, its default
+    return tokenizer, AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval().requires_grad_(False)
 
+
+def main() -> None:
+    """Let the model go on with the text, and ask what an induction head copied each word from."""
+    tokenizer, model = loaded()
     with attncache.capture(model, store="qk") as cache:
         output = model.generate(**tokenizer(TEXT, return_tensors="pt"), max_new_tokens=4, do_sample=False)
     cache.tokens = [tokenizer.decode(token) for token in output[0, :-1]]  # the last one was never read

