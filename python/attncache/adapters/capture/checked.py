@@ -47,6 +47,8 @@ def _why_not(call: Call, found: Difference | None) -> str | None:
     """Why queries and keys do not give the weights of a call, beside its mask; None if they do."""
     if found is not None:
         return f"its function returned other weights than its queries, keys and mask give: the {found}"
+    if not call.scale > 0:
+        return f"its scale is {call.scale:g}, and queries and keys are kept with one above zero"
     return "it adds a position bias to the scores (position_bias)" if call.bias is not None else None
 
 
